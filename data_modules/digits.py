@@ -1,0 +1,118 @@
+"""`digits`: two real handwritten digits overlaid on one canvas, several tasks on one image. Runs take seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from mtlbench.data import MTLDataModule, Sample, Samples, seed_of
+from mtlbench.tasks import Classification, Regression, SemanticSegmentation, Task
+
+CANVAS = (20, 24)
+"""Height and width in pixels; not square, so that a swapped axis shows."""
+
+
+class Digits(MTLDataModule):
+    """Pairs of the 1797 handwritten digits that ship with scikit-learn (UCI Optical Recognition, 8 × 8 pixels).
+
+    Each digit is enlarged to 16 × 16; the left one lies to the upper left, the right one to the lower right, and
+    they overlap. Tasks: the class of either digit, the sum of both, the share of inked pixels, and which pixels
+    belong to which digit. Writers of training and validation digits differ (first 1400 images, the rest).
+
+    Args:
+        root: Not used: the digits ship with a package.
+        train: Training pairs.
+        val: Validation pairs.
+        drop: Share of labels left out at random, per task, in training.
+        **common: See `MTLDataModule`.
+    """
+
+    VERSION = 1
+    TASKS: ClassVar[Mapping[str, Task]] = {
+        "left": Classification("left", classes=10),
+        "right": Classification("right", classes=10),
+        "sum": Regression("sum", scale=0.1),
+        "ink": Regression("ink", scale=30.0),
+        "segments": SemanticSegmentation(
+            "segments", classes=4, class_names=("paper", "left", "right", "both"), protocol="segments_miou@1"
+        ),
+    }
+
+    def __init__(
+        self, root: str | None = None, *, train: int = 2000, val: int = 500, drop: float = 0.0, **common: object
+    ):
+        super().__init__(root, **common)  # type: ignore[arg-type]
+        self.size = {"train": train, "val": val}
+        self.drop = drop
+        self._split: dict[str, _Pairs] = {}
+
+    def samples(self, split: str) -> Samples:
+        """Returns the pairs of a split, drawn once and kept."""
+        if split not in self._split:
+            self._split[split] = _Pairs(split, self.size[split], self.drop if split == "train" else 0.0, self.tasks)
+        return self._split[split]
+
+    def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """Moves the whole canvas by up to one pixel; both digits and their mask move together."""
+        shift = tuple(int(v) for v in generator.integers(-1, 2, size=2))
+        targets = dict(sample["targets"])
+        if "segments" in targets:
+            targets["segments"] = torch.roll(targets["segments"], shift, (-2, -1))
+        return {**sample, "image": torch.roll(sample["image"], shift, (-2, -1)), "targets": targets}
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the pixels that the package ships."""
+        import hashlib
+
+        images, labels = _source()
+        return hashlib.blake2b(images.tobytes() + labels.tobytes(), digest_size=8).hexdigest()
+
+
+class _Pairs:
+    """Overlaid pairs, a function of split and index alone."""
+
+    def __init__(self, split: str, size: int, drop: float, tasks: Mapping[str, Task]):
+        images, labels = _source()
+        pool = np.arange(1400) if split == "train" else np.arange(1400, len(images))
+        generator = np.random.default_rng(seed_of("digits", split, size))
+        pairs = generator.choice(pool, size=(size, 2))
+        self.split, self.tasks = split, tasks
+        self.images, self.masks = _overlay(images[pairs[:, 0]], images[pairs[:, 1]])
+        self.labels = labels[pairs]
+        self.dropped = {name: generator.random(size) < drop for name in Digits.TASKS}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        left, right = (int(value) for value in self.labels[index])
+        targets = {
+            "left": torch.tensor(left),
+            "right": torch.tensor(right),
+            "sum": torch.tensor(float(left + right)),
+            "ink": torch.tensor(float((self.masks[index] > 0).mean())),
+            "segments": torch.from_numpy(self.masks[index].astype(np.int64)),
+        }
+        kept = {name: targets[name] for name in self.tasks if not self.dropped[name][index]}
+        image = torch.from_numpy(np.repeat(self.images[index][None], 3, axis=0))
+        return {"image": image, "targets": kept, "id": f"{self.split}-{index:05d}"}
+
+
+def _source() -> tuple[np.ndarray, np.ndarray]:
+    """Returns 1797 images (8, 8), 0..16, and their classes."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return found.images.astype(np.float32), found.target
+
+
+def _overlay(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns uint8 canvases (N, H, W) and class maps: 0 paper, 1 left, 2 right, 3 both."""
+    canvas = np.zeros((2, len(left), *CANVAS), dtype=np.float32)
+    canvas[0, :, :16, :16] = left.repeat(2, axis=1).repeat(2, axis=2)
+    canvas[1, :, 4:, 8:] = right.repeat(2, axis=1).repeat(2, axis=2)
+    ink = canvas > 6
+    return (canvas.max(0) * (255 / 16)).astype(np.uint8), (ink[0] + 2 * ink[1]).astype(np.uint8)

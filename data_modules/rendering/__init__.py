@@ -1,0 +1,10 @@
+"""Procedural 3-D scenes, ray cast with numpy, with exact labels for every pixel.
+
+`describe` draws a `Scene` from (seed, index); `render` turns scenes into images and labels.
+"""
+
+from data_modules.rendering.layout import describe
+from data_modules.rendering.renderer import Rendered, render
+from data_modules.rendering.scene import PART_CLASSES, SEMSEG_CLASSES, Scene
+
+__all__ = ["PART_CLASSES", "SEMSEG_CLASSES", "Rendered", "Scene", "describe", "render"]

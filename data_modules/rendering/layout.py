@@ -1,0 +1,188 @@
+"""Draws scenes: which things there are, where they stand, who looks at them and in which light."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from data_modules.rendering.figures import CLOTHES, figure
+from data_modules.rendering.materials import material, skin, tint
+from data_modules.rendering.scene import (
+    BACKGROUND,
+    GROUND,
+    SEMSEG_CLASSES,
+    Array,
+    Camera,
+    Kind,
+    Light,
+    Scene,
+    Solid,
+    Thing,
+    rotation,
+    vector,
+)
+from data_modules.rendering.solids import bound, reach
+
+MIN_SOLIDS = 20
+"""Every scene has at least this many solids, planes included."""
+
+_PEOPLE_SHARE = (0.22, 0.38, 0.28, 0.12)
+_SINGLES = (Kind.SPHERE, Kind.BOX, Kind.CYLINDER, Kind.CONE, Kind.CAPSULE)
+_UP = vector(0, 1, 0)
+
+
+def describe(seed: int, index: int) -> Scene:
+    """Returns the scene of an index: a function of (seed, index) alone.
+
+    Args:
+        seed: Seed of the data set, >= 0.
+        index: Scene of that data set, >= 0.
+
+    Raises:
+        ValueError: If ``seed`` or ``index`` is negative.
+    """
+    if seed < 0 or index < 0:
+        raise ValueError(f"Seed and index must not be negative: ({seed}, {index}).")
+    generator = np.random.default_rng((seed, index))
+    camera = _camera(generator)
+    stage = _Stage(generator, camera)
+    for _ in range(generator.choice(4, p=_PEOPLE_SHARE)):
+        stage.add_person()
+    for _ in range(generator.choice(2, p=(0.6, 0.4))):
+        stage.add_compound(_table(generator))
+    for _ in range(generator.choice(3, p=(0.45, 0.4, 0.15))):
+        stage.add_compound(_tree(generator))
+    while stage.solids < MIN_SOLIDS:
+        stage.add_single()
+    for _ in range(generator.integers(3, 9)):
+        stage.add_single()
+    return Scene(tuple(stage.things), camera, _light(generator))
+
+
+def _camera(generator: np.random.Generator) -> Camera:
+    height, aim, distance, roll, view = generator.uniform(
+        (0.7, 0.4, 3.0, -0.1, math.radians(45)), (2.3, 1.0, 4.5, 0.1, math.radians(66))
+    )
+    turn = rotation(pitch=math.atan2(aim - height, distance)) @ rotation(roll=roll)
+    exposure, noise = generator.uniform((0.18, 0.008), (0.36, 0.03))
+    return Camera(vector(0, height, 0), turn, float(view), float(exposure), float(noise))
+
+
+def _light(generator: np.random.Generator) -> Light:
+    # Mostly from behind or beside the camera; the lamp is never so low that shadows cover everything.
+    azimuth, elevation = generator.uniform((-2.0, 0.5), (2.0, 1.25))
+    lamp, sky = generator.uniform((1.3, 0.3), (2.2, 0.65))
+    direction = rotation(azimuth, -elevation) @ vector(0, 0, 1)
+    horizon, zenith = tint(generator, 0.35) * np.float32(0.8), tint(generator, 0.6) * np.float32(0.7)
+    return Light(direction, tint(generator, 0.25) * np.float32(lamp), tint(generator, 0.25) * np.float32(sky),
+                 horizon, zenith)  # fmt: skip
+
+
+class _Stage:
+    """The things placed so far. Things do not touch: each keeps a disc of the ground to itself."""
+
+    def __init__(self, generator: np.random.Generator, camera: Camera):
+        self.generator, self.camera = generator, camera
+        self.things: list[Thing] = []
+        self.discs: list[tuple[float, float, float]] = []
+        self.walls: list[tuple[Array, Array]] = []
+        self._plane(GROUND, vector(0, 0, 0), rotation())
+        self._walls()
+
+    @property
+    def solids(self) -> int:
+        """Solids placed so far."""
+        return sum(len(thing.solids) for thing in self.things)
+
+    def add_person(self) -> None:
+        """Adds a figure; at least half of them face the camera roughly."""
+        clothes = {cloth: skin(self.generator) if cloth == "skin" else material(self.generator) for cloth in CLOTHES}
+        yaw = float(self.generator.normal(0, 0.7) if self.generator.random() < 0.5 else self.generator.uniform(-3, 3))
+        self._place(figure(self.generator, clothes, vector(0, 0, 0), yaw), 2.0, 4.8)
+
+    def add_compound(self, solids: tuple[int, tuple[Solid, ...]]) -> None:
+        """Adds a thing made of several solids whose frame stands on the ground."""
+        self._place(Thing(*solids, vector(0, 0, 0), rotation(float(self.generator.uniform(-3, 3)))), 2.4, 6.5)
+
+    def add_single(self) -> None:
+        """Adds a solid of its own: mostly resting on the ground, upright or tumbled; sometimes hung in the air."""
+        kind = _SINGLES[self.generator.integers(len(_SINGLES))]
+        extents = self.generator.uniform(0.12, 0.42, 3)
+        if kind in (Kind.CYLINDER, Kind.CONE, Kind.CAPSULE):
+            extents[2] = extents[0] = extents[0] * 0.8
+        elif kind == Kind.SPHERE and self.generator.random() < 0.7:
+            extents[:] = extents[0]
+        turn = rotation(*self.generator.uniform(-3, 3, 3)) if self.generator.random() < 0.35 else rotation(
+            float(self.generator.uniform(-3, 3)))  # fmt: skip
+        body = Solid(kind, vector(0, 0, 0), rotation(), extents.astype(np.float32), material(self.generator))
+        height = reach(Solid(kind, body.centre, turn, body.size, body.material), -_UP)
+        if self.generator.random() < 0.15:
+            height += float(self.generator.uniform(0.3, 1.6))
+        label = SEMSEG_CLASSES.index(kind.name.lower())
+        self._place(Thing(label, (body,), vector(0, height, 0), turn), 1.8, 7.0)
+
+    def _place(self, thing: Thing, near: float, far: float) -> None:
+        """Adds a thing at a free spot in view between two distances, farther the longer none is found."""
+        radius = max(float(np.hypot(*(thing.rotation @ s.centre)[[0, 2]])) + bound(s) * 0.85 for s in thing.solids)
+        radius = min(radius, 0.6 if len(thing.solids) > 1 else radius)
+        while True:
+            distance = float(self.generator.uniform(near, far)) + radius
+            half = distance * math.tan(0.5 * self.camera.field_of_view)
+            spot = vector(self.generator.uniform(-half, half), 0, -distance)
+            if self._free(spot, radius):
+                break
+            far += 0.05
+        self.discs.append((float(spot[0]), float(spot[2]), radius))
+        self.things.append(Thing(thing.label, thing.solids, thing.position + spot, thing.rotation, thing.joints))
+
+    def _free(self, spot: Array, radius: float) -> bool:
+        apart = all(math.hypot(spot[0] - x, spot[2] - z) > radius + r for x, z, r in self.discs)
+        return apart and all(float(normal @ (spot - point)) > radius for point, normal in self.walls)
+
+    def _walls(self) -> None:
+        """Encloses the stage: nothing, a back wall, or a corner."""
+        count = self.generator.choice(3, p=(0.3, 0.35, 0.35))
+        depth, turn, aside = self.generator.uniform((6.5, -0.5, 3.0), (9.5, 0.5, 4.5))
+        side = 1 if self.generator.random() < 0.5 else -1
+        upright = rotation(pitch=math.pi / 2)
+        back, flank = rotation(turn) @ upright, rotation(turn - side * math.pi / 2) @ upright
+        for point, turned in ((vector(0, 0, -depth), back), (vector(side * aside, 0, 0), flank))[:count]:
+            self.walls.append((point, turned[:, 1]))
+            self._plane(BACKGROUND, point, turned)
+
+    def _plane(self, label: int, point: Array, turned: Array) -> None:
+        surface = Solid(Kind.PLANE, vector(0, 0, 0), rotation(), vector(1, 1, 1), material(self.generator))
+        self.things.append(Thing(label, (surface,), point, turned))
+
+
+def _table(generator: np.random.Generator) -> tuple[int, tuple[Solid, ...]]:
+    """Returns the class and solids of a table: a top and four legs, square or round."""
+    width, depth, height, leg = generator.uniform((0.35, 0.28, 0.45, 0.03), (0.6, 0.45, 0.9, 0.055))
+    wood = material(generator)
+    frame = material(generator) if generator.random() < 0.5 else wood
+    kind = Kind.CYLINDER if generator.random() < 0.5 else Kind.BOX
+    top = Solid(Kind.BOX, vector(0, height, 0), rotation(), vector(width, 0.04, depth), wood)
+    legs = (
+        Solid(kind, vector(x * (width - leg), height / 2, z * (depth - leg)), rotation(), vector(leg, height / 2, leg),
+              frame)
+        for x in (-1, 1) for z in (-1, 1)
+    )  # fmt: skip
+    return SEMSEG_CLASSES.index("table"), (top, *legs)
+
+
+def _tree(generator: np.random.Generator) -> tuple[int, tuple[Solid, ...]]:
+    """Returns the class and solids of a tree: a trunk, and a crown of cones or of balls."""
+    trunk, radius, crown = generator.uniform((0.3, 0.05, 0.28), (0.7, 0.1, 0.45))
+    bark, leaves = material(generator), material(generator)
+    stem = Solid(Kind.CYLINDER, vector(0, trunk, 0), rotation(), vector(radius, trunk, radius), bark)
+    if generator.random() < 0.5:
+        heights, shrink, kind, flat = (1.0, 1.7), 0.75, Kind.CONE, 1.1
+    else:
+        heights, shrink, kind, flat = (0.9, 1.75), 0.8, Kind.SPHERE, 0.85
+    tiers = (
+        Solid(kind, vector(0, 2 * trunk + (height - 0.5) * crown, 0), rotation(),
+              vector(crown, crown * flat, crown) * np.float32(shrink**tier), leaves)
+        for tier, height in enumerate(heights)
+    )  # fmt: skip
+    return SEMSEG_CLASSES.index("tree"), (stem, *tiers)

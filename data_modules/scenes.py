@@ -1,0 +1,212 @@
+"""`Scenes`: rendered 3-D scenes with exact labels for six dense tasks. Needs no files; it is built on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_modules import rendering
+from data_modules.rendering import PART_CLASSES, SEMSEG_CLASSES
+from mtlbench.data import MTLDataModule, Sample, Samples, seed_of
+from mtlbench.errors import SuiteError
+from mtlbench.tasks import IGNORE, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation, Task
+
+_LOG = logging.getLogger(__name__)
+
+_FIELDS = tuple(field.name for field in fields(rendering.Rendered) if field.name != "instance")
+_CHUNK = 50
+"""Images rendered and written at a time."""
+
+
+class Scenes(MTLDataModule):
+    """Procedural 3-D scenes with exact labels.
+
+    Every split has its own seed, so splits never share a scene, and a smaller split is the beginning of a larger one.
+
+    Args:
+        root: Unused; the data needs no files.
+        size: Height and width of the images, pixels, >= 8.
+        train: Training images, >= 1.
+        val: Validation images, >= 1.
+        test: Test images, >= 1.
+        scene_seed: Which scenes, >= 0; independent of the seed of the run.
+        cache: Folder of rendered splits. None stands for ``$XDG_CACHE_HOME/mtlbench/scenes`` or, without that
+            variable, ``~/.cache/mtlbench/scenes``. If it cannot be written, splits are kept in memory.
+        **options: Options of `MTLDataModule`.
+
+    Raises:
+        SuiteError: If a size or count is out of range.
+    """
+
+    VERSION: ClassVar[int] = 1
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    # Scales as in the survey of dense multi-task learning.
+    TASKS: ClassVar[Mapping[str, Task]] = {
+        task.name: task
+        for task in (
+            SemanticSegmentation("semseg", classes=len(SEMSEG_CLASSES), class_names=SEMSEG_CLASSES),
+            HumanParts("parts", scale=2.0, classes=len(PART_CLASSES), class_names=PART_CLASSES),
+            Saliency("saliency", scale=5.0),
+            Normals("normals", scale=10.0),
+            Depth("depth", scale=1.0),
+            Edges("edges", scale=50.0),
+        )
+    }
+
+    def __init__(
+        self, root: str | None = None, *, size: int = 64, train: int = 2000, val: int = 300, test: int = 300,
+        scene_seed: int = 0, cache: str | None = None, **options: Any,
+    ):  # fmt: skip
+        super().__init__(root, **options)
+        self.size, self.counts = size, {"train": train, "val": val, "test": test}
+        self.scene_seed, self.cache = scene_seed, Path(cache).expanduser() if cache else _default_cache()
+        if size < 8 or min(self.counts.values()) < 1 or scene_seed < 0:
+            raise SuiteError(
+                f"Scenes need size >= 8, at least one image a split, and scene_seed >= 0. Found size {size}, "
+                f"{self.counts}, scene_seed {scene_seed}."
+            )
+        self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
+
+    def prepare_data(self) -> None:
+        """Renders the splits that are not in the cache; safe while other processes do the same."""
+        for split in self.SPLITS:
+            self._load(split)
+
+    def samples(self, split: str) -> Samples:
+        """Returns the samples of a split; renders it if it is in neither cache nor memory.
+
+        Raises:
+            SuiteError: If there is no such split.
+        """
+        if split not in self.counts:
+            raise SuiteError(f"Scenes have the splits {', '.join(self.SPLITS)}; found {split!r}.")
+        return _SceneSamples(self._load(split), split, tuple(self.tasks))
+
+    def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """Returns the sample mirrored half of the time, with small changes of brightness, contrast and colour."""
+        mirror, brightness = generator.random() < 0.5, generator.uniform(-12, 12)
+        contrast = generator.uniform(0.85, 1.15) * generator.uniform(0.95, 1.05, (3, 1, 1))
+        gains = torch.as_tensor(contrast, dtype=torch.float32)
+        image = ((sample["image"] - 127.5) * gains + (127.5 + brightness)).round_().clamp_(0, 255).to(torch.uint8)
+        if not mirror:
+            return {**sample, "image": image}
+        targets = {name: target.flip(-1) for name, target in sample["targets"].items()}
+        if "normals" in targets:
+            right = targets["normals"][0]
+            right[right != IGNORE] *= -1
+        return {**sample, "image": image.flip(-1), "targets": targets}
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the options that define the data and of the renderer's source."""
+        return _digest(self.VERSION, self.size, self.counts, self.scene_seed, _source())
+
+    def _load(self, split: str) -> dict[str, NDArray[Any]]:
+        if split not in self._arrays:
+            key = _digest(self.VERSION, self.size, split, self.counts[split], self.scene_seed, _source())
+            folder = self.cache / f"{split}-{self.counts[split]}x{self.size}-{key}"
+            try:
+                if not folder.is_dir():
+                    self._build(split, folder)
+                arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
+            except OSError as error:
+                _LOG.warning("Scenes are kept in memory, since the cache %s cannot be used: %s", self.cache, error)
+                chunks = list(self._render(split))
+                arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _FIELDS}
+            self._arrays[split] = arrays
+        return self._arrays[split]
+
+    def _build(self, split: str, folder: Path) -> None:
+        """Writes a split beside its place and renames it: other processes see all of it or nothing."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.cache))
+        try:
+            _write(draft, self._render(split), self.counts[split])
+            draft.chmod(0o755)
+            draft.rename(folder)
+        except OSError:
+            # Another process was first, with the same content; anything else is a fault.
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _render(self, split: str) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yields the split in chunks, array by name; normals in half precision, which errs by less than 0.05°."""
+        seed = seed_of("scenes", self.scene_seed, split)
+        for start in range(0, self.counts[split], _CHUNK):
+            indices = range(start, min(start + _CHUNK, self.counts[split]))
+            chunk = rendering.render(seed, indices, self.size, self.size)
+            arrays = {name: getattr(chunk, name) for name in _FIELDS}
+            yield {**arrays, "normals": chunk.normals.astype(np.float16)}
+
+
+class _SceneSamples:
+    """Samples as tensors, cut from the arrays of one split."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], split: str, tasks: tuple[str, ...]):
+        self.arrays, self.split, self.tasks = arrays, split, tasks
+
+    def __len__(self) -> int:
+        return len(self.arrays["image"])
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Sample {index} of {len(self)}.")
+        index %= len(self)
+        targets = {task: _target(task, self.arrays[task][index]) for task in self.tasks if task in self.arrays}
+        if "parts" in targets and not targets["parts"].any():
+            # As in PASCAL: an image without people has no label, and is not a picture full of background.
+            del targets["parts"]
+        image = torch.from_numpy(np.array(self.arrays["image"][index]))
+        return {"image": image, "targets": targets, "id": f"{self.split}/{index}"}
+
+
+def _target(task: str, label: NDArray[Any]) -> torch.Tensor:
+    """Returns one label as the task's kind wants it."""
+    if task in ("semseg", "parts"):
+        return torch.from_numpy(label.astype(np.int64))
+    target = torch.from_numpy(label.astype(np.float32))
+    if task == "normals":
+        length = target.norm(dim=0)
+        return torch.where(length > 0, target / length.clamp(min=0.5), float(IGNORE))
+    target = target[None]
+    return torch.where(target > 0, target, float(IGNORE)) if task == "depth" else target
+
+
+def _write(folder: Path, chunks: Iterator[dict[str, NDArray[Any]]], count: int) -> None:
+    """Writes one .npy a name, chunk by chunk, so that memory stays small and a full disk is an `OSError`."""
+    for number, chunk in enumerate(chunks):
+        for name, array in chunk.items():
+            with (folder / f"{name}.npy").open("ab") as file:
+                if number == 0:
+                    header = {**np.lib.format.header_data_from_array_1_0(array), "shape": (count, *array.shape[1:])}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(array).data)
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "mtlbench" / "scenes"
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    """Returns a hash of the renderer's source: changed code never reads an old cache."""
+    files = sorted(Path(rendering.__file__).parent.glob("*.py"))
+    return _digest(*((file.name, file.read_bytes()) for file in files))
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,50 @@
+"""Sums and means over the ranks of a distributed run; identities where there is only one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Returns the number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_(tensor: Tensor) -> Tensor:
+    """Averages a tensor over ranks in place, without gradient, and returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Adds a tensor over ranks in place, without gradient, and returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_counts(counts: Sequence[int], device: torch.device) -> list[int]:
+    """Adds host integers over ranks.
+
+    Goes over the CPU backend where the process group has one (the bench's runs do), so that the host does not
+    wait for the accelerator.
+    """
+    if world_size() == 1:
+        return list(counts)
+    host = "cpu" in dist.get_backend_config()
+    total = torch.tensor(counts, dtype=torch.int64, device="cpu" if host else device)
+    dist.all_reduce(total)
+    return [int(value) for value in total]
+
+
+def any_rank(flag: Tensor) -> Tensor:
+    """Returns a 0-d float flag: the largest over ranks."""
+    if world_size() > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return flag

@@ -1,0 +1,36 @@
+"""The one place that knows TorchJD (https://torchjd.org), the library that supplies every rule it can.
+
+Its rules draw from PyTorch's global generator; here they draw from the step's own, so that ranks agree and a
+resumed run repeats the draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+def _seeded(rule: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator) -> Tensor:
+    devices = [value.device] if value.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return rule(value)
+
+
+def gramian_weights(rule: Callable[..., Tensor], gramian: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns the weights (A,) of a TorchJD weighting for a Gramian (A, A).
+
+    Args:
+        rule: A `torchjd.aggregation` weighting that takes a Gramian.
+        gramian: (A, A), positive semi-definite.
+        generator: Source of random draws; one number is taken from it.
+    """
+    return _seeded(rule, cast(Any, gramian), generator)
+
+
+def aggregate(rule: Callable[..., Tensor], jacobian: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns the direction (P,) of a TorchJD aggregator for a Jacobian (A, P)."""
+    return _seeded(rule, jacobian, generator)

@@ -1,0 +1,194 @@
+"""What happens at the end of a step: record, evaluate, checkpoint, heartbeat, stop. In this order, on every rank."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from mtlbench import checkpoint
+from mtlbench.balancing import ranks
+from mtlbench.data import MTLDataModule
+from mtlbench.diagnostics import conflict_row
+from mtlbench.evaluation import Scores, evaluate, share_buffers
+from mtlbench.method import MTLMethod
+from mtlbench.store import RunFolder
+from mtlbench.tracking import MetricsFile, Tracker
+
+STOP_EVERY = 5
+"""Steps between agreements of all ranks on whether to stop."""
+
+
+class StepClock:
+    """Seconds per step, measured between moments at which the host has waited for the device anyway."""
+
+    def __init__(self) -> None:
+        self.windows: list[float] = []
+        self._since, self._steps = time.perf_counter(), 0
+
+    def tick(self, steps: int) -> None:
+        """Closes a window of ``steps`` steps."""
+        if steps:
+            self.windows.append((time.perf_counter() - self._since) / steps)
+        self.restart()
+
+    def restart(self) -> None:
+        """Opens a window; what lay since the last one does not count."""
+        self._since = time.perf_counter()
+
+    def summary(self) -> dict[str, float]:
+        """Returns mean and 95th percentile of seconds per step; the first window warms up and is left out."""
+        windows = sorted(self.windows[1:] or self.windows)
+        if not windows:
+            return {"seconds_per_step": float("nan"), "seconds_per_step_p95": float("nan")}
+        return {
+            "seconds_per_step": sum(windows) / len(windows),
+            "seconds_per_step_p95": windows[min(len(windows) - 1, int(0.95 * len(windows)))],
+        }
+
+
+class EndOfStep(L.Callback):
+    """Records, evaluates, checkpoints and stops a run.
+
+    Args:
+        folder: The run's folder.
+        data: Its data module.
+        periods: ``log_every``, ``evaluate_every``, ``checkpoint_every`` in steps; 0 = never.
+        select_best: Keep the weights with the lowest validation loss in ``best.ckpt``.
+        metrics: Where rows go (rank zero), or None.
+        tracker: W&B.
+        stop: Tells whether this process was asked to stop.
+    """
+
+    def __init__(
+        self, folder: Path, data: MTLDataModule, periods: dict[str, int], *, select_best: bool = False,
+        metrics: MetricsFile | None = None, tracker: Tracker | None = None, stop: Callable[[], bool] = lambda: False,
+    ):  # fmt: skip
+        self.folder, self.data, self.periods, self.select_best = folder, data, periods, select_best
+        self.metrics, self.tracker, self.stop = metrics, tracker, stop
+        self.best_loss, self.conflicts, self.measured = float("inf"), 0, 0
+        self.step, self.stopped, self.clock = 0, False, StepClock()
+        self._logged = 0
+
+    def on_train_start(self, trainer: L.Trainer, method: Any) -> None:
+        """Starts the clock."""
+        self._logged = self.step = trainer.global_step
+        self.clock.restart()
+
+    def on_train_batch_end(self, trainer: L.Trainer, method: Any, *args: Any) -> None:
+        """Does what is due after an optimiser step; nothing after a micro-batch that did not step."""
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        last = self.step >= self.data.steps
+        if last or self._due("log_every"):
+            self._log(trainer, method)
+        if self._due("evaluate_every") and not last:
+            self._evaluate(method)
+        if last or self._due("checkpoint_every"):
+            self._save(trainer, method)
+        if self.step % STOP_EVERY == 0 and self._asked_to_stop(method.device) and not last:
+            self._save(trainer, method)
+            self.stopped = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run must know."""
+        return {"best_loss": self.best_loss, "conflicts": self.conflicts, "measured": self.measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.best_loss = state_dict["best_loss"]
+        self.conflicts, self.measured = state_dict["conflicts"], state_dict["measured"]
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row to the run's own file and to W&B."""
+        if self.metrics is not None:
+            self.metrics.write(row)
+        if self.tracker is not None:
+            self.tracker.log(row)
+
+    def _due(self, period: str) -> bool:
+        every = self.periods[period]
+        return every > 0 and self.step % every == 0
+
+    def _log(self, trainer: L.Trainer, method: MTLMethod) -> None:
+        method.check_finite()
+        row: dict[str, Any] = {"step": self.step, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        if method.last_losses is not None:
+            losses = method.last_losses.tolist()
+            row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses, strict=True) if v == v}
+        if method.last_gramian is not None:
+            row |= conflict_row(method.last_gramian, [list(method.tasks)[i] for i in method.last_active])
+            self.measured += 1
+            self.conflicts += row["gradient/conflicts"] > 0
+            method.last_gramian = None
+        self.clock.tick(self.step - self._logged)
+        self._logged = self.step
+        self.write(row)
+
+    def _evaluate(self, method: MTLMethod) -> None:
+        scores, loss = evaluate(method, self.data.eval_dataloader("val"), with_loss=self.select_best)
+        self.write({"step": self.step, **flat(scores, "val")})
+        if self.select_best and loss < self.best_loss:
+            self.best_loss = loss
+            if method.trainer.is_global_zero:
+                checkpoint.save({"step": self.step, "state_dict": method.state_dict()}, self.folder / "best.ckpt")
+        self.clock.restart()
+
+    def _save(self, trainer: L.Trainer, method: MTLMethod) -> None:
+        method.check_finite()
+        share_buffers(method.network)
+        trainer.save_checkpoint(checkpoint.path_of(self.folder, self.step))
+        self.clock.restart()
+        self._logged = self.step
+
+    def _asked_to_stop(self, device: torch.device) -> bool:
+        return ranks.sum_counts([int(self.stop())], device)[0] > 0
+
+
+class Heartbeat(threading.Thread):
+    """Renews a run's lock, with its progress, until closed; calls ``orphaned`` once if the parent process is gone.
+
+    Args:
+        folder: The run's folder.
+        progress: Returns the step.
+        steps: Steps of the run.
+        parent_alive: Tells whether the process that started this one still lives.
+        orphaned: What to do when it does not.
+    """
+
+    def __init__(
+        self, folder: RunFolder, progress: Callable[[], int], steps: int, parent_alive: Callable[[], bool],
+        orphaned: Callable[[], None], period: float = 1.0,
+    ):  # fmt: skip
+        super().__init__(daemon=True)
+        self.folder, self.progress, self.steps, self.period = folder, progress, steps, period
+        self.parent_alive, self.orphaned = parent_alive, orphaned
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Beats until closed."""
+        told = False
+        while not self._done.wait(self.period):
+            try:
+                self.folder.beat(step=self.progress(), steps=self.steps)
+            except Exception as error:  # noqa: BLE001 - a full disk must not end a run that can still finish
+                print(f"Heartbeat failed: {error}")
+            if not told and not self.parent_alive():
+                told = True
+                self.orphaned()
+
+    def close(self) -> None:
+        """Stops beating."""
+        self._done.set()
+        self.join()
+
+
+def flat(scores: Scores, prefix: str) -> dict[str, float]:
+    """Returns scores as one level of keys: ``val/<task>/<protocol>``; values that are not numbers are left out."""
+    return {f"{prefix}/{task}/{key}": v for task, values in scores.items() for key, v in values.items() if v == v}

@@ -1,0 +1,156 @@
+"""The command line. Exit codes: 0 all done, 1 some run failed, 2 the request is wrong, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtlbench.errors import MtlbenchError
+
+RESULTS = "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except MtlbenchError as error:
+        print(f"mtlbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished work is kept; the same command resumes.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mtlbench", description="Compare ways of training several tasks together: one command, one table."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    bench = _command(commands, "bench", _bench, "run what is missing of a suite and show the leaderboard")
+    _suite_arguments(bench)
+    bench.add_argument("--jobs", type=_positive, help="runs at once (default: one per core, at most 2 threads apart)")
+    bench.add_argument("--devices", type=_positive, default=1, help="devices per run; the effective batch is kept")
+    bench.add_argument("--sample", action="store_true", help="render a small data set in the suite's true layout and use it")
+    bench.add_argument("--retry", action="store_true", help="run failed runs again")
+    bench.add_argument("--dry", action="store_true", help="print the plan and stop")
+
+    run = _command(commands, "run", _run, "train one method of a suite in this process, one seed after another")
+    _suite_arguments(run)
+    run.add_argument("--method", required=True, metavar="NAME", help="method, as in the suite or module:Class")
+
+    status = _command(commands, "status", _status, "tell the state of every run of a suite")
+    _suite_name(status)
+    status.add_argument("--results", default=RESULTS)
+
+    report = _command(commands, "report", _report, "print the leaderboard and write it as Markdown, CSV, LaTeX and HTML")
+    _suite_name(report)
+    report.add_argument("--results", default=RESULTS)
+
+    predict = _command(commands, "predict", _predict, "draw a finished run's predictions on your own images")
+    predict.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
+    predict.add_argument("images", nargs="+", help="image files")
+    predict.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
+
+    _command(commands, "methods", _methods, "list methods with their hyper-parameters").add_argument("name", nargs="?")
+    _command(commands, "suites", _suites, "list suites")
+    check = _command(commands, "check", _check, "run the contract tests on a method or data module: my_pkg:MyMethod")
+    check.add_argument("target", help="a name, or module:Class")
+
+    data = _command(commands, "data", _data, "tell which data a suite needs, where it looks, and what is missing")
+    _suite_name(data)
+    data.add_argument("--data", metavar="FOLDER")
+    data.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _suite_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument("suite", help="name of a suite in experiments/, or a path to a YAML file")
+
+
+def _suite_arguments(command: argparse.ArgumentParser) -> None:
+    _suite_name(command)
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, e.g. model.encoder=resnet18")
+    command.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
+    command.add_argument("--seeds", metavar="N", help="number of seeds, or a list such as '0,1,5'")
+    command.add_argument("--data", metavar="FOLDER", help="folder of the data")
+    command.add_argument("--results", default=RESULTS, metavar="FOLDER", help="folder of the results (default: results)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import bench
+
+    return bench.run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import single
+
+    return single.run(arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import look
+
+    return look.status(Path(arguments.results), arguments.suite)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import look
+
+    return look.report(Path(arguments.results), arguments.suite)
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import look
+
+    return look.methods(arguments.name)
+
+
+def _suites(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import look
+
+    return look.list_suites()
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import predict
+
+    return predict.run(Path(arguments.run_folder), [Path(p) for p in arguments.images], Path(arguments.out))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import check
+
+    return check.run(arguments.target)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import data
+
+    return data.run(arguments.suite, arguments.data, arguments.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

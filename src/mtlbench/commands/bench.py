@@ -1,0 +1,98 @@
+"""``mtlbench bench``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from mtlbench import study as studies
+from mtlbench.commands import request
+from mtlbench.commands.look import end_of_bench, states_of
+from mtlbench.errors import DataError
+from mtlbench.study import Local
+from mtlbench.suite import Suite
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs what is missing and shows the leaderboard."""
+    suite, overrides, local = request.read(arguments)
+    root = request.results_folder(arguments.results, suite)
+    if arguments.sample:
+        local = Local(_miniature(suite), local.devices)
+    key = studies.key_of(suite, local)
+    known = studies.recall(root, key)
+    if known and set(states_of(root, known).values()) == {"done"} and not arguments.dry:
+        studies.remember(root, known)
+        return end_of_bench(root, unchanged=True)
+    return _work(arguments, suite, overrides, local, root)
+
+
+def _work(arguments: argparse.Namespace, suite: Suite, overrides: list[str], local: Local, root: Path) -> int:
+    print("Reading the suite and its methods …", flush=True)
+    from mtlbench.bench import Bench
+    from mtlbench.commands.progress import Progress, print_plan
+    from mtlbench.executors.local import LocalExecutor
+
+    study = studies.resolve(suite, local, overrides)
+    _prepare(suite, local)
+    jobs, threads = _share_cores(arguments.jobs, local.devices)
+    executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=local.devices, threads=threads)
+    with Progress() as progress:
+        bench = Bench(root, study, executor, retry=arguments.retry, watch=progress.update)
+        print_plan(bench, jobs, threads)
+        if arguments.dry:
+            return 0
+        signal.signal(signal.SIGTERM, _interrupt)
+        bench.run()
+    return end_of_bench(root, unchanged=False)
+
+
+def _prepare(suite: Suite, local: Local) -> None:
+    """Lets the data module render or unpack once, before several runs would."""
+    from mtlbench import registry
+
+    module = registry.load(suite.data.module)
+    module(studies.root_of(suite, local), **suite.data.options).prepare_data()
+
+
+def _share_cores(jobs: int | None, devices: int) -> tuple[int, int]:
+    """Returns runs at once and threads per process.
+
+    On CPUs every run gets one thread unless told otherwise: two runs of one thread finish sooner than one of two.
+    With accelerators it is one run per group of ``devices`` accelerators.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    accelerators = _accelerators()
+    if accelerators:
+        return jobs or max(1, accelerators // devices), max(1, cores // accelerators)
+    jobs = jobs or max(1, cores // devices)
+    return jobs, max(1, cores // (jobs * devices))
+
+
+def _accelerators() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip()])
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _miniature(suite: Suite) -> str:
+    """Renders a small data set in the true layout of the suite's data; returns its folder."""
+    import importlib
+
+    name = suite.data.module.partition(":")[0].rpartition(".")[2]
+    writers = importlib.import_module("data_modules.miniatures").MINIATURES
+    if name not in writers:
+        raise DataError(f"SAMPLE=1 exists for {', '.join(sorted(writers))}; the suite {suite.name} needs no data.")
+    return str(writers[name](Path("data") / "samples" / name))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("\n")
+    raise KeyboardInterrupt

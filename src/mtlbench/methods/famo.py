@@ -1,0 +1,87 @@
+"""FAMO: task weights that follow how fast each loss fell, at constant cost in the number of tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlbench.balancing.base import Balancer, Context
+
+
+class FAMO(Balancer):
+    """Fast adaptive multitask optimization (https://arxiv.org/abs/2306.03792, NeurIPS 2023).
+
+    Rule: z = softmax(w), D_i = L_i - b_i + 1e-8, L = T · Σ_i z_i ln D_i / κ with κ = Σ_i z_i / D_i held fixed. After
+    the step, with the losses L' of the same batch: δ_i = ln D_i - ln D'_i, and Adam moves w along J_softmaxᵀ δ.
+
+    Symbols: w logits (T,), b lower bound of the losses, D' the D of L'.
+
+    Args:
+        lr: Rate of Adam on w; the paper uses 0.025.
+        weight_decay: Decay of w; the paper's runs use 0.001 (NYU-v2), the code's default is 0.01.
+        lower_bound: b for every task; the paper uses 0.
+
+    Differences from the official code: the factor T puts the rule on sum scale; clipping is the suite's
+    (``trainer.clip``), not the method's; under accumulation the last micro-batch is evaluated again.
+    BatchNorm statistics and random draws of the second forward leave no trace.
+
+    Example:
+        >>> import torch
+        >>> FAMO().direction(torch.eye(2), losses=torch.tensor([1.0, 2.0]))
+        tensor([1.3333, 0.6667])
+    """
+
+    SEARCH = {"lr": [0.005, 0.025, 0.1], "weight_decay": [0.001, 0.01]}
+
+    logits: Tensor
+
+    def __init__(self, lr: float = 0.025, weight_decay: float = 0.001, lower_bound: float = 0.0):
+        super().__init__()
+        self.lr, self.weight_decay, self.lower_bound = lr, weight_decay, lower_bound
+
+    def configure(self, tasks: int) -> None:
+        """Creates the logits, which no main optimiser sees, and their own Adam."""
+        super().configure(tasks)
+        self.register_buffer("logits", torch.zeros(tasks))
+        self._adam = torch.optim.Adam([self.logits], lr=self.lr, weight_decay=self.weight_decay)
+
+    def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
+        """Returns the scaled sum of log losses (A,) → ()."""
+        distance = self._distance(losses)
+        z = torch.softmax(self.logits[list(ctx.active)], 0).to(losses)
+        scale = (z / distance).sum().detach()
+        self._before = distance.detach().log()
+        return len(losses) * (z * distance.log() / scale).sum()
+
+    def after_step(self, ctx: Context) -> None:
+        """Moves the logits: a task whose loss fell faster than the others loses weight."""
+        active = list(ctx.active)
+        if len(self._before) != len(active):
+            return  # The last micro-batch lacked a task that an earlier one had: nothing to compare.
+        delta = (self._before - self._distance(ctx.lookahead(None)).log()).to(self.logits)
+        z = torch.softmax(self.logits[active], 0)
+        if self._adam.param_groups[0]["params"][0] is not self.logits:
+            self._rebind()  # Moving a module to another device replaces its buffers.
+        self.logits.grad = torch.zeros_like(self.logits)
+        self.logits.grad[active] = z * (delta - (z * delta).sum())
+        self._adam.step()
+        self.logits.grad = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns the state of Adam, so that a resumed run continues exactly."""
+        return self._adam.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores the state of Adam."""
+        self._rebind()
+        self._adam.load_state_dict(state)
+
+    def _rebind(self) -> None:
+        state = self._adam.state_dict()
+        self._adam = torch.optim.Adam([self.logits], lr=self.lr, weight_decay=self.weight_decay)
+        self._adam.load_state_dict(state)
+
+    def _distance(self, losses: Tensor) -> Tensor:
+        return losses - self.lower_bound + 1e-8

@@ -1,0 +1,24 @@
+"""Metrics, each under a versioned protocol. Names load lazily: `delta_m` must not drag torch in."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "delta_m": "relative",
+    "MeanIoU": "segmentation",
+    "NormalsError": "geometry",
+    "DepthError": "geometry",
+    "Accuracy": "scalar",
+    "SquaredError": "scalar",
+    "MeanLoss": "scalar",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

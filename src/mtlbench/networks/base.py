@@ -1,0 +1,57 @@
+"""What a method needs of a network: predictions, and which parameters belong to which task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Outputs:
+    """What a forward pass returns.
+
+    Attributes:
+        predictions: Raw prediction per task: (B, channels, H, W) at image size, or (B, channels).
+        statistics: Whatever a regulariser of the method needs, for example router probabilities.
+    """
+
+    predictions: dict[str, Tensor]
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+class MTLNetwork(nn.Module, ABC):
+    """Base of every network.
+
+    A parameter is either shared (two tasks or more can reach it) or owned by one task. Both sets together are
+    all trainable parameters, and they never overlap; `mtlbench.testing.check_network` proves it by gradients.
+    """
+
+    @abstractmethod
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks.
+
+        Args:
+            image: (B, 3, H, W) uint8, RGB. The network normalises it itself, on the device.
+            tasks: Names of the tasks to predict.
+        """
+
+    @abstractmethod
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the modules that only this task reaches."""
+
+    def task_parameters(self, task: str) -> list[nn.Parameter]:
+        """Returns the trainable parameters that only this task reaches, in a fixed order."""
+        return [p for module in self.task_modules(task) for p in module.parameters() if p.requires_grad]
+
+    def shared_parameters(self, tasks: Sequence[str]) -> list[nn.Parameter]:
+        """Returns every other trainable parameter, in a fixed order.
+
+        Args:
+            tasks: All tasks of the network.
+        """
+        owned = {id(p) for task in tasks for p in self.task_parameters(task)}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in owned]

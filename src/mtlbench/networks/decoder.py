@@ -1,0 +1,114 @@
+"""The decoder: a neck that all tasks share, and one head per task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlbench.tasks import Task
+
+
+class ConvBlock(nn.Sequential):
+    """3 x 3 convolution, GroupNorm, GELU. GroupNorm, because its output does not depend on the batch's cut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Builds the block.
+
+        Args:
+            inputs: Input channels.
+            outputs: Output channels.
+        """
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.GroupNorm(math.gcd(8, outputs), outputs),
+            nn.GELU(),
+        )
+
+
+class Neck(nn.Module):
+    """Sums projections of all maps at the finest scale, and mixes them. Shared by all tasks.
+
+    A grid coarser than stride 4 is refined once, by 2, before the convolution.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
+        """Builds the neck.
+
+        Args:
+            channels: Channels of each map of the encoder.
+            strides: Strides of the same maps, finest first.
+            width: Channels of the result.
+        """
+        super().__init__()
+        self.refine = 2 if strides[0] > 4 else 1
+        self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
+        self.mix = ConvBlock(width, width)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Returns (B, width, h, w).
+
+        Args:
+            maps: Of the encoder, finest first.
+        """
+        projected = [project(m) for project, m in zip(self.project, maps, strict=True)]
+        size = projected[0].shape[-2:]
+        total = torch.stack([p if p.shape[-2:] == size else _resize(p, size) for p in projected]).sum(0)
+        if self.refine > 1:
+            total = _resize(total, (self.refine * size[0], self.refine * size[1]))
+        return self.mix(total)
+
+
+class DenseHead(nn.Sequential):
+    """A value per pixel: 3 x 3 convolution block, 1 x 1 convolution, bilinear upsampling."""
+
+    def __init__(self, width: int, outputs: int, image_size: tuple[int, int]) -> None:
+        """Builds the head.
+
+        Args:
+            width: Channels of the neck.
+            outputs: Channels to predict.
+            image_size: Height and width of the prediction.
+        """
+        super().__init__(ConvBlock(width, width), nn.Conv2d(width, outputs, 1))
+        self.image_size = image_size
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Returns (B, outputs, H, W), at least float32."""
+        return _resize(_at_least_float32(super().forward(shared)), self.image_size)
+
+
+class VectorHead(nn.Linear):
+    """Values per image: the mean of the neck's map, then a linear layer."""
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Returns (B, outputs), at least float32."""
+        return _at_least_float32(super().forward(shared.mean((2, 3))))
+
+
+def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int]) -> nn.ModuleDict:
+    """Returns one head per task, each reached by its task only.
+
+    Args:
+        tasks: Tasks by name.
+        width: Channels of the neck.
+        image_size: Height and width of dense predictions.
+    """
+    return nn.ModuleDict(
+        {
+            name: DenseHead(width, task.channels, image_size) if task.dense else VectorHead(width, task.channels)
+            for name, task in tasks.items()
+        }
+    )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    # Losses and the upsampling want more than autocast's bfloat16; float64 stays.
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

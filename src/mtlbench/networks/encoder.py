@@ -1,0 +1,257 @@
+"""Encoders: one interface over every timm network that can return feature maps, CNN or vision transformer."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Format
+from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
+
+from mtlbench.errors import SuiteError
+
+MAPS = 4
+"""Feature maps that an encoder returns, where it has as many."""
+
+RESERVED = ("features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained")
+"""Options of timm that the encoder sets itself."""
+
+
+class Encoder(nn.Module):
+    """Image to feature maps at several scales (CNN) or several depths at one scale (vision transformer).
+
+    Every trainable parameter reaches a map: what timm keeps beyond that is frozen, because DDP waits for a
+    gradient of each trainable parameter.
+
+    Attributes:
+        trunk: The timm network that returns feature maps.
+        channels: Channels of each map.
+        strides: Pixels between neighbours of each map, ascending.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: Any, image_size: tuple[int, int]) -> None:
+        """Wraps a timm network.
+
+        Args:
+            trunk: As made by ``timm.create_model(..., features_only=True)``.
+            image_size: Height and width in pixels, used to see which parameters reach a map.
+
+        Raises:
+            SuiteError: Patches do not tile the image.
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.strides: list[int] = list(trunk.feature_info.reduction())
+        patch = self.strides[0]
+        if len(set(self.strides)) == 1 and any(side % patch for side in image_size):
+            # timm would drop the last pixels without a word, and predictions would be stretched.
+            raise SuiteError(f"image_size must be a multiple of the encoder's patch, {patch}; found {image_size}.")
+        # Swin and its kin return (B, H, W, C).
+        self.channels_last = getattr(trunk, "output_fmt", Format.NCHW) == Format.NHWC
+        self.channels, unused = _trace(trunk, image_size, self.channels_last)
+        for name in unused:
+            trunk.get_parameter(name).requires_grad_(False)
+        config = trunk.pretrained_cfg
+        for name in ("mean", "std"):
+            # Not persistent: a constant of the architecture, not a weight.
+            self.register_buffer(name, torch.tensor(config[name]).view(3, 1, 1), persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Scales to [0, 1] and standardises with the mean and deviation that the weights were trained with.
+
+        Args:
+            image: (B, 3, H, W) uint8, RGB.
+        """
+        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Returns feature maps, each (B, channels[i], ~H / strides[i], ~W / strides[i]).
+
+        Args:
+            image: (B, 3, H, W) float, normalised.
+        """
+        maps = self.trunk(image)
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+
+
+def build_encoder(
+    name: str, *, image_size: tuple[int, int], weights: str | None = None, options: Mapping[str, Any] | None = None
+) -> Encoder:
+    """Builds an encoder from a timm name.
+
+    Args:
+        name: timm's name, with or without a tag: ``"resnet18"``, ``"vit_tiny_patch16_224"``.
+        image_size: Height and width in pixels; given to networks that need it (most transformers).
+        weights: None (random), ``"timm"`` (pretrained, downloaded once) or a path to a checkpoint in a format that
+            timm reads for this network (.safetensors, .pth).
+        options: Further keyword arguments of ``timm.create_model``, for example ``{"depth": 4}``.
+
+    Raises:
+        SuiteError: The name or an option is unknown, the network returns no feature maps or does not take the image
+            size, the weights are absent, cannot be fetched or do not fit.
+    """
+    encoder_exists(name)
+    arguments = dict(options or {})
+    reserved = sorted(set(arguments) & set(RESERVED))
+    if reserved:
+        raise SuiteError(f"encoder_options of {name!r} must not hold {', '.join(reserved)}: the encoder sets it.")
+    if _config(name).fixed_input_size:
+        arguments["img_size"] = tuple(image_size)
+    size = f"{image_size[0]} x {image_size[1]} pixels"
+    with _as_suite_error(f"Encoder {name!r} cannot be built with {arguments}. Mend `encoder_options`"):
+        arguments["out_indices"] = _map_indices(name, arguments)
+        trunk = timm.create_model(name, features_only=True, **arguments) if weights is None else None
+    if weights == "timm":
+        hint = f"Pretrained weights of {name!r} cannot be fetched or do not fit. Check the connection, or download "
+        with _as_suite_error(f"{hint}them elsewhere and give the file's path as `weights`"):
+            trunk = timm.create_model(name, features_only=True, pretrained=True, **arguments)
+    elif weights is not None:
+        trunk = _from_file(name, Path(weights), arguments)
+    with _as_suite_error(f"Encoder {name!r} does not take images of {size}. Choose another `image_size`"):
+        return Encoder(trunk, image_size)
+
+
+def encoder_exists(name: str) -> None:
+    """Checks that timm has the encoder.
+
+    Args:
+        name: timm's name, with or without a tag.
+
+    Raises:
+        SuiteError: timm knows no such name or tag; the message offers near names.
+    """
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        found, names = architecture, known
+    else:
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+        if not tag or tag in tags:
+            return
+        found, names = name, [f"{architecture}.{t}" for t in tags]
+    near = difflib.get_close_matches(found, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise SuiteError(f"Unknown encoder {name!r}.{hint} `timm.list_models()` lists all {len(known)} names.")
+
+
+def weights_identity(name: str, weights: str | None) -> str:
+    """Returns what names an encoder's initial weights in a run's identity.
+
+    Args:
+        name: timm's name of the encoder.
+        weights: As in `build_encoder`.
+
+    Returns:
+        ``"random"``, ``"timm:<tag>"``, or ``"sha256:"`` and the first 16 digits of the file's hash.
+
+    Raises:
+        SuiteError: The name is unknown, timm has no pretrained weights for it, or the file is absent.
+    """
+    if weights is None:
+        return "random"
+    if weights == "timm":
+        encoder_exists(name)
+        config = _config(name)
+        if not config.has_weights:
+            raise SuiteError(f"timm has no pretrained weights for {name!r}. Use `weights: null` or a local file.")
+        return f"timm:{config.tag or 'default'}"
+    with _existing(Path(weights)).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _config(name: str) -> PretrainedCfg:
+    return get_pretrained_cfg(name) or PretrainedCfg()
+
+
+def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
+    """Returns which of the network's maps to take: depths evenly spaced, or the last stages from stride 4 on."""
+    # On the meta device, which takes no memory and draws no random numbers.
+    with torch.device("meta"):
+        trunk: Any = timm.create_model(name, features_only=True, out_indices=1, **arguments)
+    strides = [stage["reduction"] for stage in trunk.feature_info.info]
+    if len(set(strides)) == 1:
+        count = min(MAPS, len(strides))
+        return [len(strides) * (i + 1) // count - 1 for i in range(count)]
+    coarse = [i for i, stride in enumerate(strides) if stride >= 4]
+    return coarse[-MAPS:]
+
+
+def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tuple[list[int], list[str]]:
+    """Runs the network on the meta device: shapes and a graph, no arithmetic.
+
+    Returns:
+        Channels of each map, and the names of trainable parameters that reach none.
+    """
+    # A copy, because some networks keep tensors of the last image; `eval`, because batch statistics of one small
+    # image do not exist.
+    shadow = copy.deepcopy(trunk).to("meta").eval()
+    maps = shadow(torch.empty(1, 3, *image_size, device="meta"))
+    trainable = {name: p for name, p in shadow.named_parameters() if p.requires_grad}
+    total = torch.stack([m.sum() for m in maps]).sum()
+    gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None]
+    return [m.shape[-1 if channels_last else 1] for m in maps], unused
+
+
+def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
+    """Builds the network with the weights of a local file and proves that the file covers all of them."""
+    _existing(path)
+    with _as_suite_error(f"{path} is no checkpoint that holds tensors only. Save a state dict"):
+        state = load_state_dict(str(path), weights_only=True)
+
+    def build(seed: int) -> Any:
+        with torch.random.fork_rng(devices=[]), _as_suite_error(f"{path} does not fit encoder {name!r}. Give its own"):
+            torch.manual_seed(seed)
+            overlay = {"state_dict": dict(state), "custom_load": False}
+            made: Any = timm.create_model(
+                name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+            )
+        made.pretrained_cfg.pop("state_dict", None)
+        return made
+
+    # timm loads leniently, and renames many foreign formats on the way. So the outcome is tested and not the
+    # names: what still depends on the seed was not in the file.
+    trunk, other = build(0), build(1)
+    pairs = zip(trunk.named_parameters(), other.parameters(), strict=True)
+    missing = [key for (key, a), b in pairs if not torch.equal(a, b)]
+    if missing:
+        raise SuiteError(
+            f"{path} lacks {len(missing)} tensors of encoder {name!r}, for example {_few(missing)}. "
+            f"Its own begin {_few(list(state))}. Give a checkpoint of this encoder."
+        )
+    return trunk
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3])
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise SuiteError(f"`weights` is null, 'timm' or a checkpoint file; {str(path)!r} is none of them.")
+    return path
+
+
+@contextmanager
+def _as_suite_error(remedy: str) -> Iterator[None]:
+    # timm, the hub and torch raise anything from AssertionError to HTTPError.
+    try:
+        yield
+    except SuiteError:
+        raise
+    except Exception as error:
+        raise SuiteError(f"{remedy}. Found: {type(error).__name__}: {error}") from error

@@ -1,0 +1,49 @@
+"""Optimisers and learning-rate schedules of a suite. One step is one optimiser step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mtlbench.errors import SuiteError, unknown_name
+
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+SCHEDULES = ("constant", "cosine", "poly")
+
+
+def build_optimiser(groups: Sequence[dict[str, Any]], config: Mapping[str, Any]) -> Optimizer:
+    """Returns the optimiser of a suite's ``optimiser`` section.
+
+    Args:
+        groups: Parameter groups; a group may carry its own ``lr`` or ``weight_decay``.
+        config: ``name``, ``lr``, ``weight_decay`` and, for sgd, ``momentum``.
+    """
+    name = config["name"]
+    if name not in OPTIMISERS:
+        raise SuiteError(unknown_name("optimiser", name, OPTIMISERS))
+    options = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
+    if name == "sgd":
+        options["momentum"] = config["momentum"]
+    return OPTIMISERS[name]([group for group in groups if group["params"]], **options)
+
+
+def build_schedule(optimiser: Optimizer, config: Mapping[str, Any], steps: int) -> LambdaLR:
+    """Returns linear warm-up followed by a constant rate, half a cosine, or (1 - step/steps) ** power."""
+    name, warmup, power = config["schedule"], config["warmup"], config["power"]
+    if name not in SCHEDULES:
+        raise SuiteError(unknown_name("schedule", name, SCHEDULES))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        if name == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return max(0.0, 1 - done) ** power if name == "poly" else 1.0
+
+    return LambdaLR(optimiser, factor)

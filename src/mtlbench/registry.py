@@ -1,0 +1,134 @@
+"""Finds methods and balancers because they exist: a file in `methods/`, an entry point, a subclass, `module:Class`."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mtlbench.errors import MethodError, unknown_name
+
+ENTRY_POINTS = "mtlbench.methods"
+_METHODS = Path(__file__).parent / "methods"
+
+
+def shipped() -> dict[str, str]:
+    """Returns the names of the shipped methods with the first line of their docstring, without importing them."""
+    found = {}
+    for path in sorted(_METHODS.glob("[!_]*.py")):
+        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+    return found
+
+
+def names() -> list[str]:
+    """Returns every name that `find` takes, without importing anything heavy."""
+    return sorted({*shipped(), *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
+
+
+def load(path: str) -> Any:
+    """Returns the object that ``module:Name`` stands for; the current folder counts as importable.
+
+    Raises:
+        MethodError: If the module or the name does not exist.
+    """
+    module_name, _, attribute = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise MethodError(
+            f"{path!r} must name an importable module: {error}. Looked in the current folder and the environment."
+        ) from error
+    if not hasattr(module, attribute):
+        raise MethodError(f"In {module_name}: " + unknown_name("class", attribute, _classes(module)))
+    return getattr(module, attribute)
+
+
+def find(name: str) -> type:
+    """Returns the class of a method or balancer.
+
+    Raises:
+        MethodError: If there is none of that name.
+    """
+    from mtlbench.balancing.base import Balancer
+    from mtlbench.method import MTLMethod
+
+    if ":" in name:
+        cls = load(name)
+        if not (inspect.isclass(cls) and issubclass(cls, (MTLMethod, Balancer))):
+            raise MethodError(f"{name!r} must name a subclass of MTLMethod or Balancer; found {cls!r}.")
+        return cls
+    if name in shipped():
+        module = importlib.import_module(f"mtlbench.methods.{name}")
+        own = [
+            cls for cls in vars(module).values()
+            if inspect.isclass(cls) and cls.__module__ == module.__name__ and issubclass(cls, (MTLMethod, Balancer))
+        ]  # fmt: skip
+        return own[0]
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            return point.load()
+    subclasses = {_snake(cls.__name__): cls for base in (MTLMethod, Balancer) for cls in _below(base)}
+    if name in subclasses:
+        return subclasses[name]
+    raise MethodError(unknown_name("method", name, {*names(), *subclasses}))
+
+
+def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+    """Returns the hyper-parameters of a method or balancer: its keyword arguments."""
+    skip = {"self", "spec"}
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {n: p for n, p in parameters.items() if n not in skip and p.kind not in kinds}
+
+
+def defaults(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the given hyper-parameters completed by their defaults."""
+    return {name: arguments.get(name, parameter.default) for name, parameter in arguments_of(cls).items()}
+
+
+def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
+    """Checks names and simple types of hyper-parameters.
+
+    Raises:
+        MethodError: With every fault found.
+    """
+    known = arguments_of(cls)
+    faults = []
+    for key, value in arguments.items():
+        if key not in known:
+            faults.append(f"{name}: " + unknown_name("hyper-parameter", key, known))
+        elif not _fits(value, known[key].default):
+            wanted = type(known[key].default).__name__
+            faults.append(f"{name}: {key} must be {wanted}, found {value!r} ({type(value).__name__}).")
+    if faults:
+        raise MethodError("\n".join(faults))
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if default is None or default is inspect.Parameter.empty or value is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    return isinstance(value, type(default)) or isinstance(default, (str, list, tuple)) and isinstance(value, list)
+
+
+def _classes(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if inspect.isclass(value)]
+
+
+def _below(base: type) -> set[type]:
+    return {cls for child in base.__subclasses__() for cls in {child, *_below(child)}}
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

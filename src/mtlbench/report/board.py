@@ -1,0 +1,165 @@
+"""The leaderboard as plain records: what every view (terminal, Markdown, CSV, LaTeX, HTML, W&B) is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mtlbench.report.statistics import Difference, Estimate
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one task.
+
+    Attributes:
+        task: Task.
+        protocol: Id and version of the metric, ``name@version``.
+        higher_is_better: Direction.
+        unit: Unit, ``""`` for a share.
+        primary: Whether it is the metric of its task in the table.
+        in_delta_m: Whether it enters Δm.
+    """
+
+    task: str
+    protocol: str
+    higher_is_better: bool
+    unit: str = ""
+    primary: bool = True
+    in_delta_m: bool = True
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the scores of this column are filed under."""
+        return self.task, self.protocol
+
+    @property
+    def arrow(self) -> str:
+        """The direction that is better."""
+        return "↑" if self.higher_is_better else "↓"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one seed of a row costs, averaged over seeds. Unknown values are ``None``.
+
+    Attributes:
+        seconds_per_step: Sum over the runs that serve the tasks.
+        peak_memory_gib: Largest of those runs.
+        parameters: Sum over those runs.
+        train_seconds: Sum over all runs of the row, those that only prepared others included.
+        runs: Number of runs that serve the tasks.
+        devices: Where it was measured, for example ``"cpu"``.
+    """
+
+    seconds_per_step: float | None
+    peak_memory_gib: float | None
+    parameters: float | None
+    train_seconds: float | None
+    runs: int
+    devices: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label of the suite.
+
+    Attributes:
+        label: Name in the table.
+        method: Method behind it.
+        seeds: Seeds with every cell present.
+        planned: Seeds that the suite asks for.
+        cells: Score per (task, protocol), over the seeds that have it.
+        deltas: Δm per seed; empty where it is blank.
+        delta: Its summary, ``None`` where it is blank.
+        gains: Relative gain over single-task per task, in per cent, higher is better, paired by seed.
+        cost: Costs, ``None`` while no run of the row is done.
+        hint: Why Δm or the rank is blank, ``""`` otherwise.
+        rank: Place by mean Δm; ties within noise share one.
+    """
+
+    label: str
+    method: str
+    seeds: tuple[int, ...]
+    planned: tuple[int, ...]
+    cells: dict[tuple[str, str], Estimate]
+    deltas: dict[int, float] = field(default_factory=dict)
+    delta: Estimate | None = None
+    gains: dict[str, Difference] = field(default_factory=dict)
+    cost: Cost | None = None
+    hint: str = ""
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Δm of one row minus Δm of a reference row, paired by seed.
+
+    Attributes:
+        label: Row.
+        reference: Row it is compared with.
+        difference: Difference in points of Δm.
+        p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
+    """
+
+    label: str
+    reference: str
+    difference: Difference
+    p_holm: float | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run that has no result: a crash is a line with a reason, never an absence.
+
+    Attributes:
+        label: Row that it belongs to.
+        seed: Seed.
+        run: Run id, ``""`` when the runs are not planned yet.
+        state: ``failed``, ``running``, ``stale`` or ``todo``.
+        reason: What is known about it.
+    """
+
+    label: str
+    seed: int
+    run: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The comparison of one suite.
+
+    Attributes:
+        suite: Name of the suite.
+        title: One line about it.
+        baseline: Row that Δm refers to.
+        rules: What was compared and how, as (word, text); printed above the table.
+        columns: All metrics; those with ``primary`` form the table.
+        rows: Ranked rows first, best first.
+        notes: How to read the table; printed beneath.
+        comparisons: Against the best row and against ``uniform``.
+        problems: Runs without a result.
+    """
+
+    suite: str
+    title: str
+    baseline: str
+    rules: tuple[tuple[str, str], ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def primary(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return tuple(c for c in self.columns if c.primary)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of runs without a result, failed and unfinished."""
+        states = {(p.run or f"{p.label}-{p.seed}"): p.state for p in self.problems}
+        failed = sum(state == "failed" for state in states.values())
+        return {"failed": failed, "unfinished": len(states) - failed}

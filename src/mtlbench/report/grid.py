@@ -1,0 +1,86 @@
+"""The leaderboard as a grid of text, which every view lays out in its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtlbench.report import words
+from mtlbench.report.board import Leaderboard
+from mtlbench.report.words import Cell
+
+
+@dataclass(frozen=True)
+class Part:
+    """One column of text.
+
+    Attributes:
+        head: Heading.
+        cells: One per row.
+        group: ``"name"``, ``"score"``, ``"delta"`` or ``"cost"``.
+        tip: What the heading means in full.
+    """
+
+    head: str
+    cells: tuple[Cell, ...]
+    group: str
+    tip: str = ""
+
+
+def leaderboard_grid(board: Leaderboard) -> tuple[Part, ...]:
+    """Returns the main table: rank, label, Δm, one column per task, costs."""
+    rows = board.rows
+    scores = [
+        Part(words.heading(board, c), tuple(words.score_cells(rows, c)), "score", c.protocol) for c in board.primary
+    ]
+    costs = {
+        "s/step": (words.seconds, "seconds per optimiser step"),
+        "GiB": (words.memory, "peak memory"),
+        "params": (words.parameters, "parameters"),
+        "train": (words.hours, "training time of all runs, per seed"),
+    }
+    return (
+        _part("#", [str(row.rank or words.BLANK) for row in rows], "name", "rank"),
+        _part("method", [row.label for row in rows], "name"),
+        _part("n", [words.seeds(row) for row in rows], "name", "seeds with every cell"),
+        Part("Δm % ↑", tuple(words.delta_cells(rows)), "delta", "mean relative gain over single-task training"),
+        _part("95 % interval", [words.interval(row.delta) for row in rows], "delta", "t interval of Δm"),
+        *scores,
+        *(_part(head, [show(row.cost) for row in rows], "cost", tip) for head, (show, tip) in costs.items()),
+    )
+
+
+def comparison_grid(board: Leaderboard) -> tuple[Part, ...]:
+    """Returns the pairwise comparisons; no row where there is nothing to compare."""
+    every = board.comparisons
+    return (
+        _part("method", [c.label for c in every], "name"),
+        _part("against", [c.reference for c in every], "name"),
+        _part("difference in Δm", [words.number(c.difference.estimate.mean, 2, sign=True) for c in every], "score"),
+        _part("95 % interval", [words.interval(c.difference.estimate) for c in every], "score"),
+        _part("n", [str(c.difference.estimate.n) for c in every], "score", "seeds in common"),
+        _part("p (Holm)", [words.probability(c.p_holm) for c in every], "score", "corrected per reference row"),
+    )
+
+
+def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
+    """Returns every metric of every task, those outside the ranking included."""
+    return (
+        _part("method", [row.label for row in board.rows], "name"),
+        *(
+            Part(
+                f"{c.task} {c.protocol}{f' [{c.unit}]' if c.unit else ''} {c.arrow}",
+                tuple(words.score_cells(board.rows, c)),
+                "score",
+            )
+            for c in board.columns
+        ),
+    )
+
+
+def problem_summary(board: Leaderboard) -> str:
+    """Returns the count of failed and unfinished runs, ``""`` when there is none."""
+    return ", ".join(f"{count} {what}" for what, count in board.counts.items() if count)
+
+
+def _part(head: str, cells: list[str], group: str, tip: str = "") -> Part:
+    return Part(head, tuple(Cell(text) for text in cells), group, tip)

@@ -1,0 +1,333 @@
+"""One run in this process: data module, method, Trainer. The only place that builds a Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from mtlbench import __version__, checkpoint, registry
+from mtlbench.callbacks import EndOfStep, Heartbeat, flat
+from mtlbench.data import MTLDataModule, seed_of
+from mtlbench.errors import DataError, MtlbenchError, StoreError
+from mtlbench.evaluation import Scores, evaluate, examples
+from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.plan import RunSpec
+from mtlbench.store import RunFolder, write_json
+from mtlbench.tasks import Task
+from mtlbench.tracking import MetricsFile, Tracker
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, ready to predict.
+
+    Attributes:
+        method: The trained method in evaluation mode; call it with uint8 images (B, 3, H, W).
+        data: The data module it was trained on.
+        spec: Its specification.
+        result: Its scores and cost.
+    """
+
+    method: MTLMethod
+    data: MTLDataModule
+    spec: RunSpec
+    result: dict[str, Any]
+
+
+def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
+    """Loads a finished run for prediction or further study.
+
+    Args:
+        folder: ``results/<suite>/<run_id>``.
+        data: Folder of the data, where it has moved since.
+
+    Raises:
+        StoreError: If the run is not done or its weights are damaged.
+
+    Example::
+
+        run = mtlbench.load_run("results/digits/uniform-s0-1a2b3c4d")
+        predictions = run.method(images)          # {task: (B, channels, H, W)}
+    """
+    path = Path(folder)
+    run = RunFolder(path.parent, path.name)
+    spec, result = run.spec(), run.result()
+    if spec is None or result is None:
+        raise StoreError(f"A run must be done to be loaded. {path} is {run.state()}. `mtlbench status` lists runs.")
+    if data is not None:
+        spec = RunSpec(**{**spec.__dict__, "local": {**spec.local, "root": data}})
+    method, module = build(spec)
+    method.configure_model()
+    weights = checkpoint.verified(path / "final.ckpt")
+    method.load_state_dict(weights["state_dict"])
+    return LoadedRun(method.eval(), module, spec, result)
+
+
+def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
+    """Returns the tasks of a run with the suite's changes."""
+    return {
+        name: module.TASKS[name].with_options(scale=described["scale"], optional=described["optional"])
+        for name, described in spec.tasks.items()
+    }
+
+
+def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
+    """Returns the method (network not built yet) and the data module of a run."""
+    module = registry.load(spec.data["module"])
+    tasks = build_tasks(spec, module)
+    trainer, local = spec.trainer, spec.local
+    data = module(
+        local.get("root"), tasks=tasks, batch_size=trainer["batch_size"], steps=trainer["steps"], seed=spec.seed,
+        workers=local.get("workers", 0), micro=trainer["accumulate"], **spec.data["options"],
+    )  # fmt: skip
+    method_spec = MethodSpec(
+        tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"], data.steps_per_epoch(), spec.seed,
+        local.get("diagnose_every", 0),
+    )  # fmt: skip
+    return build_method(spec.method, method_spec), data
+
+
+def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
+    """Returns a method from its suite entry: ``path``, ``arguments`` and, perhaps, ``balancer``."""
+    cls = registry.find(entry["path"])
+    if not issubclass(cls, MTLMethod):
+        method = MTLMethod(spec)
+        method.use_balancer(cls(**entry["arguments"]))
+        return method
+    method = cls(spec, **entry["arguments"])
+    balancer = entry.get("balancer")
+    if balancer:
+        method.use_balancer(registry.find(balancer["path"])(**balancer["arguments"]))
+    return method
+
+
+def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int) -> L.Trainer:
+    """Returns the Trainer of a run. ``world`` ranks were started already, one process each."""
+    trainer = spec.trainer
+    cuda = torch.cuda.is_available()
+    strategy: Strategy = SingleDeviceStrategy(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    if world > 1:
+        # Both backends, so that counts are added on the host without waiting for a device. Buffers: see evaluation.
+        strategy = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if cuda else "gloo", broadcast_buffers=False)
+    return L.Trainer(
+        accelerator="cuda" if cuda else "cpu", devices=world, strategy=strategy, precision=trainer["precision"],
+        max_steps=trainer["steps"], max_epochs=-1, accumulate_grad_batches=trainer["accumulate"],
+        gradient_clip_val=trainer["clip"] or None, callbacks=callbacks, plugins=[checkpoint.CheckpointFiles()],
+        default_root_dir=str(folder), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,
+        sync_batchnorm=cuda and world > 1, inference_mode=False,
+    )  # fmt: skip
+
+
+def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambda: False, note: Any = None) -> bool:
+    """Trains, evaluates and stores one run; returns False if it was asked to stop before the end.
+
+    Args:
+        spec: The run.
+        folder: Its folder, claimed by this process.
+        world: Number of ranks; this process is one of them.
+        stop: Tells whether this process was asked to stop.
+        note: Called with the callback once it exists, for progress.
+    """
+    started, rank = time.time(), int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
+    method, data = build(spec)
+    # Every rank starts from the same weights, and every method with the same seed from the same encoder.
+    torch.manual_seed(seed_of("weights", spec.seed))
+    method.configure_model()
+    resume = checkpoint.newest(folder.path)
+    metrics = MetricsFile(folder.path / "metrics.jsonl", _step_of(resume)) if rank == 0 else None
+    tracker = Tracker(spec, folder.path, active=rank == 0)
+    periods = {key: spec.local[key] for key in ("log_every", "checkpoint_every")}
+    periods["evaluate_every"] = spec.trainer["evaluate_every"]
+    end = EndOfStep(
+        folder.path, data, periods, select_best=spec.trainer["selection"] == "best", metrics=metrics, tracker=tracker,
+        stop=stop,
+    )  # fmt: skip
+    if note is not None:
+        note(end)
+    trainer = build_trainer(spec, folder.path, [end], world)
+    trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None)
+    if not end.stopped:
+        _finish(spec, folder, method, data, end, started)
+    if metrics is not None:
+        metrics.close()
+    return not end.stopped
+
+
+def _finish(
+    spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep, started: float
+) -> None:
+    """Scores the selected weights and writes what a finished run leaves behind."""
+    if spec.trainer["selection"] == "best":
+        method.load_state_dict(checkpoint.verified(folder.path / "best.ckpt")["state_dict"])
+    split = data.SPLITS[-1]
+    scores, _ = evaluate(method, data.eval_dataloader(split))
+    end.write({"step": end.step, **flat(scores, split)})
+    weights = method.state_dict()
+    cost = {**end.clock.summary(), **_cost(method, started, method.trainer.world_size)}
+    if not method.trainer.is_global_zero:
+        return
+    np.savez_compressed(
+        folder.path / "examples.npz", **examples(method, data.eval_dataloader(split), spec.local["examples"])
+    )
+    checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / "final.ckpt")
+    result = {
+        "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
+        "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
+        "conflict_share": end.conflicts / end.measured if end.measured else None, "weights_sha256": digest(weights),
+        "versions": versions(), "threads": torch.get_num_threads(), "started": started, "finished": time.time(),
+    }  # fmt: skip
+    if end.tracker is not None:
+        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}})
+    folder.finish(result)
+    for path in folder.path.glob("step-*.ckpt*"):
+        path.unlink()
+
+
+def digest(weights: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 over names and bytes of all tensors, equal for bit-identical weights."""
+    sha = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        if isinstance(value, torch.Tensor):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    return {
+        "mtlbench": __version__, "torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _cost(method: MTLMethod, started: float, world: int) -> dict[str, Any]:
+    cuda = method.device.type == "cuda"
+    # Linux reports kilobytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "train_seconds": time.time() - started, "peak_memory_gib": peak / 2**30,
+        "parameters": sum(p.numel() for p in method.network.parameters() if p.requires_grad),
+        "device": torch.cuda.get_device_name() if cuda else "cpu", "devices": world,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _step_of(path: Path | None) -> int:
+    return int(path.stem.removeprefix("step-")) if path else 0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a process sits among the ranks of a run."""
+
+    rank: int = 0
+    world: int = 1
+    port: int = 0
+    threads: int = 0
+    parent: int = 0
+
+
+def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
+    """Runs one rank of one run to its end and returns the exit code: 0 done, 1 failed, 3 not ours, 4 stopped.
+
+    Whatever happens is on disk afterwards: ``result.json``, ``error.json``, or a checkpoint to resume from.
+    """
+    spec = RunSpec.from_json(record)
+    folder = RunFolder(Path(root), spec.run_id)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: asked.append(signum))
+    if seat.threads:
+        torch.set_num_threads(seat.threads)
+    if seat.world > 1:
+        _join_ranks(seat)
+    beat = None
+    try:
+        if seat.rank == 0:
+            if not folder.claim(spec):
+                return 3
+            beat, note = _heart(folder, spec, seat, asked)
+        else:
+            note = None
+        done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note)
+        return 0 if done else 4
+    except Exception as error:  # noqa: BLE001 - a failure is a row of the table with its reason
+        traceback.print_exc()
+        if seat.rank == 0 or isinstance(error, MtlbenchError):
+            _record_failure(folder, error)
+        return 1
+    finally:
+        if beat is not None:
+            beat.close()
+            folder.release()
+
+
+def _heart(folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]) -> tuple[Heartbeat, Any]:
+    current: list[EndOfStep] = []
+    beat = Heartbeat(
+        folder, lambda: current[0].step if current else 0, spec.trainer["steps"],
+        lambda: not seat.parent or _exists(seat.parent), lambda: asked.append(signal.SIGTERM),
+    )  # fmt: skip
+    beat.start()
+    return beat, current.append
+
+
+def _join_ranks(seat: Seat) -> None:
+    """Tells Lightning that this process is one of several that somebody else started."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(seat.port), WORLD_SIZE=str(seat.world), NODE_RANK="0",
+        LOCAL_RANK=str(seat.rank), RANK=str(seat.rank),
+    )  # fmt: skip
+
+
+def _record_failure(folder: RunFolder, error: Exception) -> None:
+    record = {
+        "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc(), "time": time.time(),
+        "kind": "bad input" if isinstance(error, (DataError, StoreError)) else "error",
+    }  # fmt: skip
+    with contextlib.suppress(StoreError, OSError):
+        write_json(folder.path / "error.json", record)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
+    """Entry of a forked run: sends its output to a file and ends the process with the exit code of `work`."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    warnings.filterwarnings("ignore", module="lightning")
+    code = work(root, record, seat)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads of a hanging collective on another rank must not keep a finished process alive.
+    os._exit(code)
+

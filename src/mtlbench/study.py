@@ -1,0 +1,325 @@
+"""A study: a suite resolved against data, methods and versions, ready to run.
+
+`resolve` imports methods and data modules (and so torch). What it finds is stored, under a key over everything it
+looked at, so that an unchanged study is answered by `recall` from files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtlbench import __version__
+from mtlbench.errors import DataError, MtlbenchError, SuiteError, unknown_name
+from mtlbench.plan import RunSpec
+from mtlbench.store import read_json, write_json
+from mtlbench.suite import Suite
+
+SINGLE_TASK = "single_task"
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a user chooses that does not change a result.
+
+    Attributes:
+        data: Folder of the data (``DATA=``), or None for the suite's own.
+        devices: Devices per run (``DEVICES=``).
+    """
+
+    data: str | None = None
+    devices: int = 1
+
+
+@dataclass
+class Study:
+    """Everything the bench needs: the record for the report, and one specification per method and seed."""
+
+    record: dict[str, Any]
+    members: list[RunSpec] = field(default_factory=list)
+
+
+def key_of(suite: Suite, local: Local) -> str:
+    """Returns a key over suite, overrides, data, package and method sources, without importing any of them."""
+    sha = hashlib.sha256()
+    parts = [asdict(suite), local.data, __version__, [*_sources(suite)], _walk(root_of(suite, local))]
+    sha.update(json.dumps(parts, sort_keys=True).encode())
+    return sha.hexdigest()[:16]
+
+
+def recall(folder: Path, key: str) -> dict[str, Any] | None:
+    """Returns the stored record of a study with this key, if its plans had ended."""
+    record = read_json(folder / "studies" / f"{key}.json")
+    return record if record and all(row["serving"] for row in record["rows"]) else None
+
+
+def remember(folder: Path, record: Mapping[str, Any]) -> None:
+    """Stores a study's record as the current one and under its key."""
+    (folder / "studies").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "studies" / f"{record['key']}.json", record)
+    write_json(folder / "study.json", record)
+
+
+def root_of(suite: Suite, local: Local) -> str | None:
+    """Returns the data folder: ``DATA=``, else the suite's own, else ``data/<suite>`` where that exists."""
+    chosen = local.data or suite.data.root
+    default = Path("data") / suite.name
+    return chosen or (str(default) if default.is_dir() else None)
+
+
+def resolve(suite: Suite, local: Local, overrides: list[str]) -> Study:
+    """Checks a suite against data module, methods and encoder, and writes out every run with its defaults.
+
+    Raises:
+        SuiteError: With every fault found.
+        DataError: If data is absent, with the way to get it.
+    """
+    faults: list[str] = []
+    module = _collect(faults, lambda: _data_module(suite.data.module))
+    if module is None:
+        raise SuiteError("\n".join(faults))
+    tasks = _tasks(suite, module, faults)
+    entries = [_collect(faults, lambda e=entry: _method_entry(e)) for entry in suite.methods]  # type: ignore[misc]
+    _collect(faults, lambda: _check_training(suite))
+    if faults:
+        raise SuiteError("\n".join(faults))
+    root = root_of(suite, local)
+    data = _open_data(suite, module, tasks, root)
+    removed = _drop_absent(data, tasks)
+    shared = _shared_parts(suite, local, data, tasks, root)
+    members = [
+        RunSpec(suite=suite.name, label=label, seed=seed, method=entry, **shared)
+        for label, entry in (found for found in entries if found)
+        for seed in suite.seeds
+    ]
+    record = _record(suite, local, data, tasks, removed, overrides, members)
+    return Study(record, members)
+
+
+def _collect(faults: list[str], action: Any) -> Any:
+    try:
+        return action()
+    except MtlbenchError as error:
+        faults.append(str(error))
+        return None
+
+
+def _data_module(path: str) -> Any:
+    from mtlbench import registry
+    from mtlbench.data import MTLDataModule
+
+    cls = registry.load(path)
+    if not (isinstance(cls, type) and issubclass(cls, MTLDataModule)):
+        raise SuiteError(f"data.module must name a subclass of MTLDataModule; {path!r} is {cls!r}.")
+    return cls
+
+
+def _tasks(suite: Suite, module: Any, faults: list[str]) -> dict[str, Any]:
+    for name in suite.tasks:
+        if name not in module.TASKS:
+            faults.append("tasks: " + unknown_name("task", name, module.TASKS))
+    chosen = {name: section for name, section in suite.tasks.items() if name in module.TASKS}
+    names = chosen or dict.fromkeys(module.TASKS)
+    tasks = {}
+    for name in names:
+        section = chosen.get(name)
+        changes: dict[str, Any] = {"optional": section.optional} if section else {}
+        if section and section.scale is not None:
+            changes["scale"] = section.scale
+        tasks[name] = module.TASKS[name].with_options(**changes)
+    return tasks
+
+
+def _method_entry(entry: Any) -> tuple[str, dict[str, Any]]:
+    """Returns label and resolved record of one line of ``methods``."""
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
+    record = _resolved(name, options)
+    if balancer:
+        given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
+        record["balancer"] = _resolved(given.pop("name"), given)
+        _check_pair(record)
+    short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
+    return str(label or short), record
+
+
+def _resolved(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    from mtlbench import registry
+
+    cls: Any = registry.find(name)
+    registry.check_arguments(name, cls, arguments)
+    cls_name = name.rpartition(":")[2] if ":" in name else name
+    return {"name": cls_name, "path": name, "version": cls.VERSION, "arguments": registry.defaults(cls, arguments)}
+
+
+def _check_pair(record: Mapping[str, Any]) -> None:
+    """Refuses a balancer on a method that balances by itself, and one that is no balancer."""
+    from mtlbench import registry
+    from mtlbench.balancing import Balancer
+    from mtlbench.balancing.base import BALANCING_HOOKS
+    from mtlbench.method import MTLMethod
+
+    method: Any = registry.find(record["path"])
+    balancer = registry.find(record["balancer"]["path"])
+    if not issubclass(balancer, Balancer):
+        raise SuiteError(f"balancer: {record['balancer']['name']!r} is a method, not a balancer.")
+    if not issubclass(method, MTLMethod):
+        raise SuiteError(f"{record['name']} is a balancer itself and cannot take balancer {record['balancer']['name']}.")
+    own = [hook for hook in BALANCING_HOOKS if getattr(method, hook) is not getattr(MTLMethod, hook)]
+    if own:
+        raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
+
+
+def _check_training(suite: Suite) -> None:
+    from mtlbench.networks.encoder import encoder_exists
+    from mtlbench.optimisers import OPTIMISERS, SCHEDULES
+
+    encoder_exists(suite.model.encoder)
+    if suite.optimiser.name not in OPTIMISERS:
+        raise SuiteError("optimiser.name: " + unknown_name("optimiser", suite.optimiser.name, OPTIMISERS))
+    if suite.optimiser.schedule not in SCHEDULES:
+        raise SuiteError("optimiser.schedule: " + unknown_name("schedule", suite.optimiser.schedule, SCHEDULES))
+    precisions = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+    if suite.trainer.precision not in precisions:
+        raise SuiteError("trainer.precision: " + unknown_name("precision", suite.trainer.precision, precisions))
+    if suite.selection == "best" and not suite.trainer.evaluate_every:
+        raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
+
+
+def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:
+    from mtlbench import registry
+
+    trainer = suite.trainer
+    unknown = set(suite.data.options) - set(registry.arguments_of(module))
+    if unknown:
+        raise SuiteError("\n".join("data.options: " + unknown_name("option", u, registry.arguments_of(module)) for u in unknown))
+    data = module(
+        root, tasks=tasks, batch_size=trainer.batch_size, steps=trainer.steps, micro=trainer.accumulate,
+        **suite.data.options,
+    )  # fmt: skip
+    missing = data.missing()
+    if missing:
+        raise DataError("\n".join(missing))
+    return data
+
+
+def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
+    """Removes optional tasks without any data, here and in the data module; others are an error."""
+    absent = data.absent_tasks() & set(tasks)
+    required = [name for name in absent if not tasks[name].optional]
+    if required:
+        raise DataError(
+            f"A task needs data. {', '.join(sorted(required))}: absent in {data.root}. "
+            "Get it, or mark the task optional (tasks.<name>.optional=true)."
+        )
+    for name in absent:
+        del tasks[name]
+    data.tasks = dict(tasks)
+    return [{"task": name, "reason": f"optional, and absent in {data.root}"} for name in sorted(absent)]
+
+
+def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
+    from mtlbench.networks.encoder import weights_identity
+
+    trainer, periods = asdict(suite.trainer), ("checkpoint_every", "log_every", "diagnose_every", "workers", "examples")
+    model = asdict(suite.model)
+    weights = model["weights"]
+    # Identity knows what the weights are; where they lie is a local matter.
+    model["weights"] = weights_identity(model["encoder"], weights)
+    module = type(data)
+    return {
+        "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},
+        "data": _plain({
+            "module": suite.data.module, "version": module.VERSION, "options": suite.data.options,
+            "fingerprint": data.fingerprint(),
+        }),
+        "model": _plain(model),
+        "optimiser": asdict(suite.optimiser),
+        "trainer": {
+            **{key: value for key, value in trainer.items() if key not in periods},
+            "selection": suite.selection, "protocol": suite.protocol, "suite_version": suite.version,
+        },
+        "local": {**{key: trainer[key] for key in periods}, "root": root, "weights": weights, "devices": local.devices},
+    }  # fmt: skip
+
+
+def _record(
+    suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], removed: list[dict[str, str]],
+    overrides: list[str], members: list[RunSpec],
+) -> dict[str, Any]:  # fmt: skip
+    commit, dirty = _commit()
+    described = {
+        name: {**_plain(task.describe()), "in_delta_m": task.in_delta_m, "class_names": list(getattr(task, "class_names", ()))}
+        for name, task in tasks.items()
+    }
+    return {
+        "format": 1, "key": key_of(suite, local), "suite": suite.name, "version": suite.version, "title": suite.title,
+        "overrides": overrides, "baseline": suite.baseline, "selection": suite.selection, "split": data.SPLITS[-1],
+        "search": suite.search, "seeds": list(suite.seeds), "tasks": described, "removed": removed,
+        "rows": [{"label": m.label, "method": m.method["name"], "seed": m.seed, "runs": [], "serving": {}} for m in members],
+        "commit": commit, "dirty": dirty, "package": __version__,
+        "data": f"{suite.data.module}, fingerprint {data.fingerprint() or 'none'}",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _commit() -> tuple[str | None, bool]:
+    """Returns the commit of the working folder and whether it has changes; (None, False) outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None, False
+    return (head.stdout.strip(), bool(status.stdout.strip())) if head.returncode == 0 else (None, False)
+
+
+def _sources(suite: Suite) -> Iterator[str]:
+    """Yields a hash of every source file that may decide a result: the package, data modules, the user's own."""
+    package = Path(__file__).parent
+    names = [suite.data.module, *(str(m if isinstance(m, str) else m["name"]) for m in suite.methods)]
+    files = set(package.rglob("*.py"))
+    for name in names:
+        if ":" in name:
+            files |= _files_of(name.partition(":")[0])
+    for path in sorted(files):
+        yield hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _files_of(module: str) -> set[Path]:
+    """Returns the sources of a module's top-level package, or of the module, without importing them."""
+    top = module.partition(".")[0]
+    here = Path.cwd() / f"{top}.py"
+    if here.exists():
+        return {here}
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return set()
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if places:
+        return {path for place in places for path in Path(place).rglob("*.py")}
+    return {Path(spec.origin)} if spec and spec.origin else set()
+
+
+def _walk(root: str | None) -> str:
+    """Returns a hash over names and sizes of all files of the data folder: cheap, and enough to notice a change."""
+    if root is None:
+        return ""
+    sha = hashlib.sha256()
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            sha.update(f"{os.path.relpath(folder, root)}/{name}:{os.path.getsize(os.path.join(folder, name))}\n".encode())
+    return sha.hexdigest()

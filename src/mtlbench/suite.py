@@ -1,0 +1,292 @@
+"""Suites: what is compared. Reads, checks and overrides ``experiments/*.yaml``. Free of torch.
+
+Every fault of a file and of the overrides is reported at once, with its line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtlbench.errors import SuiteError, unknown_name
+
+FORMAT = 1
+SELECTIONS = ("last", "best")
+
+
+@dataclass
+class DataSection:
+    """Where data comes from: class, folder (``DATA=``), options of the class."""
+
+    module: str = MISSING
+    root: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TaskSection:
+    """Changes to a task of the data module: its loss scale, and whether it may be absent."""
+
+    scale: float | None = None
+    optional: bool = False
+
+
+@dataclass
+class ModelSection:
+    """The network: any timm encoder, pretrained weights (``timm``, a file, or null), decoder width."""
+
+    encoder: str = "resnet18"
+    encoder_options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    decoder_channels: int = 64
+    image_size: list[int] = MISSING
+
+
+@dataclass
+class OptimiserSection:
+    """Optimiser and schedule; rates per optimiser step."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup: int = 0
+    power: float = 0.9
+
+
+@dataclass
+class TrainerSection:
+    """Length, effective batch over all devices, precision, clipping (0 = off) and periods in steps (0 = never)."""
+
+    steps: int = MISSING
+    batch_size: int = 8
+    accumulate: int = 1
+    precision: str = "32-true"
+    clip: float = 0.0
+    evaluate_every: int = 0
+    checkpoint_every: int = 50
+    log_every: int = 10
+    diagnose_every: int = 25
+    workers: int = 0
+    examples: int = 4
+
+
+@dataclass
+class Suite:
+    """A suite file. Unknown keys are faults."""
+
+    name: str = MISSING
+    version: int = MISSING
+    title: str = ""
+    format: int = FORMAT
+    data: DataSection = field(default_factory=DataSection)
+    tasks: dict[str, TaskSection] = field(default_factory=dict)
+    model: ModelSection = field(default_factory=ModelSection)
+    optimiser: OptimiserSection = field(default_factory=OptimiserSection)
+    trainer: TrainerSection = field(default_factory=TrainerSection)
+    methods: list[Any] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    baseline: str = "single_task"
+    selection: str = "last"
+    protocol: str = "delta_m@1"
+    search: str = "none: every method runs with its declared defaults"
+
+
+def folder() -> Path:
+    """Returns where the shipped suites are: ``experiments/`` of the working folder or of the source tree."""
+    here = Path("experiments")
+    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "experiments"
+
+
+def available() -> dict[str, str]:
+    """Returns the shipped suites by name, with their titles."""
+    found = {}
+    for path in sorted(folder().glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        found[path.stem] = str(content.get("title", "")) if isinstance(content, dict) else ""
+    return found
+
+
+def locate(name: str) -> Path:
+    """Returns the file of a suite given by name or by path.
+
+    Raises:
+        SuiteError: If there is none.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise SuiteError(f"A suite given as a path must exist. There is no file {path}.")
+    path = folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise SuiteError(unknown_name("suite", name, available()) + f" Looked in {folder()}/.")
+    return path
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Suite:
+    """Reads a suite by name or path and applies dotted overrides, ``key.key=value``.
+
+    Raises:
+        SuiteError: Listing every fault with file and line.
+    """
+    path = locate(name)
+    config = OmegaConf.structured(Suite)
+    reader = _Reader(config)
+    reader.read_file(path)
+    for text in overrides:
+        reader.read_override(text)
+    reader.check_missing(str(path))
+    if reader.faults:
+        raise SuiteError("\n".join(reader.faults))
+    suite = OmegaConf.to_object(config)
+    if not isinstance(suite, Suite):
+        raise SuiteError(f"{path} is not a suite.")
+    return suite
+
+
+class _Reader:
+    """Sets values in a structured configuration one by one and collects what does not fit."""
+
+    def __init__(self, config: DictConfig):
+        self.config = config
+        self.faults: list[str] = []
+
+    def read_file(self, path: Path) -> None:
+        text = path.read_text()
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+                self.faults.append(f"{path}: a suite is written out in full; anchors and aliases are not used.")
+                return
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            self.faults.append(f"{path}: not valid YAML: {error}")
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self.faults.append(f"{path}: a suite is a mapping of keys to values.")
+            return
+        for line, keys, value in self._leaves(node, (), str(path)):
+            self._set(f"{path}:{line}", keys, value)
+
+    def read_override(self, text: str) -> None:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            self.faults.append(f"override {text!r}: must have the form key.key=value.")
+            return
+        try:
+            parsed = yaml.safe_load(value) if value else None
+        except yaml.YAMLError as error:
+            self.faults.append(f"override {text!r}: {error}")
+            return
+        self._set(f"override {text!r}", tuple(key.split(".")), parsed)
+
+    def check_missing(self, where: str) -> None:
+        for key in sorted(OmegaConf.missing_keys(self.config)):
+            self.faults.append(f"{where}: {key} is required and has no value.")
+        if self.faults:
+            return
+        if not self.config.methods:
+            self.faults.append(f"{where}: methods must name at least one method.")
+        if self.config.format != FORMAT:
+            self.faults.append(f"{where}: format must be {FORMAT}, found {self.config.format}.")
+        if self.config.selection not in SELECTIONS:
+            self.faults.append(f"{where}: " + unknown_name("selection", self.config.selection, SELECTIONS))
+        self.faults += [f"{where}: {fault}" for fault in _method_faults(self.config.methods)]
+        for section, key, least in (("trainer", "steps", 1), ("trainer", "batch_size", 1), ("trainer", "accumulate", 1)):
+            if self.config[section][key] < least:
+                self.faults.append(f"{where}: {section}.{key} must be at least {least}, found {self.config[section][key]}.")
+        if len(set(self.config.seeds)) != len(self.config.seeds) or not self.config.seeds:
+            self.faults.append(f"{where}: seeds must be distinct and at least one, found {list(self.config.seeds)}.")
+
+    def _leaves(self, node: yaml.MappingNode, above: tuple[str, ...], path: str) -> Iterator[tuple[int, Any, Any]]:
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in seen:
+                self.faults.append(f"{path}:{line}: {'.'.join((*above, key))} is given twice.")
+            seen.add(key)
+            keys = (*above, key)
+            if isinstance(value_node, yaml.MappingNode) and value_node.value and self._is_section(keys):
+                yield from self._leaves(value_node, keys, path)
+                continue
+            try:
+                yield line, keys, _construct(value_node)
+            except yaml.YAMLError as error:
+                self.faults.append(f"{path}:{line}: {'.'.join(keys)}: {error}")
+
+    def _is_section(self, keys: tuple[str, ...]) -> bool:
+        return self.fault_of(keys) is None and isinstance(OmegaConf.select(self.config, ".".join(keys)), DictConfig)
+
+    def fault_of(self, keys: tuple[str, ...]) -> str | None:
+        """Returns why a key cannot exist, or None; creates entries of ``tasks``, whose names are free."""
+        at: Any = self.config
+        for depth, key in enumerate(keys):
+            if not isinstance(at, DictConfig):
+                return f"{'.'.join(keys[:depth])} is a single value and has no key {key!r}."
+            kind = OmegaConf.get_type(at)
+            if key not in at.keys() and kind is dict and at is self.config.tasks:
+                at[key] = TaskSection()
+            if key not in at.keys() and kind is not dict:
+                names = [*at.keys()]
+                return unknown_name("key", key, names) + _elsewhere(self.config, key)
+            if key not in at.keys() or OmegaConf.is_missing(at, key):
+                return None
+            at = at[key]
+        return None
+
+    def _set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
+        name = ".".join(keys)
+        if "${" in repr(value):
+            self.faults.append(f"{where}: {name}: a suite is written out in full; ${{...}} is not expanded here.")
+            return
+        fault = self.fault_of(keys)
+        if fault:
+            self.faults.append(f"{where}: {fault}")
+            return
+        if name == "methods" and isinstance(value, str):
+            value = value.split()
+        try:
+            OmegaConf.update(self.config, name, value, merge=True)
+        except OmegaConfBaseException as error:
+            self.faults.append(f"{where}: {name}: {str(error).splitlines()[0]}")
+
+
+def _construct(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _elsewhere(config: DictConfig, key: str) -> str:
+    """Returns a hint where a key of that name lives, for users who left out its section."""
+    if difflib.get_close_matches(key, [str(k) for k in config], 1, 0.8):
+        return ""
+    for section in config:
+        if not OmegaConf.is_missing(config, section) and isinstance(config[section], DictConfig):
+            if key in config[section]:
+                return f" Perhaps {section}.{key}?"
+    return ""
+
+
+def _method_faults(methods: Sequence[Any]) -> Iterator[str]:
+    labels: set[str] = set()
+    for entry in methods:
+        if isinstance(entry, bool):
+            yield f"methods: {entry} is a yes/no word of YAML, not a method; write the name in quotes."
+        elif not isinstance(entry, str) and not (isinstance(entry, DictConfig) and isinstance(entry.get("name"), str)):
+            yield f"methods: an entry is a name, or a mapping with a name and its arguments; found {entry!r}."
+        else:
+            label = entry if isinstance(entry, str) else str(entry.get("label") or entry["name"])
+            if label in labels:
+                yield f"methods: {label!r} stands twice; give one of them a label of its own (label: ...)."
+            labels.add(label)
