@@ -1,0 +1,1 @@
+"""Data sets: one file each. They import mtlbench, never the reverse."""

@@ -66,7 +66,7 @@ class Scenes(MTLDataModule):
     }
 
     def __init__(
-        self, root: str | None = None, *, size: int = 64, train: int = 2000, val: int = 300, test: int = 300,
+        self, root: str | None = None, *, size: int = 64, train: int = 2000, val: int = 250, test: int = 250,
         scene_seed: int = 0, cache: str | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__(root, **options)
@@ -120,7 +120,7 @@ class Scenes(MTLDataModule):
                 if not folder.is_dir():
                     self._build(split, folder)
                 arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: numpy on a damaged file.
                 _LOG.warning("Scenes are kept in memory, since the cache %s cannot be used: %s", self.cache, error)
                 chunks = list(self._render(split))
                 arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _FIELDS}

@@ -115,9 +115,9 @@ def test_normalisation_is_the_pretrained_one_and_not_in_the_state():
     assert not {"mean", "std"} & set(made.state_dict())
 
 
-def test_an_image_too_small_for_the_encoder_is_refused():
-    with pytest.raises(SuiteError, match="does not take images of 16 x 16.*image_size"):
-        build_encoder("crossvit_tiny_240", image_size=(16, 16))
+def test_an_image_that_the_encoder_cannot_process_is_refused():
+    with pytest.raises(SuiteError, match="does not take images of 36 x 36.*image_size"):
+        build_encoder("hrnet_w18_small", image_size=(36, 36))
 
 
 def test_unknown_names_offer_near_ones():

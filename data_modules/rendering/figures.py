@@ -100,16 +100,12 @@ class _Body:
     def _from(self, joint: str, frame: Array, x: float, y: float, z: float) -> Array:
         return self.joints[joint] + self._offset(frame, x, y, z)
 
-    def _ellipsoid(
-        self, centre: Array, frame: Array, size: tuple[float, float, float], part: int, cloth: str
-    ) -> None:
+    def _ellipsoid(self, centre: Array, frame: Array, size: tuple[float, float, float], part: int, cloth: str) -> None:
         x, y, z = size
         extent = vector(x * self.build, y, z * self.build) * np.float32(self.stature)
         self.solids.append(Solid(Kind.SPHERE, centre, frame, extent, self.clothes[cloth], part))
 
-    def _bone(
-        self, start: Array, frame: Array, length: float, radius: float, part: int, cloth: str, end: str
-    ) -> Array:
+    def _bone(self, start: Array, frame: Array, length: float, radius: float, part: int, cloth: str, end: str) -> Array:
         """Adds a capsule from a joint along -y of its frame; returns the joint at its other end."""
         stop = self._joint(end, start + self._offset(frame, 0, -length, 0))
         thick = radius * self.build

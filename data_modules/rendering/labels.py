@@ -15,16 +15,14 @@ CREASE = float(np.cos(np.radians(30)))
 JUMP = 0.12
 """Metres of depth between two surfaces of one thing above which their border is an edge."""
 
-KEEP = 0.6
+KEEP = 0.7
 """Things whose prominence reaches this share of the greatest are salient, too."""
 
 MIN_AREA = 0.004
 """Share of the image below which a thing is never salient."""
 
 
-def edges(
-    instance: NDArray[np.int32], surface: NDArray[np.int32], depth: Array, normals: Array
-) -> NDArray[np.uint8]:
+def edges(instance: NDArray[np.int32], surface: NDArray[np.int32], depth: Array, normals: Array) -> NDArray[np.uint8]:
     """Returns thin edges, (H, W), 0 or 1.
 
     Two neighbours (right or down) are parted by an edge if they show different things, or different faces of one

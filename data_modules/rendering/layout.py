@@ -27,7 +27,10 @@ from data_modules.rendering.solids import bound, reach
 MIN_SOLIDS = 20
 """Every scene has at least this many solids, planes included."""
 
-_PEOPLE_SHARE = (0.22, 0.38, 0.28, 0.12)
+_SPOTS = 24
+"""Random spots that are tried for a thing."""
+
+_PEOPLE_SHARE = (0.2, 0.4, 0.28, 0.12)
 _SINGLES = (Kind.SPHERE, Kind.BOX, Kind.CYLINDER, Kind.CONE, Kind.CAPSULE)
 _UP = vector(0, 1, 0)
 
@@ -62,7 +65,7 @@ def describe(seed: int, index: int) -> Scene:
 
 def _camera(generator: np.random.Generator) -> Camera:
     height, aim, distance, roll, view = generator.uniform(
-        (0.7, 0.4, 3.0, -0.1, math.radians(45)), (2.3, 1.0, 4.5, 0.1, math.radians(66))
+        (0.7, 0.4, 3.0, -0.1, math.radians(40)), (2.2, 1.0, 4.2, 0.1, math.radians(60))
     )
     turn = rotation(pitch=math.atan2(aim - height, distance)) @ rotation(roll=roll)
     exposure, noise = generator.uniform((0.18, 0.008), (0.36, 0.03))
@@ -80,7 +83,7 @@ def _light(generator: np.random.Generator) -> Light:
 
 
 class _Stage:
-    """The things placed so far. Things do not touch: each keeps a disc of the ground to itself."""
+    """The things placed so far. Each keeps a disc of the ground to itself, as far as there is room."""
 
     def __init__(self, generator: np.random.Generator, camera: Camera):
         self.generator, self.camera = generator, camera
@@ -99,7 +102,7 @@ class _Stage:
         """Adds a figure; at least half of them face the camera roughly."""
         clothes = {cloth: skin(self.generator) if cloth == "skin" else material(self.generator) for cloth in CLOTHES}
         yaw = float(self.generator.normal(0, 0.7) if self.generator.random() < 0.5 else self.generator.uniform(-3, 3))
-        self._place(figure(self.generator, clothes, vector(0, 0, 0), yaw), 2.0, 4.8)
+        self._place(figure(self.generator, clothes, vector(0, 0, 0), yaw), 1.8, 4.2)
 
     def add_compound(self, solids: tuple[int, tuple[Solid, ...]]) -> None:
         """Adds a thing made of several solids whose frame stands on the ground."""
@@ -123,22 +126,28 @@ class _Stage:
         self._place(Thing(label, (body,), vector(0, height, 0), turn), 1.8, 7.0)
 
     def _place(self, thing: Thing, near: float, far: float) -> None:
-        """Adds a thing at a free spot in view between two distances, farther the longer none is found."""
-        radius = max(float(np.hypot(*(thing.rotation @ s.centre)[[0, 2]])) + bound(s) * 0.85 for s in thing.solids)
-        radius = min(radius, 0.6 if len(thing.solids) > 1 else radius)
-        while True:
-            distance = float(self.generator.uniform(near, far)) + radius
+        """Adds a thing in view between two distances: at the first free of some random spots, else at the roomiest."""
+        radius = max(float(np.hypot(*(thing.rotation @ s.centre)[[0, 2]])) + 0.85 * bound(s) for s in thing.solids)
+        if len(thing.solids) > 1:
+            radius = min(radius, 0.6)
+        best, roomiest = vector(0, 0, -far), -math.inf
+        for share, aside in self.generator.random((_SPOTS, 2)):
+            distance = near + (far - near) * share + radius
             half = distance * math.tan(0.5 * self.camera.field_of_view)
-            spot = vector(self.generator.uniform(-half, half), 0, -distance)
-            if self._free(spot, radius):
+            spot = vector((2 * aside - 1) * half, 0, -distance)
+            room = self._room(spot) - radius
+            if room > roomiest:
+                best, roomiest = spot, room
+            if room > 0:
                 break
-            far += 0.05
-        self.discs.append((float(spot[0]), float(spot[2]), radius))
-        self.things.append(Thing(thing.label, thing.solids, thing.position + spot, thing.rotation, thing.joints))
+        self.discs.append((float(best[0]), float(best[2]), radius))
+        self.things.append(Thing(thing.label, thing.solids, thing.position + best, thing.rotation, thing.joints))
 
-    def _free(self, spot: Array, radius: float) -> bool:
-        apart = all(math.hypot(spot[0] - x, spot[2] - z) > radius + r for x, z, r in self.discs)
-        return apart and all(float(normal @ (spot - point)) > radius for point, normal in self.walls)
+    def _room(self, spot: Array) -> float:
+        """Returns the distance from a spot to the nearest thing or wall, metres; negative inside."""
+        x, _, z = spot.tolist()
+        room = min((math.hypot(x - cx, z - cz) - radius for cx, cz, radius in self.discs), default=math.inf)
+        return min([room, *(float(normal @ (spot - point)) for point, normal in self.walls)])
 
     def _walls(self) -> None:
         """Encloses the stage: nothing, a back wall, or a corner."""

@@ -121,7 +121,7 @@ class Bench:
         return any(self.state(s.run_id) == "failed" and s.run_id not in self.attempted for s in member.waiting)
 
     def _wanted(self) -> list[RunSpec]:
-        """Returns runs to start: interleaved over methods and shuffled by a fixed seed, as timings and partial tables like."""
+        """Returns runs to start, shuffled by a fixed seed: partial tables compare, and timings mix with the hour."""
         running = set(self.executor.running) if self.executor else set()
         found = {}
         for spec in (spec for member in self.members if member.open for spec in member.waiting):
@@ -169,7 +169,8 @@ def _checked_serving(member: Member, serving: Any) -> dict[str, str]:
     tasks = set(member.spec.tasks)
     if not isinstance(serving, dict) or set(serving) != tasks or not set(serving.values()) <= known:
         raise MethodError(
-            f"A plan must return which of its runs serves each task {sorted(tasks)}. {member.spec.label} returned {serving!r}."
+            f"A plan must return which of its runs serves each task {sorted(tasks)}. "
+            f"{member.spec.label} returned {serving!r}."
         )
     return serving
 

@@ -143,7 +143,7 @@ class EndOfStep(L.Callback):
     def _save(self, trainer: L.Trainer, method: MTLMethod) -> None:
         method.check_finite()
         share_buffers(method.network)
-        trainer.save_checkpoint(checkpoint.path_of(self.folder, self.step))
+        trainer.save_checkpoint(checkpoint.path_of(self.folder, self.step), weights_only=False)
         self.clock.restart()
         self._logged = self.step
 
@@ -177,7 +177,7 @@ class Heartbeat(threading.Thread):
         while not self._done.wait(self.period):
             try:
                 self.folder.beat(step=self.progress(), steps=self.steps)
-            except Exception as error:  # noqa: BLE001 - a full disk must not end a run that can still finish
+            except Exception as error:
                 print(f"Heartbeat failed: {error}")
             if not told and not self.parent_alive():
                 told = True

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a flipped byte: written beside, synced, renamed, hashed, two kept."""
+"""Checkpoints that survive a kill, a full disk and a flipped byte: written beside, synced, renamed, hashed."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        for file in path.parent.glob(f".{path.name}.{os.getpid()}*"):
+        for left in path.parent.glob(f".{path.name}.{os.getpid()}*"):
             with contextlib.suppress(OSError):
-                file.unlink()
+                left.unlink()
         if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
         raise StoreError(

@@ -37,9 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", _bench, "run what is missing of a suite and show the leaderboard")
     _suite_arguments(bench)
-    bench.add_argument("--jobs", type=_positive, help="runs at once (default: one per core, at most 2 threads apart)")
+    bench.add_argument("--jobs", type=_positive, help="runs at once (default: one per core or accelerator)")
     bench.add_argument("--devices", type=_positive, default=1, help="devices per run; the effective batch is kept")
-    bench.add_argument("--sample", action="store_true", help="render a small data set in the suite's true layout and use it")
+    bench.add_argument("--sample", action="store_true", help="render and use a small data set in the true layout")
     bench.add_argument("--retry", action="store_true", help="run failed runs again")
     bench.add_argument("--dry", action="store_true", help="print the plan and stop")
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _suite_name(status)
     status.add_argument("--results", default=RESULTS)
 
-    report = _command(commands, "report", _report, "print the leaderboard and write it as Markdown, CSV, LaTeX and HTML")
+    report = _command(commands, "report", _report, "show the leaderboard; write Markdown, CSV, LaTeX, HTML")
     _suite_name(report)
     report.add_argument("--results", default=RESULTS)
 
@@ -84,11 +84,11 @@ def _suite_name(command: argparse.ArgumentParser) -> None:
 
 def _suite_arguments(command: argparse.ArgumentParser) -> None:
     _suite_name(command)
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, e.g. model.encoder=resnet18")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model.encoder=resnet18")
     command.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
     command.add_argument("--seeds", metavar="N", help="number of seeds, or a list such as '0,1,5'")
     command.add_argument("--data", metavar="FOLDER", help="folder of the data")
-    command.add_argument("--results", default=RESULTS, metavar="FOLDER", help="folder of the results (default: results)")
+    command.add_argument("--results", default=RESULTS, metavar="FOLDER", help="where results go (default: results)")
 
 
 def _positive(text: str) -> int:

@@ -12,8 +12,8 @@ from torch import nn
 
 from mtlbench.balancing import ranks
 from mtlbench.data import Batch
-from mtlbench.metrics import MeanLoss
 from mtlbench.method import MTLMethod, streams
+from mtlbench.metrics import MeanLoss
 
 Scores = dict[str, dict[str, float]]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mtlbench.balancing import ranks
 from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, loss_weights, overrides
+from mtlbench.balancing.losses import ReducedLosses, reduce_losses
 from mtlbench.balancing.surgery import Surgery, gramian_of
 from mtlbench.data import Batch, seed_of
 from mtlbench.errors import DivergedError, MethodError
@@ -21,7 +23,8 @@ from mtlbench.plan import Plan, RunSpec, one_run
 from mtlbench.tasks import Task
 
 DEFAULT_OPTIMISER = {
-    "name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9, "schedule": "constant", "warmup": 0, "power": 0.9,
+    "name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9, "schedule": "constant", "warmup": 0,
+    "power": 0.9,
 }  # fmt: skip
 
 
@@ -83,11 +86,10 @@ class MTLMethod(L.LightningModule):
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
-        self.register_buffer("scales", torch.tensor([t.scale for t in self.tasks.values()]), persistent=False)
         self.last_losses: Tensor | None = None
         self.last_gramian: Tensor | None = None
         self.last_active: tuple[int, ...] = ()
-        self._totals: tuple[Tensor, list[int]] | None = None
+        self._reduced: ReducedLosses | None = None
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +154,7 @@ class MTLMethod(L.LightningModule):
         rest = _unique(self.parameters(), {id(p) for group in (shared, *owned) for p in group})
         self.surgery = Surgery(shared, owned, rest)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Returns optimiser and schedule of the suite."""
         optimiser = build_optimiser(self.parameter_groups(), self.spec.optimiser)
         schedule = build_schedule(optimiser, self.spec.optimiser, self.spec.steps)
@@ -169,7 +171,10 @@ class MTLMethod(L.LightningModule):
         self._batch, self._micro_index = batch, batch_idx % self.trainer.accumulate_grad_batches
         self._reseed()
         sums, regularisers = self._losses(batch)
-        shares, ctx = self._reduce_losses(sums, batch)
+        reduced = reduce_losses(sums, self._counts(batch), self._scales())
+        shares = sums * reduced.factors * ranks.world_size()
+        ctx = self._context(reduced)
+        self._note(reduced)
         weights, value = loss_weights(self.combine_losses, ctx) if ctx.active else (ctx.losses, shares.detach().sum())
         self._ctx = ctx
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
@@ -217,7 +222,7 @@ class MTLMethod(L.LightningModule):
             self.balancer.after_step(ctx)
         if (self._current_step + 1) % self.spec.steps_per_epoch == 0:
             self.balancer.epoch_end()
-        self._totals = None
+        self._reduced = None
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class MTLMethod(L.LightningModule):
         for stream in streams(batch):
             names = [name for name in self.tasks if name in stream["targets"]]
             for name, prediction in self.network(stream["image"], names).predictions.items():
-                self.metrics[name].update(_full_precision(prediction), stream["targets"][name])
+                cast(Metric, self.metrics[name]).update(_full_precision(prediction), stream["targets"][name])
 
     test_step = validation_step
 
@@ -234,7 +239,7 @@ class MTLMethod(L.LightningModule):
         """Returns and resets the metrics: ``{task: {protocol id: value}}``, over all ranks."""
         found = {}
         for name in self.tasks:
-            metric: Any = self.metrics[name]
+            metric = cast(Metric, self.metrics[name])
             found[name] = metric.compute()
             metric.reset()
         return found
@@ -264,8 +269,8 @@ class MTLMethod(L.LightningModule):
     def _noise_seed(self) -> int:
         return seed_of("step", self.spec.seed, self._current_step, self._micro_index, self.trainer.global_rank)
 
-    def _losses(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Returns the loss sums of all tasks on this rank, and the regularisers."""
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss sums (T,) on this rank, and the regularisers."""
         sums: dict[str, Tensor] = {}
         regularisers: dict[str, Tensor] = {}
         for stream in streams(batch):
@@ -279,71 +284,53 @@ class MTLMethod(L.LightningModule):
         lacking = [name for name in self.tasks if name not in sums]
         if lacking:
             raise MethodError(f"Every batch must hold every task of the run (blank where unlabelled). Lacks {lacking}.")
-        return [sums[name] for name in self.tasks], regularisers
+        return torch.stack([sums[name] for name in self.tasks]), regularisers
 
-    def _reduce_losses(self, sums: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Context]:
-        """Returns this rank's share of every loss (T,), whose mean over ranks is the loss, and the context."""
-        local = [sum(s["counts"].get(name, 0) for s in streams(batch)) for name in self.tasks]
-        counts = ranks.sum_counts(local, self.device)
-        stacked = torch.stack(list(sums))
-        divisor = torch.tensor([max(1, count) for count in counts], dtype=stacked.dtype, device=stacked.device)
-        scales = self.scales.to(stacked) / divisor  # type: ignore[operator]
-        totals = ranks.sum_(stacked.detach().clone())
-        self._note(totals, counts)
-        active = tuple(i for i, count in enumerate(counts) if count)
-        return stacked * scales * ranks.world_size(), self._context(active, (totals * scales)[list(active)])
+    def _counts(self, batch: Batch) -> list[int]:
+        return [sum(stream["counts"].get(name, 0) for stream in streams(batch)) for name in self.tasks]
 
-    def _note(self, totals: Tensor, counts: list[int]) -> None:
-        """Adds up the step's loss sums and counts over micro-batches, and remembers non-finite ones."""
-        bad = ~totals.isfinite() & (self.bad_step < 0)
+    def _scales(self) -> list[float]:
+        return [task.scale for task in self.tasks.values()]
+
+    def _note(self, reduced: ReducedLosses) -> None:
+        """Adds up the step's losses over micro-batches, and remembers non-finite ones."""
+        bad = ~reduced.totals.isfinite() & (self.bad_step < 0)
         self.bad_step.masked_fill_(bad, self._current_step)
-        if self._totals is not None:
-            totals = totals + self._totals[0]
-            counts = [a + b for a, b in zip(counts, self._totals[1], strict=True)]
-        self._totals = (totals, counts)
-        divisor = torch.tensor([count or float("nan") for count in counts], dtype=totals.dtype, device=totals.device)
-        self.last_losses = totals / divisor
+        self._reduced = reduced if self._reduced is None else self._reduced + reduced
+        self.last_losses = self._reduced.means()
 
     def _step_context(self) -> Context:
         """Returns the context of the whole optimiser step: all micro-batches together."""
-        if self._totals is None:
-            return self._ctx
-        totals, counts = self._totals
-        active = tuple(i for i, count in enumerate(counts) if count)
-        divisor = torch.tensor([max(1, count) for count in counts], dtype=totals.dtype, device=totals.device)
-        return self._context(active, (totals * self.scales.to(totals) / divisor)[list(active)])  # type: ignore[operator]
+        return self._ctx if self._reduced is None else self._context(self._reduced)
 
-    def _context(self, active: tuple[int, ...], losses: Tensor) -> Context:
+    def _context(self, reduced: ReducedLosses) -> Context:
         step = self._current_step
         generator = torch.Generator().manual_seed(seed_of("method", self.spec.seed, step))
 
         def lookahead(change: Tensor | None) -> Tensor:
-            return self._look_ahead(active, change)
+            return self._look_ahead(reduced.active, change)
 
-        return Context(active, losses, step, step // self.spec.steps_per_epoch, generator, lookahead)
+        return Context(reduced.active, reduced.losses, step, step // self.spec.steps_per_epoch, generator, lookahead)
 
     @torch.no_grad()
     def _look_ahead(self, active: tuple[int, ...], change: Tensor | None) -> Tensor:
         """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``."""
         shared = self.surgery.shared
-        moved = [] if change is None else shared.parameters
+        moved: list[Tensor] = [] if change is None else [*shared.parameters]
         kept = [p.clone() for p in moved]
         buffers = [(b, b.clone()) for b in self.network.buffers()]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
             torch.manual_seed(self._noise_seed())
             if change is not None:
-                torch._foreach_add_(moved, shared.views(change))
+                torch._foreach_add_(moved, [*shared.views(change)])  # type: ignore[arg-type]
             sums, _ = self._losses(self._batch)
         for parameter, value in zip(moved, kept, strict=True):
             parameter.copy_(value)
         for buffer, value in buffers:
             buffer.copy_(value)
-        local = [sum(s["counts"].get(name, 0) for s in streams(self._batch)) for name in self.tasks]
-        counts = ranks.sum_counts(local, self.device)
-        totals = ranks.sum_(torch.stack(sums))
-        divisor = torch.tensor([max(1, count) for count in counts], dtype=totals.dtype, device=totals.device)
-        return (totals * self.scales.to(totals) / divisor)[list(active)]  # type: ignore[operator]
+        reduced = reduce_losses(sums, self._counts(self._batch), self._scales())
+        return (reduced.totals * reduced.factors)[list(active)]
 
     def _uses(self, hook: str) -> bool:
         return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)

@@ -127,7 +127,8 @@ def _classes(module: Any) -> list[str]:
 
 
 def _below(base: type) -> set[type]:
-    return {cls for child in base.__subclasses__() for cls in {child, *_below(child)}}
+    children: set[type] = set(base.__subclasses__())
+    return children.union(*(_below(child) for child in children))
 
 
 def _snake(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import resource
@@ -26,7 +27,7 @@ from mtlbench import __version__, checkpoint, registry
 from mtlbench.callbacks import EndOfStep, Heartbeat, flat
 from mtlbench.data import MTLDataModule, seed_of
 from mtlbench.errors import DataError, MtlbenchError, StoreError
-from mtlbench.evaluation import Scores, evaluate, examples
+from mtlbench.evaluation import evaluate, examples
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.plan import RunSpec
@@ -99,15 +100,15 @@ def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
         workers=local.get("workers", 0), micro=trainer["accumulate"], **spec.data["options"],
     )  # fmt: skip
     method_spec = MethodSpec(
-        tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"], data.steps_per_epoch(), spec.seed,
-        local.get("diagnose_every", 0),
+        tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"],
+        data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0),
     )  # fmt: skip
     return build_method(spec.method, method_spec), data
 
 
 def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
     """Returns a method from its suite entry: ``path``, ``arguments`` and, perhaps, ``balancer``."""
-    cls = registry.find(entry["path"])
+    cls: Any = registry.find(entry["path"])
     if not issubclass(cls, MTLMethod):
         method = MTLMethod(spec)
         method.use_balancer(cls(**entry["arguments"]))
@@ -115,7 +116,8 @@ def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
     method = cls(spec, **entry["arguments"])
     balancer = entry.get("balancer")
     if balancer:
-        method.use_balancer(registry.find(balancer["path"])(**balancer["arguments"]))
+        rule: Any = registry.find(balancer["path"])
+        method.use_balancer(rule(**balancer["arguments"]))
     return method
 
 
@@ -152,6 +154,9 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
     # Every rank starts from the same weights, and every method with the same seed from the same encoder.
     torch.manual_seed(seed_of("weights", spec.seed))
     method.configure_model()
+    if spec.trainer["precision"] == "64-true":
+        # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
+        method.double()
     resume = checkpoint.newest(folder.path)
     metrics = MetricsFile(folder.path / "metrics.jsonl", _step_of(resume)) if rank == 0 else None
     tracker = Tracker(spec, folder.path, active=rank == 0)
@@ -164,11 +169,12 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
     if note is not None:
         note(end)
     trainer = build_trainer(spec, folder.path, [end], world)
-    trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None)
+    trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     if not end.stopped:
         _finish(spec, folder, method, data, end, started)
     if metrics is not None:
         metrics.close()
+    trainer.strategy.barrier()
     return not end.stopped
 
 
@@ -185,9 +191,8 @@ def _finish(
     cost = {**end.clock.summary(), **_cost(method, started, method.trainer.world_size)}
     if not method.trainer.is_global_zero:
         return
-    np.savez_compressed(
-        folder.path / "examples.npz", **examples(method, data.eval_dataloader(split), spec.local["examples"])
-    )
+    pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])
+    np.savez_compressed(folder.path / "examples.npz", **pictures)
     checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / "final.ckpt")
     result = {
         "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
@@ -215,7 +220,8 @@ def digest(weights: Mapping[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
     return {
-        "mtlbench": __version__, "torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version(),
+        "mtlbench": __version__, "torch": torch.__version__, "lightning": L.__version__,
+        "python": platform.python_version(),
     }  # fmt: skip
 
 
@@ -271,7 +277,7 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
             note = None
         done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note)
         return 0 if done else 4
-    except Exception as error:  # noqa: BLE001 - a failure is a row of the table with its reason
+    except Exception as error:
         traceback.print_exc()
         if seat.rank == 0 or isinstance(error, MtlbenchError):
             _record_failure(folder, error)
@@ -319,15 +325,23 @@ def _exists(pid: int) -> bool:
     return True
 
 
+def quiet_lightning() -> None:
+    """Silences what Lightning says about things that are meant: evaluation is ours, buffers follow our rule."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in ("You defined a `validation_step`", "`broadcast_buffers` is deprecated", "`isinstance\\(treespec"):
+        warnings.filterwarnings("ignore", message=text)
+    for text in ("The 'train_dataloader' does not have many workers", "You're resuming from a checkpoint that ended"):
+        warnings.filterwarnings("ignore", message=text)
+
+
 def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
     """Entry of a forked run: sends its output to a file and ends the process with the exit code of `work`."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet_lightning()
     code = work(root, record, seat)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of a hanging collective on another rank must not keep a finished process alive.
     os._exit(code)
-

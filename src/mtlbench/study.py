@@ -172,7 +172,7 @@ def _check_pair(record: Mapping[str, Any]) -> None:
     if not issubclass(balancer, Balancer):
         raise SuiteError(f"balancer: {record['balancer']['name']!r} is a method, not a balancer.")
     if not issubclass(method, MTLMethod):
-        raise SuiteError(f"{record['name']} is a balancer itself and cannot take balancer {record['balancer']['name']}.")
+        raise SuiteError(f"{record['name']} is a balancer itself and cannot take {record['balancer']['name']} too.")
     own = [hook for hook in BALANCING_HOOKS if getattr(method, hook) is not getattr(MTLMethod, hook)]
     if own:
         raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
@@ -200,7 +200,8 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
     trainer = suite.trainer
     unknown = set(suite.data.options) - set(registry.arguments_of(module))
     if unknown:
-        raise SuiteError("\n".join("data.options: " + unknown_name("option", u, registry.arguments_of(module)) for u in unknown))
+        known = registry.arguments_of(module)
+        raise SuiteError("\n".join("data.options: " + unknown_name("option", name, known) for name in sorted(unknown)))
     data = module(
         root, tasks=tasks, batch_size=trainer.batch_size, steps=trainer.steps, micro=trainer.accumulate,
         **suite.data.options,
@@ -257,14 +258,20 @@ def _record(
 ) -> dict[str, Any]:  # fmt: skip
     commit, dirty = _commit()
     described = {
-        name: {**_plain(task.describe()), "in_delta_m": task.in_delta_m, "class_names": list(getattr(task, "class_names", ()))}
+        name: {
+            **_plain(task.describe()),
+            "in_delta_m": task.in_delta_m,
+            "class_names": list(getattr(task, "class_names", ())),
+        }
         for name, task in tasks.items()
     }
     return {
         "format": 1, "key": key_of(suite, local), "suite": suite.name, "version": suite.version, "title": suite.title,
         "overrides": overrides, "baseline": suite.baseline, "selection": suite.selection, "split": data.SPLITS[-1],
         "search": suite.search, "seeds": list(suite.seeds), "tasks": described, "removed": removed,
-        "rows": [{"label": m.label, "method": m.method["name"], "seed": m.seed, "runs": [], "serving": {}} for m in members],
+        "rows": [
+            {"label": m.label, "method": m.method["name"], "seed": m.seed, "runs": [], "serving": {}} for m in members
+        ],
         "commit": commit, "dirty": dirty, "package": __version__,
         "data": f"{suite.data.module}, fingerprint {data.fingerprint() or 'none'}",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -321,5 +328,6 @@ def _walk(root: str | None) -> str:
     for folder, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
-            sha.update(f"{os.path.relpath(folder, root)}/{name}:{os.path.getsize(os.path.join(folder, name))}\n".encode())
+            size = os.path.getsize(os.path.join(folder, name))
+            sha.update(f"{os.path.relpath(folder, root)}/{name}:{size}\n".encode())
     return sha.hexdigest()

@@ -200,9 +200,9 @@ class _Reader:
         if self.config.selection not in SELECTIONS:
             self.faults.append(f"{where}: " + unknown_name("selection", self.config.selection, SELECTIONS))
         self.faults += [f"{where}: {fault}" for fault in _method_faults(self.config.methods)]
-        for section, key, least in (("trainer", "steps", 1), ("trainer", "batch_size", 1), ("trainer", "accumulate", 1)):
-            if self.config[section][key] < least:
-                self.faults.append(f"{where}: {section}.{key} must be at least {least}, found {self.config[section][key]}.")
+        for key in ("steps", "batch_size", "accumulate"):
+            if self.config.trainer[key] < 1:
+                self.faults.append(f"{where}: trainer.{key} must be at least 1, found {self.config.trainer[key]}.")
         if len(set(self.config.seeds)) != len(self.config.seeds) or not self.config.seeds:
             self.faults.append(f"{where}: seeds must be distinct and at least one, found {list(self.config.seeds)}.")
 
@@ -274,7 +274,7 @@ def _elsewhere(config: DictConfig, key: str) -> str:
     for section in config:
         if not OmegaConf.is_missing(config, section) and isinstance(config[section], DictConfig):
             if key in config[section]:
-                return f" Perhaps {section}.{key}?"
+                return f" Perhaps {section!s}.{key}?"
     return ""
 
 

@@ -183,9 +183,7 @@ class BinaryMap(Task):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         valid, truth = self.valid(target), target[:, 0]
         positive = (truth == 1) & valid
-        entropy = F.binary_cross_entropy_with_logits(
-            prediction[:, 0], torch.where(valid, truth, 0.0), reduction="none"
-        )
+        entropy = F.binary_cross_entropy_with_logits(prediction[:, 0], torch.where(valid, truth, 0.0), reduction="none")
         w = self.positive_weight(positive, valid)
         return _masked_sum(torch.where(positive, w * entropy, (1 - w) * entropy), valid)
 

@@ -1,4 +1,4 @@
-"""Records of a run: ``metrics.jsonl`` is the truth, W&B a view of it. The only importer of wandb beside the dashboard."""
+"""Records of a run: ``metrics.jsonl`` is the truth, W&B a view of it. The only importer of wandb."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Tracker:
     def _guarded(self, action: Any) -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
+        except Exception as error:
             print(f"W&B tracking stopped: {type(error).__name__}: {error}. The run's own records are complete.")
             self._run = None
 

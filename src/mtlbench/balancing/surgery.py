@@ -7,7 +7,7 @@ before clipping.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -161,4 +161,3 @@ class Surgery:
 def gramian_of(rows: Tensor) -> Tensor:
     """Returns G Gᵀ as float64 (A, A) from rows (A, P)."""
     return (rows @ rows.T).double()
-

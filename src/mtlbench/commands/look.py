@@ -47,7 +47,8 @@ def status(results: Path, suite: str) -> int:
             folder = RunFolder(root, run_id)
             spec = folder.spec()
             tasks = " ".join(spec.tasks) if spec else ""
-            table.add_row(row["label"], str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
+            state = states[run_id]
+            table.add_row(row["label"], str(row["seed"]), run_id, tasks, state, _detail(folder, state))
     console = Console()
     console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
     console.print(table)
@@ -70,7 +71,8 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
     states = states_of(root, record)
     files = [root / name for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "report.html")]
     marker = root / ".reported"
-    if not (unchanged and marker.exists() and marker.read_text() == record.get("key") and all(f.exists() for f in files)):
+    current = marker.exists() and marker.read_text() == record.get("key") and all(file.exists() for file in files)
+    if not (unchanged and current):
         files = reports.write(root, states)
         marker.write_text(str(record.get("key")))
     reports.show(root, states)

@@ -36,7 +36,8 @@ class Progress:
         self.started = time.monotonic()
         self.shown: float = 0.0
         self.work_at_start: float | None = None
-        self.live = Live(console=self.console, refresh_per_second=2, transient=True) if self.console.is_terminal else None
+        terminal = self.console.is_terminal
+        self.live = Live(console=self.console, refresh_per_second=2, transient=True) if terminal else None
 
     def __enter__(self) -> Progress:
         return self
@@ -56,11 +57,13 @@ class Progress:
         rows, share = self._rows(bench)
         left = self._left(share)
         states = list(bench.states().values())
-        head = f"{states.count('done')}/{len(states)} runs done" + (f", {states.count('failed')} failed" if "failed" in states else "")
+        head = f"{states.count('done')}/{len(states)} runs done"
+        head += f", {states.count('failed')} failed" if "failed" in states else ""
         if self.live:
             self.live.update(self._table(f"{head}, {left}", rows))
         else:
-            print(f"[{head}, {left}] " + "; ".join(f"{label} {step}/{steps}" for label, step, steps in rows), flush=True)
+            running = "; ".join(f"{label} {step}/{steps}" for label, step, steps in rows)
+            print(f"[{head}, {left}] {running}", flush=True)
 
     def _rows(self, bench: Bench) -> tuple[list[tuple[str, int, int]], float]:
         """Returns label, step and steps of running runs, and the share of all work that is done."""

@@ -58,10 +58,10 @@ class LocalExecutor:
         log = self.root / "logs" / f"{spec.run_id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         port = _free_port() if self.devices > 1 else 0
-        processes = [
-            self._context.Process(target=_run, args=(str(self.root), spec.to_json(), self._seat(rank, port), slot, str(log)))
-            for rank in range(self.devices)
+        arguments = [
+            (str(self.root), spec.to_json(), self._seat(rank, port), slot, str(log)) for rank in range(self.devices)
         ]
+        processes = [self._context.Process(target=_run, args=each) for each in arguments]
         for process in processes:
             process.start()
         self._running[spec.run_id] = _Job(spec, processes, slot)

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 PROTOCOL = "delta_m@1"
 
 
-def delta_m(
-    scores: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]
-) -> float:
+def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], higher_is_better: Mapping[str, bool]) -> float:
     """Returns the mean relative gain over a baseline, in per cent; higher is always better.
 
     Δm = 100/T Σ_i ±(M_i - S_i)/S_i, with a minus where lower is better (Maninis et al., 2019, arXiv:1904.08918).

@@ -179,8 +179,8 @@ def _config(name: str) -> PretrainedCfg:
 
 def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
     """Returns which of the network's maps to take: depths evenly spaced, or the last stages from stride 4 on."""
-    # On the meta device, which takes no memory and draws no random numbers.
-    with torch.device("meta"):
+    # Built once for its table of maps, without a trace in the generator. (The meta device would need timm 1.0.24.)
+    with torch.random.fork_rng(devices=[]):
         trunk: Any = timm.create_model(name, features_only=True, out_indices=1, **arguments)
     strides = [stage["reduction"] for stage in trunk.feature_info.info]
     if len(set(strides)) == 1:

@@ -1,0 +1,58 @@
+"""Task losses over all ranks: sums and counts in, means out, exact however labels are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtlbench.balancing import ranks
+
+
+@dataclass(frozen=True)
+class ReducedLosses:
+    """Loss sums and label counts of all ranks.
+
+    Attributes:
+        totals: (T,) sums over ranks, detached.
+        counts: Valid elements per task over ranks; on the host, so that nothing waits for the device.
+        scales: Static scale per task.
+    """
+
+    totals: Tensor
+    counts: tuple[int, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Indices of the tasks with a label on some rank."""
+        return tuple(i for i, count in enumerate(self.counts) if count)
+
+    @property
+    def factors(self) -> Tensor:
+        """(T,) factors that turn a sum into its part of the scaled mean."""
+        values = [scale / max(1, count) for scale, count in zip(self.scales, self.counts, strict=True)]
+        return torch.tensor(values, dtype=self.totals.dtype, device=self.totals.device)
+
+    @property
+    def losses(self) -> Tensor:
+        """(A,) scaled mean losses of the active tasks."""
+        return (self.totals * self.factors)[list(self.active)]
+
+    def means(self) -> Tensor:
+        """Returns (T,) unscaled means, NaN for absent tasks: what is logged."""
+        counts = [count or float("nan") for count in self.counts]
+        return self.totals / torch.tensor(counts, dtype=self.totals.dtype, device=self.totals.device)
+
+    def __add__(self, other: ReducedLosses) -> ReducedLosses:
+        """Joins two micro-batches of one step."""
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return ReducedLosses(self.totals + other.totals, counts, self.scales)
+
+
+def reduce_losses(sums: Tensor, counts: Sequence[int], scales: Sequence[float]) -> ReducedLosses:
+    """Adds this rank's loss sums (T,) and counts to those of all others."""
+    totals = ranks.sum_(sums.detach().clone())
+    return ReducedLosses(totals, tuple(ranks.sum_counts(counts, sums.device)), tuple(scales))
