@@ -30,7 +30,7 @@ MIN_SOLIDS = 20
 _SPOTS = 24
 """Random spots that are tried for a thing."""
 
-_PEOPLE_SHARE = (0.2, 0.4, 0.28, 0.12)
+_PEOPLE_SHARE = (0.1, 0.5, 0.3, 0.1)
 _SINGLES = (Kind.SPHERE, Kind.BOX, Kind.CYLINDER, Kind.CONE, Kind.CAPSULE)
 _UP = vector(0, 1, 0)
 
@@ -65,7 +65,7 @@ def describe(seed: int, index: int) -> Scene:
 
 def _camera(generator: np.random.Generator) -> Camera:
     height, aim, distance, roll, view = generator.uniform(
-        (0.7, 0.4, 3.0, -0.1, math.radians(40)), (2.2, 1.0, 4.2, 0.1, math.radians(60))
+        (0.8, 0.6, 2.6, -0.1, math.radians(44)), (1.8, 1.0, 3.6, 0.1, math.radians(58))
     )
     turn = rotation(pitch=math.atan2(aim - height, distance)) @ rotation(roll=roll)
     exposure, noise = generator.uniform((0.18, 0.008), (0.36, 0.03))
@@ -102,16 +102,16 @@ class _Stage:
         """Adds a figure; at least half of them face the camera roughly."""
         clothes = {cloth: skin(self.generator) if cloth == "skin" else material(self.generator) for cloth in CLOTHES}
         yaw = float(self.generator.normal(0, 0.7) if self.generator.random() < 0.5 else self.generator.uniform(-3, 3))
-        self._place(figure(self.generator, clothes, vector(0, 0, 0), yaw), 1.8, 4.2)
+        self._place(figure(self.generator, clothes, vector(0, 0, 0), yaw), 1.2, 2.6)
 
     def add_compound(self, solids: tuple[int, tuple[Solid, ...]]) -> None:
         """Adds a thing made of several solids whose frame stands on the ground."""
-        self._place(Thing(*solids, vector(0, 0, 0), rotation(float(self.generator.uniform(-3, 3)))), 2.4, 6.5)
+        self._place(Thing(*solids, vector(0, 0, 0), rotation(float(self.generator.uniform(-3, 3)))), 2.0, 4.5)
 
     def add_single(self) -> None:
         """Adds a solid of its own: mostly resting on the ground, upright or tumbled; sometimes hung in the air."""
         kind = _SINGLES[self.generator.integers(len(_SINGLES))]
-        extents = self.generator.uniform(0.12, 0.42, 3)
+        extents = self.generator.uniform(0.18, 0.5, 3)
         if kind in (Kind.CYLINDER, Kind.CONE, Kind.CAPSULE):
             extents[2] = extents[0] = extents[0] * 0.8
         elif kind == Kind.SPHERE and self.generator.random() < 0.7:
@@ -123,7 +123,7 @@ class _Stage:
         if self.generator.random() < 0.15:
             height += float(self.generator.uniform(0.3, 1.6))
         label = SEMSEG_CLASSES.index(kind.name.lower())
-        self._place(Thing(label, (body,), vector(0, height, 0), turn), 1.8, 7.0)
+        self._place(Thing(label, (body,), vector(0, height, 0), turn), 1.8, 5.0)
 
     def _place(self, thing: Thing, near: float, far: float) -> None:
         """Adds a thing in view between two distances: at the first free of some random spots, else at the roomiest."""

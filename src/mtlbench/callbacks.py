@@ -73,6 +73,7 @@ class EndOfStep(L.Callback):
         self.metrics, self.tracker, self.stop = metrics, tracker, stop
         self.best_loss, self.conflicts, self.measured = float("inf"), 0, 0
         self.step, self.stopped, self.clock = 0, False, StepClock()
+        self.started, self._earlier = time.time(), 0.0
         self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, method: Any) -> None:
@@ -98,12 +99,20 @@ class EndOfStep(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must know."""
-        return {"best_loss": self.best_loss, "conflicts": self.conflicts, "measured": self.measured}
+        return {
+            "best_loss": self.best_loss, "conflicts": self.conflicts, "measured": self.measured,
+            "seconds": self.seconds(), "windows": list(self.clock.windows),
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
         self.best_loss = state_dict["best_loss"]
         self.conflicts, self.measured = state_dict["conflicts"], state_dict["measured"]
+        self._earlier, self.clock.windows = state_dict.get("seconds", 0.0), list(state_dict.get("windows", ()))
+
+    def seconds(self) -> float:
+        """Returns the time that this run has taken, with the kept work of processes that were killed."""
+        return self._earlier + time.time() - self.started
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row to the run's own file and to W&B."""
@@ -122,6 +131,7 @@ class EndOfStep(L.Callback):
         if method.last_losses is not None:
             losses = method.last_losses.tolist()
             row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses, strict=True) if v == v}
+        row |= {name: float(value) for name, value in method.diagnostics().items()}
         if method.last_gramian is not None:
             row |= conflict_row(method.last_gramian, [list(method.tasks)[i] for i in method.last_active])
             self.measured += 1

@@ -52,6 +52,19 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def check_division(batch_size: int, world: int, micro: int) -> None:
+    """Checks that every rank and micro-batch gets the same number of samples.
+
+    Raises:
+        SuiteError: If not.
+    """
+    if batch_size % (micro * world):
+        raise SuiteError(
+            f"The effective batch must divide evenly: trainer.batch_size {batch_size} is not a multiple of "
+            f"{world} device(s) x {micro} micro-batch(es). Change batch_size, DEVICES or trainer.accumulate."
+        )
+
+
 class StepBatches:
     """Yields the (epoch, index) pairs of each micro-batch of this rank, from a given step to the last.
 
@@ -73,11 +86,7 @@ class StepBatches:
         self, size: int, batch_size: int, steps: int, seed: int, *, start: int = 0, micro: int = 1, rank: int = 0,
         world: int = 1,
     ):  # fmt: skip
-        if batch_size % (micro * world):
-            raise SuiteError(
-                f"The effective batch must divide evenly: batch_size {batch_size} is not a multiple of "
-                f"{world} device(s) x {micro} micro-batch(es). Change batch_size, DEVICES or trainer.accumulate."
-            )
+        check_division(batch_size, world, micro)
         if size < batch_size:
             raise SuiteError(
                 f"A batch is drawn without repetition: batch_size {batch_size} is larger than the training set "

@@ -55,21 +55,21 @@ def evaluate(method: MTLMethod, batches: Iterable[Batch], *, with_loss: bool = F
 
 
 def examples(method: MTLMethod, batches: Iterable[Batch], count: int) -> dict[str, np.ndarray]:
-    """Returns the first images with truth and prediction as `predictions_of` gives them, for the report."""
+    """Returns the first images with truth and prediction, for the report; of several streams, those of the first."""
     found: list[dict[str, np.ndarray]] = []
     with evaluating(method):
         for batch in batches:
-            for stream in streams(method.trainer.strategy.batch_to_device(batch)):
-                names = [name for name in method.tasks if name in stream["targets"]]
-                raw = method(stream["image"], names)
-                record = {"image": _numpy(stream["image"])}
-                record |= {f"target/{n}": _as_drawn(method, n, stream["targets"][n], raw=False) for n in names}
-                record |= {f"prediction/{n}": _as_drawn(method, n, raw[n], raw=True) for n in names}
-                found.append(record)
+            stream = streams(method.trainer.strategy.batch_to_device(batch))[0]
+            names = [name for name in method.tasks if name in stream["targets"]]
+            raw = method(stream["image"], names)
+            record = {"image": _numpy(stream["image"])}
+            record |= {f"target/{n}": _as_drawn(method, n, stream["targets"][n], raw=False) for n in names}
+            record |= {f"prediction/{n}": _as_drawn(method, n, raw[n], raw=True) for n in names}
+            found.append(record)
             if sum(len(record["image"]) for record in found) >= count:
                 break
     keys = found[0].keys() if found else ()
-    return {key: np.concatenate([record[key] for record in found if key in record])[:count] for key in keys}
+    return {key: np.concatenate([record[key] for record in found])[:count] for key in keys}
 
 
 def _add_losses(method: MTLMethod, losses: dict[str, MeanLoss], batch: Batch) -> None:

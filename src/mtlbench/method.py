@@ -18,6 +18,7 @@ from mtlbench.balancing.surgery import Surgery, gramian_of
 from mtlbench.data import Batch, seed_of
 from mtlbench.errors import DivergedError, MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.noise import reseed
 from mtlbench.optimisers import build_optimiser, build_schedule
 from mtlbench.plan import Plan, RunSpec, one_run
 from mtlbench.tasks import Task
@@ -115,6 +116,10 @@ class MTLMethod(L.LightningModule):
         """Returns further scalar losses by name; their gradient is added and never takes part in balancing."""
         return {}
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Returns scalar tensors by name that are recorded whenever losses are, for example the load of experts."""
+        return {}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the optimiser's groups. Default: no weight decay on vectors and on balancer parameters."""
         matrices = [p for p in self.network.parameters() if p.requires_grad and p.ndim > 1]
@@ -171,35 +176,34 @@ class MTLMethod(L.LightningModule):
         self._batch, self._micro_index = batch, batch_idx % self.trainer.accumulate_grad_batches
         self._reseed()
         sums, regularisers = self._losses(batch)
-        reduced = reduce_losses(sums, self._counts(batch), self._scales())
-        shares = sums * reduced.factors * ranks.world_size()
+        reduced = reduce_losses(torch.stack(sums), self._counts(batch), self._scales())
+        # One tensor per task to the end: through a stack, every row's backward pass would visit all heads.
+        factors = reduced.factors.unbind()
+        shares = [total * factor * ranks.world_size() for total, factor in zip(sums, factors, strict=True)]
         ctx = self._context(reduced)
         self._note(reduced)
-        weights, value = loss_weights(self.combine_losses, ctx) if ctx.active else (ctx.losses, shares.detach().sum())
+        weights, value = loss_weights(self.combine_losses, ctx) if ctx.active else (ctx.losses, ctx.losses.sum())
         self._ctx = ctx
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
         own = value if self.surgery.rest.parameters else value.detach()
         self._extra = sum(regularisers.values(), own)
         # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks:
         # each parameter then takes part in the ordinary reduction of gradients, and no rank waits for another.
-        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * shares.sum()
+        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * sum(shares)
         return self._total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Back-propagates: once and plainly, or once per task where a gradient hook is in use."""
-        surgical = self._surgical()
-        if surgical or self._diagnoses():
-            (factor,) = torch.autograd.grad(loss, self._total, retain_graph=True)
-            if not surgical:
+        if not self._surgical():
+            if self._diagnoses():
                 self._measure_conflict()
-                loss.backward(*args, **kwargs)
-                return
-            self.surgery.collect(self._rows, self._extra if self._extra.requires_grad else None, factor)
-            if self.trainer.precision == "16-mixed":
-                flag = self.surgery.finite()
-                self.surgery.fill(torch.where(flag > 0, torch.inf, 0.0))
-        else:
             loss.backward(*args, **kwargs)
+            return
+        (factor,) = torch.autograd.grad(loss, self._total, retain_graph=True)
+        self.surgery.collect(self._rows, self._extra if self._extra.requires_grad else None, factor)
+        if self.trainer.precision == "16-mixed":
+            flag = self.surgery.finite()
+            self.surgery.fill(torch.where(flag > 0, torch.inf, 0.0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
@@ -211,7 +215,7 @@ class MTLMethod(L.LightningModule):
             for parameter in self.surgery.owned[i].parameters:
                 parameter.grad = None
         if not ctx.active:
-            for parameter in self.surgery.shared.parameters:
+            for parameter in (*self.surgery.shared.parameters, *self.surgery.rest.parameters):
                 parameter.grad = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -264,13 +268,13 @@ class MTLMethod(L.LightningModule):
     def _reseed(self) -> None:
         """Makes dropout and the like a function of (seed, step, rank): resuming needs no saved generator."""
         self._current_step = self.trainer.global_step
-        torch.manual_seed(self._noise_seed())
+        reseed(self._noise_seed(), self.device)
 
     def _noise_seed(self) -> int:
         return seed_of("step", self.spec.seed, self._current_step, self._micro_index, self.trainer.global_rank)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss sums (T,) on this rank, and the regularisers."""
+    def _losses(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Returns the loss sum of every task on this rank, and the regularisers."""
         sums: dict[str, Tensor] = {}
         regularisers: dict[str, Tensor] = {}
         for stream in streams(batch):
@@ -284,7 +288,7 @@ class MTLMethod(L.LightningModule):
         lacking = [name for name in self.tasks if name not in sums]
         if lacking:
             raise MethodError(f"Every batch must hold every task of the run (blank where unlabelled). Lacks {lacking}.")
-        return torch.stack([sums[name] for name in self.tasks]), regularisers
+        return [sums[name] for name in self.tasks], regularisers
 
     def _counts(self, batch: Batch) -> list[int]:
         return [sum(stream["counts"].get(name, 0) for stream in streams(batch)) for name in self.tasks]
@@ -317,19 +321,23 @@ class MTLMethod(L.LightningModule):
         """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``."""
         shared = self.surgery.shared
         moved: list[Tensor] = [] if change is None else [*shared.parameters]
-        kept = [p.clone() for p in moved]
-        buffers = [(b, b.clone()) for b in self.network.buffers()]
+        # Other memory, not other values in the same: what the step's graph has saved stays as it was.
+        kept = [(tensor, tensor.data) for tensor in (*moved, *self.network.buffers())]
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
-            torch.manual_seed(self._noise_seed())
+        try:
+            for tensor, value in kept:
+                tensor.data = value.clone()
             if change is not None:
-                torch._foreach_add_(moved, [*shared.views(change)])  # type: ignore[arg-type]
-            sums, _ = self._losses(self._batch)
-        for parameter, value in zip(moved, kept, strict=True):
-            parameter.copy_(value)
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        reduced = reduce_losses(sums, self._counts(self._batch), self._scales())
+                torch._foreach_add_([p.data for p in moved], [*shared.views(change)])
+            with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
+                torch.clear_autocast_cache()  # It may hold parameters in low precision, from before the change.
+                reseed(self._noise_seed(), self.device)
+                sums, _ = self._losses(self._batch)
+        finally:
+            torch.clear_autocast_cache()
+            for tensor, value in kept:
+                tensor.data = value
+        reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
         return (reduced.totals * reduced.factors)[list(active)]
 
     def _uses(self, hook: str) -> bool:

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mtlbench.evaluation import evaluate, examples
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.plan import RunSpec
-from mtlbench.store import RunFolder, write_json
+from mtlbench.store import RunFolder, born, write_json
 from mtlbench.tasks import Task
 from mtlbench.tracking import MetricsFile, Tracker
 
@@ -149,7 +149,7 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
         stop: Tells whether this process was asked to stop.
         note: Called with the callback once it exists, for progress.
     """
-    started, rank = time.time(), int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
+    rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
     method, data = build(spec)
     # Every rank starts from the same weights, and every method with the same seed from the same encoder.
     torch.manual_seed(seed_of("weights", spec.seed))
@@ -158,8 +158,10 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
         # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
         method.double()
     resume = checkpoint.newest(folder.path)
-    metrics = MetricsFile(folder.path / "metrics.jsonl", _step_of(resume)) if rank == 0 else None
-    tracker = Tracker(spec, folder.path, active=rank == 0)
+    at, split = _step_of(resume), data.SPLITS[-1]
+    again = f"{split}/" if at == spec.trainer["steps"] else None
+    metrics = MetricsFile(folder.path / "metrics.jsonl", at, again) if rank == 0 else None
+    tracker = Tracker(spec, folder.path, active=rank == 0, history=metrics.kept if metrics else ())
     periods = {key: spec.local[key] for key in ("log_every", "checkpoint_every")}
     periods["evaluate_every"] = spec.trainer["evaluate_every"]
     end = EndOfStep(
@@ -169,18 +171,20 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
     if note is not None:
         note(end)
     trainer = build_trainer(spec, folder.path, [end], world)
-    trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
-    if not end.stopped:
-        _finish(spec, folder, method, data, end, started)
-    if metrics is not None:
-        metrics.close()
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+        end.step = trainer.global_step
+        if not end.stopped:
+            _finish(spec, folder, method, data, end)
+    finally:
+        tracker.close()
+        if metrics is not None:
+            metrics.close()
     trainer.strategy.barrier()
     return not end.stopped
 
 
-def _finish(
-    spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep, started: float
-) -> None:
+def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep) -> None:
     """Scores the selected weights and writes what a finished run leaves behind."""
     if spec.trainer["selection"] == "best":
         method.load_state_dict(checkpoint.verified(folder.path / "best.ckpt")["state_dict"])
@@ -188,7 +192,7 @@ def _finish(
     scores, _ = evaluate(method, data.eval_dataloader(split))
     end.write({"step": end.step, **flat(scores, split)})
     weights = method.state_dict()
-    cost = {**end.clock.summary(), **_cost(method, started, method.trainer.world_size)}
+    cost = {**end.clock.summary(), **_cost(method, end.seconds(), method.trainer.world_size)}
     if not method.trainer.is_global_zero:
         return
     pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])
@@ -198,23 +202,37 @@ def _finish(
         "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
         "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
         "conflict_share": end.conflicts / end.measured if end.measured else None, "weights_sha256": digest(weights),
-        "versions": versions(), "threads": torch.get_num_threads(), "started": started, "finished": time.time(),
+        "optimiser_sha256": digest(method.trainer.optimizers[0].state_dict()),
+        "versions": versions(), "threads": torch.get_num_threads(), "started": end.started, "finished": time.time(),
     }  # fmt: skip
-    if end.tracker is not None:
-        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}})
     folder.finish(result)
     for path in folder.path.glob("step-*.ckpt*"):
         path.unlink()
+    if end.tracker is not None:
+        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}})
 
 
-def digest(weights: Mapping[str, Any]) -> str:
-    """Returns a SHA-256 over names and bytes of all tensors, equal for bit-identical weights."""
+def digest(state: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 over names and bytes of all tensors and values, equal for bit-identical states."""
     sha = hashlib.sha256()
-    for name, value in sorted(weights.items()):
+    for name, value in sorted(_leaves(state, ""), key=lambda leaf: leaf[0]):
+        sha.update(name.encode())
         if isinstance(value, torch.Tensor):
-            sha.update(name.encode())
             sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(repr(value).encode())
     return sha.hexdigest()
+
+
+def _leaves(state: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _leaves(value, f"{name}/{key}")
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from _leaves(value, f"{name}/{index}")
+    else:
+        yield name, state
 
 
 def versions() -> dict[str, str]:
@@ -225,13 +243,13 @@ def versions() -> dict[str, str]:
     }  # fmt: skip
 
 
-def _cost(method: MTLMethod, started: float, world: int) -> dict[str, Any]:
+def _cost(method: MTLMethod, seconds: float, world: int) -> dict[str, Any]:
     cuda = method.device.type == "cuda"
     # Linux reports kilobytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
-        "train_seconds": time.time() - started, "peak_memory_gib": peak / 2**30,
+        "train_seconds": seconds, "peak_memory_gib": peak / 2**30,
         "parameters": sum(p.numel() for p in method.network.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name() if cuda else "cpu", "devices": world,
         "threads": torch.get_num_threads(),
@@ -292,7 +310,7 @@ def _heart(folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]) -> tu
     current: list[EndOfStep] = []
     beat = Heartbeat(
         folder, lambda: current[0].step if current else 0, spec.trainer["steps"],
-        lambda: not seat.parent or _exists(seat.parent), lambda: asked.append(signal.SIGTERM),
+        lambda: not seat.parent or born(seat.parent) is not None, lambda: asked.append(signal.SIGTERM),
     )  # fmt: skip
     beat.start()
     return beat, current.append
@@ -313,16 +331,6 @@ def _record_failure(folder: RunFolder, error: Exception) -> None:
     }  # fmt: skip
     with contextlib.suppress(StoreError, OSError):
         write_json(folder.path / "error.json", record)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def quiet_lightning() -> None:

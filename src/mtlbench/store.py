@@ -114,6 +114,8 @@ class RunFolder:
                     return False
                 self.path.mkdir(exist_ok=True)
                 (self.path / "error.json").unlink(missing_ok=True)
+                for left in self.path.glob(".*.*"):  # Half-written files of a process that was killed.
+                    left.unlink(missing_ok=True)
                 if read_json(self.path / "spec.json") is None:
                     write_json(self.path / "spec.json", spec.to_json())
                 self.beat()
@@ -126,7 +128,7 @@ class RunFolder:
 
     def beat(self, **progress: Any) -> None:
         """Renews the lock."""
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "time": time.time()}
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": born(os.getpid()), "time": time.time()}
         write_json(self.path / "lock.json", {**owner, **progress})
 
     def release(self) -> None:
@@ -164,11 +166,11 @@ def _exclusive(root: Path) -> Iterator[None]:
 
 def _alive(lock: Mapping[str, Any]) -> bool:
     if lock.get("host") == socket.gethostname():
-        return _born(int(lock.get("pid", 0))) == lock.get("born") is not None
+        return born(int(lock.get("pid", 0))) == lock.get("born") is not None
     return time.time() - float(lock.get("time", 0)) < FRESH_S
 
 
-def _born(pid: int) -> str | None:
+def born(pid: int) -> str | None:
     """Returns what tells a process from a later one with the same number: its start time since boot."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

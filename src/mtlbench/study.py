@@ -88,7 +88,7 @@ def resolve(suite: Suite, local: Local, overrides: list[str]) -> Study:
         raise SuiteError("\n".join(faults))
     tasks = _tasks(suite, module, faults)
     entries = [_collect(faults, lambda e=entry: _method_entry(e)) for entry in suite.methods]  # type: ignore[misc]
-    _collect(faults, lambda: _check_training(suite))
+    _collect(faults, lambda: _check_training(suite, local))
     if faults:
         raise SuiteError("\n".join(faults))
     root = root_of(suite, local)
@@ -178,7 +178,8 @@ def _check_pair(record: Mapping[str, Any]) -> None:
         raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
 
 
-def _check_training(suite: Suite) -> None:
+def _check_training(suite: Suite, local: Local) -> None:
+    from mtlbench.data import check_division
     from mtlbench.networks.encoder import encoder_exists
     from mtlbench.optimisers import OPTIMISERS, SCHEDULES
 
@@ -190,6 +191,7 @@ def _check_training(suite: Suite) -> None:
     precisions = ("32-true", "64-true", "bf16-mixed", "16-mixed")
     if suite.trainer.precision not in precisions:
         raise SuiteError("trainer.precision: " + unknown_name("precision", suite.trainer.precision, precisions))
+    check_division(suite.trainer.batch_size, local.devices, suite.trainer.accumulate)
     if suite.selection == "best" and not suite.trainer.evaluate_every:
         raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
 

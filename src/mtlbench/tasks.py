@@ -106,8 +106,15 @@ class Task(ABC):
         return replace(self, **changes)
 
 
+def _masked(prediction: Tensor, valid: Tensor) -> Tensor:
+    """Returns the prediction (B, C, ...) with zeros where ``valid`` (B, ...) is False.
+
+    Before the loss and not after it: an ignored element may hold NaN, and 0 · NaN would poison the gradient.
+    """
+    return torch.where(valid[:, None], prediction, 0.0)
+
+
 def _masked_sum(per_element: Tensor, valid: Tensor) -> Tensor:
-    # `where` and not `*`: an ignored element may hold NaN, and 0 · NaN would poison the gradient.
     return torch.where(valid, per_element, 0.0).sum()
 
 
@@ -138,7 +145,8 @@ class SemanticSegmentation(Task):
         return target != IGNORE
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return F.cross_entropy(prediction, target, ignore_index=IGNORE, reduction="sum")
+        scores = _masked(prediction, self.valid(target))
+        return F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="sum")
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return prediction.argmax(1)
@@ -183,7 +191,8 @@ class BinaryMap(Task):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         valid, truth = self.valid(target), target[:, 0]
         positive = (truth == 1) & valid
-        entropy = F.binary_cross_entropy_with_logits(prediction[:, 0], torch.where(valid, truth, 0.0), reduction="none")
+        logits = _masked(prediction, valid)[:, 0]
+        entropy = F.binary_cross_entropy_with_logits(logits, torch.where(valid, truth, 0.0), reduction="none")
         w = self.positive_weight(positive, valid)
         return _masked_sum(torch.where(positive, w * entropy, (1 - w) * entropy), valid)
 
@@ -259,8 +268,9 @@ class Normals(Task):
         return target[:, 0] != IGNORE
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        difference = (F.normalize(prediction, dim=1) - target).abs().mean(1)
-        return _masked_sum(difference, self.valid(target))
+        valid = self.valid(target)
+        difference = (F.normalize(_masked(prediction, valid), dim=1) - target).abs().mean(1)
+        return _masked_sum(difference, valid)
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return F.normalize(prediction, dim=1)
@@ -294,7 +304,8 @@ class Depth(Task):
         return target[:, 0] != IGNORE
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return _masked_sum((prediction - target).abs()[:, 0], self.valid(target))
+        valid = self.valid(target)
+        return _masked_sum((_masked(prediction, valid) - target).abs()[:, 0], valid)
 
     def metric(self) -> Metric:  # noqa: D102
         return DepthError(ignore=IGNORE)
@@ -323,7 +334,8 @@ class Classification(Task):
         return target != NO_CLASS
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return F.cross_entropy(prediction, target, ignore_index=NO_CLASS, reduction="sum")
+        scores = _masked(prediction, self.valid(target))
+        return F.cross_entropy(scores, target, ignore_index=NO_CLASS, reduction="sum")
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return prediction.argmax(1)
@@ -360,7 +372,7 @@ class Regression(Task):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         valid = self.valid(target)
-        return _masked_sum((prediction[:, 0] - torch.where(valid, target, 0.0)).square(), valid)
+        return _masked_sum((_masked(prediction, valid)[:, 0] - torch.where(valid, target, 0.0)).square(), valid)
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return prediction[:, 0]

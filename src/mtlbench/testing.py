@@ -6,8 +6,10 @@ ranks, stopped and resumed. `mtlbench check module:Class` prints what they find.
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +22,9 @@ from torch.utils.data import DataLoader
 from mtlbench import checkpoint, registry
 from mtlbench.callbacks import EndOfStep
 from mtlbench.data import Collate, MTLDataModule, Sample, Samples, StepBatches, seed_of
-from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec
+from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
+from mtlbench.networks.base import Outputs
+from mtlbench.networks.experts import global_mean
 from mtlbench.plan import RunSpec
 from mtlbench.rank_pool import RankPool
 from mtlbench.run import build_method, train
@@ -164,7 +168,7 @@ def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None =
     """Trains a run in this process (one of ``world`` ranks); returns its final weights, or None if stopped.
 
     Args:
-        spec: The run.
+        spec: The run. With ``regularise`` in its local section the method gets a further regulariser.
         folder: Root of the store; an interrupted run in it is resumed.
         world: Number of ranks.
         stop_at: Ask to stop at this step, as a signal would.
@@ -173,41 +177,79 @@ def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None =
     run.path.mkdir(parents=True, exist_ok=True)
     ends: list[EndOfStep] = []
     stop = (lambda: bool(ends) and ends[0].step >= stop_at) if stop_at is not None else (lambda: False)
-    if train(spec, run, world=world, stop=stop, note=ends.append):
-        return checkpoint.load(run.path / "final.ckpt")["state_dict"]
-    return None
+    with _regularised(registry.find(spec.method["path"]), active=spec.local.get("regularise", False)):
+        done = train(spec, run, world=world, stop=stop, note=ends.append)
+    return checkpoint.load(run.path / "final.ckpt")["state_dict"] if done else None
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Returns the largest difference of two sets of weights, relative to the largest weight of each tensor."""
+@contextmanager
+def _regularised(target: Any, *, active: bool) -> Iterator[None]:
+    """Gives a method a further regulariser: the squared mean of every prediction, over the batches of all ranks."""
+    cls = target if issubclass(target, MTLMethod) else MTLMethod
+    own, inherited = cls.regularisation, "regularisation" not in vars(cls)
+
+    def regularisation(self: MTLMethod, outputs: Outputs, batch: Any) -> dict[str, Tensor]:
+        means = torch.stack([prediction.mean() for prediction in outputs.predictions.values()])
+        return {**own(self, outputs, batch), "squared mean": 0.1 * global_mean(means).square().sum()}
+
+    if not active:
+        yield
+        return
+    cls.regularisation = regularisation  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if inherited:
+            del cls.regularisation
+        else:
+            cls.regularisation = own  # type: ignore[method-assign]
+
+
+def difference(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> float:
+    """Returns the largest difference of two sets of weights, relative to the largest weight of each tensor.
+
+    Infinite where one has no such tensor, or a number where the other has none.
+    """
+    if one is None or other is None or one.keys() != other.keys():
+        return float("inf")
     worst = 0.0
     for name, a in one.items():
-        b = other[name]
         if isinstance(a, Tensor) and a.numel():
-            a, b = a.double(), b.double()
+            a, b = a.double(), other[name].double()
+            if not torch.equal(a.isfinite(), b.isfinite()):
+                return float("inf")
             scale = max(float(a.abs().nan_to_num().max()), 1e-12)
             worst = max(worst, float((a - b).nan_to_num().abs().max()) / scale)
     return worst
 
 
 def check_method(
-    target: str, pool: RankPool | None = None, arguments: Mapping[str, Any] | None = None
+    target: str, pool: RankPool | None = None, arguments: Mapping[str, Any] | None = None, *,
+    balancer: str | None = None,
 ) -> list[Finding]:  # fmt: skip
     """Runs the contract tests on a method or balancer.
+
+    Labels are ragged, one task is absent on one rank and then on all, clipping is on, and a regulariser on global
+    statistics is added to those of the method.
 
     Args:
         target: A name or ``module:Class``.
         pool: Two ranks to use; started and closed here if not given.
         arguments: Hyper-parameters that differ from the defaults.
+        balancer: Balancer to go with a method that takes one.
     """
     own = pool or RankPool(2)
     try:
         with tempfile.TemporaryDirectory() as folder:
+            spec = functools.partial(
+                toy_spec, target, arguments=arguments, balancer=balancer, local={"regularise": True}
+            )
+            straight = functools.cache(lambda: trained(spec(), folder + "/one"))
             checks: dict[str, Callable[[], str | None]] = {
-                "parameters are shared or owned, never both": lambda: _ownership(target, arguments),
-                "one task alone trains": lambda: _one_task(target, arguments, folder),
-                "two ranks equal one process": lambda: _ranks(target, arguments, folder, own),
-                "stop and resume is bit-identical": lambda: _resume(target, arguments, folder),
+                "parameters are shared or owned, never both": lambda: _ownership(spec()),
+                "one task alone trains": lambda: _one_task(spec(steps=3, tasks=["shape"]), folder),
+                "two ranks equal one process": lambda: _ranks(spec(), straight(), folder, own),
+                "stop and resume is bit-identical": lambda: _resume(spec(), straight(), folder),
             }
             return [_find(name, check) for name, check in checks.items()]
     finally:
@@ -223,8 +265,7 @@ def _find(name: str, check: Callable[[], str | None]) -> Finding:
     return Finding(name, fault is None, fault or "")
 
 
-def _ownership(target: str, arguments: Mapping[str, Any] | None) -> str | None:
-    spec = toy_spec(target, arguments=arguments)
+def _ownership(spec: RunSpec) -> str | None:
     method = build_method(spec.method, MethodSpec(dict(ToyData.TASKS), spec.model))
     method.configure_model()
     return check_network(method.network, ToyData.TASKS)
@@ -259,17 +300,16 @@ def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
     return f"{idle[0]} gets no gradient from any task; ranks would wait for it." if idle else None
 
 
-def _one_task(target: str, arguments: Mapping[str, Any] | None, folder: str) -> str | None:
-    weights = trained(toy_spec(target, steps=3, tasks=["shape"], arguments=arguments), folder)
-    bad = [name for name, value in (weights or {}).items() if isinstance(value, Tensor) and not value.isfinite().all()]
-    return f"{bad[0]} is not finite after three steps." if bad and "history" not in bad[0] else None
+def _one_task(spec: RunSpec, folder: str) -> str | None:
+    weights = trained(spec, folder) or {}
+    # A balancer's own state may hold NaN for "not there yet"; a network's may not.
+    bad = [name for name, value in weights.items() if name.startswith("network.") and not value.isfinite().all()]
+    return f"{bad[0]} is not finite after three steps." if bad else None
 
 
-def _ranks(target: str, arguments: Mapping[str, Any] | None, folder: str, pool: RankPool) -> str | None:
-    spec = toy_spec(target, arguments=arguments)
-    one = trained(spec, folder + "/one")
+def _ranks(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str, pool: RankPool) -> str | None:
     two = pool.call(trained, spec, folder + "/two", world=2)[0]
-    gap = difference(one or {}, two)
+    gap = difference(straight, two)
     if not gap <= TOLERANCE:
         return (
             f"Weights differ by {gap:.1e} (relative) after 20 steps; at most {TOLERANCE:.0e} is allowed. Draw random "
@@ -278,13 +318,10 @@ def _ranks(target: str, arguments: Mapping[str, Any] | None, folder: str, pool: 
     return None
 
 
-def _resume(target: str, arguments: Mapping[str, Any] | None, folder: str) -> str | None:
-    spec = toy_spec(target, arguments=arguments)
-    straight = trained(spec, folder + "/straight")
+def _resume(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str) -> str | None:
     if trained(spec, folder + "/broken", stop_at=10) is not None:
         return "The run did not stop when asked."
-    resumed = trained(spec, folder + "/broken")
-    gap = difference(straight or {}, resumed or {})
+    gap = difference(straight, trained(spec, folder + "/broken"))
     return f"Weights differ by {gap:.1e} (relative). What the method remembers must be a buffer." if gap else None
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mtlbench.plan import RunSpec
 
-Row = dict[str, float | int]
+WAIT_S = 30.0
+"""How long a run waits for a W&B server at its start, and again at its end."""
 
 
 class MetricsFile:
@@ -19,13 +22,21 @@ class MetricsFile:
     Args:
         path: The file.
         resume_step: Rows after this step are dropped: they belong to work that a kill undid.
+        again: Prefix of keys that the resumed run writes again at this very step: the final scores.
+
+    Attributes:
+        kept: The rows that were there already.
     """
 
-    def __init__(self, path: Path, resume_step: int = 0):
-        rows = [row for row in read_rows(path) if row["step"] <= resume_step] if resume_step else []
-        self._file = path.open("w")
-        for row in rows:
-            self.write(row)
+    def __init__(self, path: Path, resume_step: int = 0, again: str | None = None):
+        self.kept = [row for row in read_rows(path) if row["step"] <= resume_step] if resume_step else []
+        if again is not None:
+            self.kept = [r for r in self.kept if r["step"] < resume_step or not any(key.startswith(again) for key in r)]
+        # Beside, then renamed: a kill at this moment must not lose the rows of work that is kept.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row."""
@@ -63,55 +74,88 @@ def wandb_mode() -> str:
 class Tracker:
     """One W&B run per training run, rank zero only. Losing W&B loses nothing: its errors end tracking, not the run.
 
+    A row's step is also W&B's own step: what a resumed run does again is not logged twice.
+
     Args:
         spec: The run; its id is the W&B id, so that a resumed run continues.
         folder: Where W&B keeps its files.
         active: Whether this process tracks at all (rank zero).
+        history: Rows of an interrupted run up to where it resumes; W&B gets those that it has lost.
     """
 
-    def __init__(self, spec: RunSpec, folder: Path, *, active: bool = True):
+    def __init__(
+        self, spec: RunSpec, folder: Path, *, active: bool = True, history: Sequence[Mapping[str, Any]] = ()
+    ):  # fmt: skip
         self._run: Any = None
-        if active and wandb_mode() != "disabled":
-            self._guarded(lambda: self._start(spec, folder))
+        mode = wandb_mode() if active else "disabled"
+        if mode == "online" and not self._guarded(lambda: self._start(spec, folder, mode), "It goes on offline."):
+            mode = "offline"
+            self._guarded(_forget_service)
+        if mode == "offline":
+            self._guarded(lambda: self._start(spec, folder, mode))
+        for row in history:
+            self.log(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Logs a row on the one step axis."""
-        if self._run is not None:
+        """Logs a row on the one step axis; passes over steps that a resumed W&B run has already."""
+        if self._run is not None and row["step"] >= self._first:
             values = {key: value for key, value in row.items() if key != "step"}
-            self._guarded(lambda: self._run.log({**values, "trainer/global_step": row["step"]}))
+            values["trainer/global_step"] = row["step"]
+            self._guarded(lambda: self._run.log(values, step=row["step"]))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes final scores and costs and ends the W&B run."""
         if self._run is not None:
-            self._guarded(lambda: (self._run.summary.update(dict(summary)), self._run.finish()))
+            self._guarded(lambda: self._run.summary.update(dict(summary)))
+        self.close(0)
 
-    def _start(self, spec: RunSpec, folder: Path) -> None:
+    def close(self, code: int = 1) -> None:
+        """Ends the W&B run, if it has not ended: without success, unless ``code`` is 0."""
+        if self._run is not None:
+            self._guarded(lambda: self._run.finish(exit_code=code))
+            self._run = None
+
+    def _start(self, spec: RunSpec, folder: Path, mode: str) -> None:
         import wandb
 
+        only = f" [{next(iter(spec.tasks))}]" if len(spec.tasks) == 1 else ""
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mtlbench"),
             id=spec.run_id,
-            name=f"{spec.label} s{spec.seed}",
+            name=f"{spec.label}{only} s{spec.seed}",
             group=spec.suite,
             job_type=spec.label,
             config=spec.identity(),
             resume="allow",
-            mode=wandb_mode(),  # type: ignore[arg-type]
+            mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
-            settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True),
+            settings=wandb.Settings(silent=True, init_timeout=WAIT_S, finish_timeout=WAIT_S, x_disable_stats=True),
         )
+        self._first = self._run.step
         self._run.define_metric("*", step_metric="trainer/global_step")
 
-    def _guarded(self, action: Any) -> None:
+    def _guarded(self, action: Callable[[], Any], then: str = "The run's own records are complete.") -> bool:
         try:
             action()
         except Exception as error:
-            print(f"W&B tracking stopped: {type(error).__name__}: {error}. The run's own records are complete.")
+            print(f"W&B tracking stopped: {type(error).__name__}: {error}. {then}")
             self._run = None
+            return False
+        return True
+
+
+def _forget_service() -> None:
+    """Ends W&B's background process, which would hold on to the id of a run that could not start."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _stored_key() -> bool:
+    """Returns whether ``wandb login`` has left a key for the server in use."""
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        return "api.wandb.ai" in Path("~/.netrc").expanduser().read_text()
-    except OSError:
+        known = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
         return False
+    return server in known

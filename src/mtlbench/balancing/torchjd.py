@@ -12,11 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mtlbench.noise import reseed
+
 
 def _seeded(rule: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator) -> Tensor:
     devices = [value.device] if value.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        reseed(int(torch.randint(2**62, (), generator=generator)), value.device)
         return rule(value)
 
 

@@ -16,8 +16,9 @@ def run(arguments: argparse.Namespace) -> int:
     suite, overrides, local = request.read(arguments)
     root = request.results_folder(arguments.results, suite)
     from mtlbench.bench import Bench
-    from mtlbench.run import Seat, work
+    from mtlbench.run import Seat, quiet_lightning, work
 
+    quiet_lightning()
     study = studies.resolve(suite, local, overrides)
     bench = Bench(root, study, None)
     tried: set[str] = set()

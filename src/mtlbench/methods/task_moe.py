@@ -67,6 +67,7 @@ class TaskMoE(MTLMethod):
         self.options: dict[str, Any] = {"experts": experts, "top_k": top_k, "gate": gate, "placement": placement}
         self.balance = balance
         self._seen: dict[str, Tensor] = {}
+        self._load: Tensor | None = None
 
     def build_network(self) -> MTLNetwork:
         """Returns the sparse network."""
@@ -85,4 +86,14 @@ class TaskMoE(MTLMethod):
             return {}
         probability, load = torch.stack(list(self._seen.values()), 2).unbind(1)  # (L, T, E) each
         self._seen.clear()
+        self._load = load.detach()
         return {"load_balance": self.balance * load_balance(probability, load)}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Returns the share of choices that every expert received in the last batch, over all tasks."""
+        shares = [] if self._load is None else self._load.mean(1)  # (L, E)
+        return {
+            f"experts/layer{layer}/expert{expert}": share
+            for layer, row in enumerate(shares)
+            for expert, share in enumerate(row)
+        }

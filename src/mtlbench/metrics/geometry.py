@@ -31,8 +31,9 @@ class NormalsError(Metric):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds (B, 3, H, W) predictions of any length against unit vectors."""
         valid = target[:, 0] != self.ignore
-        cosine = (F.normalize(prediction, dim=1) * target).sum(1)[valid].clamp(-1, 1)
-        angle = torch.rad2deg(torch.acos(cosine.double()))
+        # In float64: the cosine of a small angle is too close to 1 for float32.
+        cosine = (F.normalize(prediction.double(), dim=1) * F.normalize(target.double(), dim=1)).sum(1)[valid]
+        angle = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
         self.total += angle.sum()
         cell = (angle * (self.BINS / 180)).long().clamp(max=self.BINS - 1)
         self.histogram += torch.bincount(cell, minlength=self.BINS)
@@ -42,7 +43,7 @@ class NormalsError(Metric):
         count = self.histogram.sum()
         cumulated = self.histogram.cumsum(0)
         median = torch.searchsorted(cumulated, (count + 1) // 2) + 0.5
-        under = cumulated[int(11.25 * self.BINS / 180) - 1] / count
+        under = cumulated[int(11.25 * self.BINS / 180) - 1].double() / count
         nan = float("nan")
         return {
             "normals_mean@1": float(self.total / count),

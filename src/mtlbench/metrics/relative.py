@@ -21,9 +21,9 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], higher_i
         ValueError: If the tasks differ, there is none, or a baseline is zero.
 
     Example:
-        >>> round(delta_m({"seg": 44.0, "depth": 0.66}, {"seg": 40.0, "depth": 0.60},
+        >>> round(delta_m({"seg": 44.0, "depth": 0.57}, {"seg": 40.0, "depth": 0.60},
         ...               {"seg": True, "depth": False}), 9)
-        0.0
+        7.5
     """
     if not scores or set(scores) != set(baseline) or not set(scores) <= set(higher_is_better):
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlbench.data import seed_of
 from mtlbench.tasks import Task
 
 
@@ -97,12 +98,15 @@ def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, in
         width: Channels of the neck.
         image_size: Height and width of dense predictions.
     """
-    return nn.ModuleDict(
-        {
-            name: DenseHead(width, task.channels, image_size) if task.dense else VectorHead(width, task.channels)
-            for name, task in tasks.items()
-        }
-    )
+    heads = nn.ModuleDict()
+    for name, task in tasks.items():
+        # A task's head starts the same whichever other tasks there are: runs of one seed stay comparable.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("head", torch.initial_seed(), name))
+            heads[name] = (
+                DenseHead(width, task.channels, image_size) if task.dense else VectorHead(width, task.channels)
+            )
+    return heads
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

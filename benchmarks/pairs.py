@@ -1,0 +1,100 @@
+"""Pairs a step of the real training loop with a step of bare PyTorch, in one process.
+
+Times are CPU time of the process (one thread), so that other load on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mtlbench.callbacks import EndOfStep
+from mtlbench.data import Batch, MTLDataModule
+from mtlbench.method import MTLMethod
+from mtlbench.plan import RunSpec
+from mtlbench.run import build_trainer, quiet_lightning
+from mtlbench.tasks import Task
+from mtlbench.tracking import MetricsFile
+
+
+class OneBatch(MTLDataModule):
+    """Gives the same batch in every step, so that nothing of loading is measured."""
+
+    def __init__(self, tasks: Mapping[str, Task], batch: Batch, steps: int):
+        super().__init__(tasks=tasks, batch_size=len(batch["image"]), steps=steps)
+        self.batch = batch
+
+    def samples(self, split: str) -> Any:
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.batch] * self.steps, batch_size=None)  # type: ignore[arg-type]
+
+
+class Pairs(L.Callback):
+    """After every ``block`` steps of Lightning runs as many bare ones, and notes both times.
+
+    A block of Lightning lasts from the end of one bare block to the start of the next: the whole loop counts.
+    """
+
+    def __init__(self, bare: Callable[[], None], block: int, warmup: int = 5):
+        self.bare, self.block, self.warmup = bare, block, warmup
+        self.seconds: list[tuple[float, float]] = []
+        self._since = 0.0
+
+    def on_train_start(self, *args: Any) -> None:
+        self._since = time.process_time()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step % self.block:
+            return
+        middle = time.process_time()
+        for _ in range(self.block):
+            self.bare()
+        end = time.process_time()
+        self.seconds.append(((middle - self._since) / self.block, (end - middle) / self.block))
+        self._since = time.process_time()
+
+    def pairs(self) -> list[tuple[float, float]]:
+        return self.seconds[self.warmup :]
+
+
+def measure(
+    method: MTLMethod, batch: Batch, bare: Callable[[], None], *, blocks: int, block: int = 1
+) -> list[tuple[float, float]]:
+    """Returns (seconds of the framework, seconds of the bare loop) per step, for every block after the warm-up."""
+    quiet_lightning()
+    pairs = Pairs(bare, block)
+    steps = (blocks + pairs.warmup) * block
+    data = OneBatch(method.tasks, batch, steps)
+    trainer = {"precision": "32-true", "steps": steps, "accumulate": 1, "clip": 0.0}
+    spec = RunSpec("benchmark", "benchmark", 0, {"name": "benchmark"}, {}, {}, {}, {}, trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        periods = {"log_every": 10, "evaluate_every": 0, "checkpoint_every": 0}
+        end = EndOfStep(Path(folder), data, periods, metrics=MetricsFile(Path(folder) / "metrics.jsonl"))
+        build_trainer(spec, Path(folder), [end, pairs], 1).fit(method, datamodule=data)
+    return pairs.pairs()
+
+
+def losses_of(method: MTLMethod, network: torch.nn.Module, batch: Batch) -> list[Tensor]:
+    """Returns the mean loss of every task: the maths of a step without anything around it."""
+    predictions = network(batch["image"], list(method.tasks)).predictions
+    return [
+        task.scale * task.loss(predictions[name], batch["targets"][name]) / max(1, batch["counts"][name])
+        for name, task in method.tasks.items()
+    ]
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Returns median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:{form}} (quartiles {low:{form}} to {high:{form}})"

@@ -1,0 +1,25 @@
+"""Help for testing balancing rules by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from mtlbench.balancing import Context
+
+CONFLICT = ((1.0, 0.0), (-1.0, 1.0))
+ORTHOGONAL = ((1.0, 0.0), (0.0, 2.0))
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def context(losses, *, active=None, step=0, epoch=0, seed=0, lookahead=None):
+    """Returns the context of a step whose losses are given."""
+
+    def none(change):
+        raise AssertionError("This rule must not look ahead.")
+
+    active = tuple(range(len(losses))) if active is None else active
+    generator = torch.Generator().manual_seed(seed)
+    return Context(active, losses.detach(), step, epoch, generator, lookahead or none)

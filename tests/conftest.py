@@ -1,0 +1,25 @@
+"""What all tests share: one thread, a quiet trainer, and two ranks that stay alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mtlbench.rank_pool import RankPool
+from mtlbench.run import quiet_lightning
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_quiet_thread() -> None:
+    torch.set_num_threads(1)
+    quiet_lightning()
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[RankPool]:
+    """Two gloo ranks; starting them takes seconds, so all tests use the same."""
+    ranks = RankPool(2)
+    yield ranks
+    ranks.close()

@@ -1,0 +1,184 @@
+"""Every shipped method, data module and suite keeps the contract, and the checks notice who does not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+from faults import trained_with
+
+from mtlbench import registry, suite
+from mtlbench.data import MTLDataModule
+from mtlbench.method import MTLMethod
+from mtlbench.plan import RunSpec
+from mtlbench.run import train
+from mtlbench.store import RunFolder
+from mtlbench.study import Local, resolve
+from mtlbench.testing import TOLERANCE, check_data_module, check_method, difference, toy_spec, trained
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPOSITIONS = [("task_moe", "pcgrad"), ("task_moe", "uncertainty"), ("task_moe", "graddrop")]
+
+
+def failures(findings):
+    return [f"{finding.check}: {finding.detail}" for finding in findings if not finding.ok]
+
+
+@pytest.mark.parametrize("name", registry.shipped())
+def test_method(name, pool):
+    findings = check_method(name, pool)
+    assert len(findings) == 4 and not failures(findings)
+
+
+@pytest.mark.parametrize(("name", "balancer"), COMPOSITIONS)
+def test_composition(name, balancer, pool):
+    assert not failures(check_method(name, pool, balancer=balancer))
+
+
+# ---- methods that break the contract --------------------------------------------------------------------------------
+
+
+def test_own_random_numbers_are_noticed(pool):
+    assert [text.split(":")[0] for text in failures(check_method("faults:OwnDraws", pool))] == [
+        "two ranks equal one process"
+    ]
+
+
+def test_forgotten_state_is_noticed(pool):
+    assert [text.split(":")[0] for text in failures(check_method("faults:Forgetful", pool))] == [
+        "stop and resume is bit-identical"
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Weights of PCGrad after eight steps in one process; steps 2 and 3, 6 and 7 lack labels of one task."""
+    return trained(toy_spec("pcgrad", steps=8), str(tmp_path_factory.mktemp("straight")))
+
+
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_wrong_gradients_are_noticed(name, straight, pool, tmp_path):
+    two = pool.call(trained_with, name, toy_spec("pcgrad", steps=8), str(tmp_path), world=2)[0]
+    gap = difference(straight, two)
+    assert gap <= TOLERANCE if name == "none" else gap > 1e-4
+
+
+def test_zeros_for_absent_heads_are_noticed_without_surgery(pool, tmp_path):
+    spec = toy_spec("uniform", steps=8)
+    one = trained(spec, str(tmp_path / "one"))
+    two = pool.call(trained_with, "zeros for absent heads", spec, str(tmp_path / "two"), world=2)[0]
+    assert difference(one, two) > 1e-4
+
+
+def test_the_regulariser_of_the_check_counts(tmp_path):
+    plain = trained(toy_spec("uniform", steps=2), str(tmp_path / "plain"))
+    more = trained(toy_spec("uniform", steps=2, local={"regularise": True}), str(tmp_path / "more"))
+    assert difference(plain, more) > 1e-4
+
+
+def test_a_difference_sees_what_is_missing_or_not_finite():
+    one = {"a": torch.tensor([1.0, float("nan")]), "b": torch.tensor(2)}
+    assert difference(one, dict(one)) == 0
+    assert difference(one, {**one, "a": torch.tensor([1.5, float("nan")])}) == 0.5
+    for other in ({**one, "a": torch.ones(2)}, {"a": one["a"]}, {}, None):
+        assert difference(one, other) == difference(other, one) == float("inf")
+
+
+# ---- data modules ---------------------------------------------------------------------------------------------------
+
+
+def data_modules():
+    """Returns ``module:Class`` of every class in data_modules/*.py with the base MTLDataModule, by their source."""
+    found = []
+    for path in sorted((ROOT / "data_modules").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            bases = {getattr(base, "id", getattr(base, "attr", "")) for base in getattr(node, "bases", ())}
+            if isinstance(node, ast.ClassDef) and "MTLDataModule" in bases:
+                found.append(f"data_modules.{path.stem}:{node.name}")
+    return found
+
+
+def miniature(name, folder):
+    """Returns the folder of a rendered miniature of a data set, or None for data that needs no files."""
+    from data_modules.miniatures import MINIATURES
+
+    return str(MINIATURES[name](folder, train=4, val=2)) if name in MINIATURES else None
+
+
+def small(module, **more):
+    """Returns options that make a data module tiny, of those that it knows."""
+    wanted = {"train": 8, "val": 3, "test": 3, **more}
+    return {name: value for name, value in wanted.items() if name in registry.arguments_of(module)}
+
+
+def test_data_modules_are_found():
+    assert {"data_modules.digits:Digits", "data_modules.pascal:Pascal", "data_modules.scenes:Scenes"} <= {
+        *data_modules()
+    }
+
+
+@pytest.mark.parametrize("target", data_modules())
+def test_data_module(target, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    module = registry.load(target)
+    assert issubclass(module, MTLDataModule)
+    root = miniature(target.split(".")[1].split(":")[0], tmp_path)
+    findings = check_data_module(target, root, **small(module, size=32))
+    assert len(findings) >= 4 and not failures(findings)
+
+
+@pytest.mark.parametrize(("target", "message"), [
+    ("faults:OwnNoise", "different images"), ("faults:OwnCrop", "different"), ("faults:Unstable", "two readings"),
+])  # fmt: skip
+def test_data_module_with_a_state_is_noticed(target, message):
+    (found,) = failures(check_data_module(target))
+    assert message in found
+
+
+# ---- suites ---------------------------------------------------------------------------------------------------------
+
+
+def tiny(name, folder):
+    """Returns a shipped suite, resolved with two steps on a few small images."""
+    whole = suite.load(name)
+    module = registry.load(whole.data.module)
+    overrides = ["trainer.steps=2", "trainer.batch_size=2", "trainer.evaluate_every=1", "trainer.workers=0"]
+    overrides += ["trainer.checkpoint_every=0", "trainer.log_every=1", "seeds=[0]"]
+    if not whole.model.encoder_options:  # of full size
+        overrides += ["model.encoder=test_resnet", "model.decoder_channels=8"]
+    overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]
+    if "size" in registry.arguments_of(module):
+        overrides += ["data.options.size=32", "model.image_size=[32,32]"]
+    return resolve(suite.load(name, overrides), Local(data=miniature(name, folder)), overrides)
+
+
+def follow(plan, root):
+    """Drives a plan to its end, training each of its runs; returns which run serves which task."""
+    results = None
+    while True:
+        try:
+            specs = plan.send(results)
+        except StopIteration as end:
+            return end.value
+        results = [finished(spec, root) for spec in specs]
+
+
+def finished(spec: RunSpec, root):
+    folder = RunFolder(root, spec.run_id)
+    assert folder.claim(spec) and train(spec, folder)
+    return folder.result() or pytest.fail(f"{spec.run_id} wrote no result")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
+def test_suite_trains(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    study = tiny(name, tmp_path)
+    assert {spec.label for spec in study.members} >= {"single_task", "uniform", "pcgrad"}
+    for spec in study.members:
+        cls = registry.find(spec.method["path"])
+        plan = (cls if issubclass(cls, MTLMethod) else MTLMethod).plan(spec)
+        serving = follow(plan, tmp_path / "results")
+        assert set(serving) == set(spec.tasks)
