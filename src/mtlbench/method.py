@@ -187,9 +187,10 @@ class MTLMethod(L.LightningModule):
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
         own = value if self.surgery.rest.parameters else value.detach()
         self._extra = sum(regularisers.values(), own)
-        # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks:
-        # each parameter then takes part in the ordinary reduction of gradients, and no rank waits for another.
-        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * sum(shares)
+        # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks,
+        # and so do balancer parameters: each then takes part in the ordinary reduction of gradients, and no rank waits for another.
+        idle = sum(shares) + sum(parameter.sum() for parameter in self.surgery.rest.parameters)
+        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * idle
         return self._total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
