@@ -81,7 +81,7 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "seeds=[1, 1]"], ["seeds must be distinct"]),
         (["digits", "--seeds", "x"], ["SEEDS is a number of seeds, or a list", "'x'"]),
         (["digits", "optimiser.name=adamv"], ["Unknown optimiser 'adamv'", "'adamw'"]),
-        (["digits", "trainer.precision=16"], ["Unknown precision '16'", "'16-mixed'"]),
+        (["digits", "trainer.precision=16"], ["Unknown precision '16'", "16-mixed, 32-true"]),
         (["digits", "selection=best", "trainer.evaluate_every=0"], ["set trainer.evaluate_every"]),
         (["digits", "methods=[uniform, uniform]"], ["'uniform' stands twice", "label"]),
         (["digits", "methods=[{name: pcgrad, balancer: famo}]"], ["pcgrad", "cannot take famo"]),

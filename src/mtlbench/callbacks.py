@@ -63,21 +63,25 @@ class EndOfStep(L.Callback):
         metrics: Where rows go (rank zero), or None.
         tracker: W&B.
         stop: Tells whether this process was asked to stop.
+        listen: Called when training starts: Lightning has put its own handler of SIGTERM in place by then, which
+            ends the process without a checkpoint.
     """
 
     def __init__(
         self, folder: Path, data: MTLDataModule, periods: dict[str, int], *, select_best: bool = False,
         metrics: MetricsFile | None = None, tracker: Tracker | None = None, stop: Callable[[], bool] = lambda: False,
+        listen: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         self.folder, self.data, self.periods, self.select_best = folder, data, periods, select_best
-        self.metrics, self.tracker, self.stop = metrics, tracker, stop
+        self.metrics, self.tracker, self.stop, self.listen = metrics, tracker, stop, listen
         self.best_loss, self.conflicts, self.measured = float("inf"), 0, 0
         self.step, self.stopped, self.clock = 0, False, StepClock()
         self.started, self._earlier = time.time(), 0.0
         self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, method: Any) -> None:
-        """Starts the clock."""
+        """Starts the clock, and listens to signals."""
+        self.listen()
         self._logged = self.step = trainer.global_step
         self.clock.restart()
 

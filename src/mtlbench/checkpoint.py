@@ -54,7 +54,8 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         for left in path.parent.glob(f".{path.name}.{os.getpid()}*"):
             with contextlib.suppress(OSError):
                 left.unlink()
-        if isinstance(error, RuntimeError) and "write" not in str(error):
+        # torch wraps what the disk said, or trips over its consequence.
+        if isinstance(error, RuntimeError) and "write" not in str(error) and not isinstance(error.__context__, OSError):
             raise
         raise StoreError(
             f"A checkpoint must be writable. Writing {path} failed: {error}. The last good checkpoint is kept. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = error.filename or "A file"
+        print(
+            f"mtlbench: Results must be writable. {where}: {error.strerror}. Free space or choose another folder with "
+            "RESULTS= (--results).", file=sys.stderr,
+        )  # fmt: skip
+        return 2
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,7 +22,6 @@ would have to save, and a resumed run sees exactly the batches of an uninterrupt
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
@@ -33,6 +32,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mtlbench.errors import DataError, SuiteError
+from mtlbench.noise import seed_of
 from mtlbench.tasks import Task
 
 Sample = dict[str, Any]
@@ -44,12 +44,6 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
-
-
-def seed_of(*parts: Any) -> int:
-    """Returns a 63-bit seed that depends on every part, in order, and is the same on every machine."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def check_division(batch_size: int, world: int, micro: int) -> None:

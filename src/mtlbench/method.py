@@ -187,8 +187,8 @@ class MTLMethod(L.LightningModule):
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
         own = value if self.surgery.rest.parameters else value.detach()
         self._extra = sum(regularisers.values(), own)
-        # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks,
-        # and so do balancer parameters: each then takes part in the ordinary reduction of gradients, and no rank waits for another.
+        # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
+        # so do balancer parameters: each takes part in the ordinary reduction of gradients, and no rank waits.
         idle = sum(shares) + sum(parameter.sum() for parameter in self.surgery.rest.parameters)
         self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * idle
         return self._total
@@ -331,11 +331,9 @@ class MTLMethod(L.LightningModule):
             if change is not None:
                 torch._foreach_add_([p.data for p in moved], [*shared.views(change)])
             with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
-                torch.clear_autocast_cache()  # It may hold parameters in low precision, from before the change.
                 reseed(self._noise_seed(), self.device)
                 sums, _ = self._losses(self._batch)
         finally:
-            torch.clear_autocast_cache()
             for tensor, value in kept:
                 tensor.data = value
         reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
@@ -359,7 +357,9 @@ class MTLMethod(L.LightningModule):
     def _operate(self, ctx: Context) -> None:
         factor = self.surgery.factor
         scale = factor * self.trainer.accumulate_grad_batches if factor is not None else 1.0
-        rows = self.surgery.reduce(scale)[list(ctx.active)]
+        rows = self.surgery.reduce(scale)
+        if len(ctx.active) < len(rows):
+            rows = rows[list(ctx.active)]
         if self._uses("combine_gradients"):
             direction = self.combine_gradients(rows, ctx)
             gramian = gramian_of(rows) if self._diagnoses() else None

@@ -22,6 +22,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mtlbench import __version__, checkpoint, registry
 from mtlbench.callbacks import EndOfStep, Heartbeat, flat
@@ -139,7 +140,10 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
     )  # fmt: skip
 
 
-def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambda: False, note: Any = None) -> bool:
+def train(
+    spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambda: False, note: Any = None,
+    listen: Any = lambda: None,
+) -> bool:  # fmt: skip
     """Trains, evaluates and stores one run; returns False if it was asked to stop before the end.
 
     Args:
@@ -148,6 +152,7 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
         world: Number of ranks; this process is one of them.
         stop: Tells whether this process was asked to stop.
         note: Called with the callback once it exists, for progress.
+        listen: Puts the handlers of signals that `stop` tells of in place.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
     method, data = build(spec)
@@ -166,7 +171,7 @@ def train(spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambd
     periods["evaluate_every"] = spec.trainer["evaluate_every"]
     end = EndOfStep(
         folder.path, data, periods, select_best=spec.trainer["selection"] == "best", metrics=metrics, tracker=tracker,
-        stop=stop,
+        stop=stop, listen=listen,
     )  # fmt: skip
     if note is not None:
         note(end)
@@ -279,8 +284,12 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
     spec = RunSpec.from_json(record)
     folder = RunFolder(Path(root), spec.run_id)
     asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: asked.append(signum))
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda signum, frame: asked.append(signum))
+
+    listen()
     if seat.threads:
         torch.set_num_threads(seat.threads)
     if seat.world > 1:
@@ -293,8 +302,10 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
             beat, note = _heart(folder, spec, seat, asked)
         else:
             note = None
-        done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note)
+        done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note, listen=listen)
         return 0 if done else 4
+    except SIGTERMException:  # Lightning's answer to a signal before the first step: nothing is lost yet.
+        return 4
     except Exception as error:
         traceback.print_exc()
         if seat.rank == 0 or isinstance(error, MtlbenchError):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench import __version__
-from mtlbench.errors import DataError, MtlbenchError, SuiteError, unknown_name
+from mtlbench.errors import DataError, SuiteError
+from mtlbench.examine import Place, examine
 from mtlbench.plan import RunSpec
 from mtlbench.store import read_json, write_json
 from mtlbench.suite import Suite
@@ -75,135 +76,38 @@ def root_of(suite: Suite, local: Local) -> str | None:
     return chosen or (str(default) if default.is_dir() else None)
 
 
-def resolve(suite: Suite, local: Local, overrides: list[str]) -> Study:
+def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lambda key: key) -> Study:
     """Checks a suite against data module, methods and encoder, and writes out every run with its defaults.
+
+    Args:
+        suite: What the user asked for.
+        local: What does not change a result.
+        overrides: As the user wrote them, for the record.
+        place: Tells where a key was given, for messages.
 
     Raises:
         SuiteError: With every fault found.
         DataError: If data is absent, with the way to get it.
     """
-    faults: list[str] = []
-    module = _collect(faults, lambda: _data_module(suite.data.module))
-    if module is None:
-        raise SuiteError("\n".join(faults))
-    tasks = _tasks(suite, module, faults)
-    entries = [_collect(faults, lambda e=entry: _method_entry(e)) for entry in suite.methods]  # type: ignore[misc]
-    _collect(faults, lambda: _check_training(suite, local))
-    if faults:
-        raise SuiteError("\n".join(faults))
+    found = examine(suite, local.devices, place)
+    if found.faults or found.module is None:
+        raise SuiteError("\n".join(found.faults))
+    module, tasks = found.module, dict(found.tasks)
     root = root_of(suite, local)
     data = _open_data(suite, module, tasks, root)
     removed = _drop_absent(data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
     members = [
         RunSpec(suite=suite.name, label=label, seed=seed, method=entry, **shared)
-        for label, entry in (found for found in entries if found)
+        for label, entry in found.methods
         for seed in suite.seeds
     ]
     record = _record(suite, local, data, tasks, removed, overrides, members)
     return Study(record, members)
 
 
-def _collect(faults: list[str], action: Any) -> Any:
-    try:
-        return action()
-    except MtlbenchError as error:
-        faults.append(str(error))
-        return None
-
-
-def _data_module(path: str) -> Any:
-    from mtlbench import registry
-    from mtlbench.data import MTLDataModule
-
-    cls = registry.load(path)
-    if not (isinstance(cls, type) and issubclass(cls, MTLDataModule)):
-        raise SuiteError(f"data.module must name a subclass of MTLDataModule; {path!r} is {cls!r}.")
-    return cls
-
-
-def _tasks(suite: Suite, module: Any, faults: list[str]) -> dict[str, Any]:
-    for name in suite.tasks:
-        if name not in module.TASKS:
-            faults.append("tasks: " + unknown_name("task", name, module.TASKS))
-    chosen = {name: section for name, section in suite.tasks.items() if name in module.TASKS}
-    names = chosen or dict.fromkeys(module.TASKS)
-    tasks = {}
-    for name in names:
-        section = chosen.get(name)
-        changes: dict[str, Any] = {"optional": section.optional} if section else {}
-        if section and section.scale is not None:
-            changes["scale"] = section.scale
-        tasks[name] = module.TASKS[name].with_options(**changes)
-    return tasks
-
-
-def _method_entry(entry: Any) -> tuple[str, dict[str, Any]]:
-    """Returns label and resolved record of one line of ``methods``."""
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
-    record = _resolved(name, options)
-    if balancer:
-        given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
-        record["balancer"] = _resolved(given.pop("name"), given)
-        _check_pair(record)
-    short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
-    return str(label or short), record
-
-
-def _resolved(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    from mtlbench import registry
-
-    cls: Any = registry.find(name)
-    registry.check_arguments(name, cls, arguments)
-    cls_name = name.rpartition(":")[2] if ":" in name else name
-    return {"name": cls_name, "path": name, "version": cls.VERSION, "arguments": registry.defaults(cls, arguments)}
-
-
-def _check_pair(record: Mapping[str, Any]) -> None:
-    """Refuses a balancer on a method that balances by itself, and one that is no balancer."""
-    from mtlbench import registry
-    from mtlbench.balancing import Balancer
-    from mtlbench.balancing.base import BALANCING_HOOKS
-    from mtlbench.method import MTLMethod
-
-    method: Any = registry.find(record["path"])
-    balancer = registry.find(record["balancer"]["path"])
-    if not issubclass(balancer, Balancer):
-        raise SuiteError(f"balancer: {record['balancer']['name']!r} is a method, not a balancer.")
-    if not issubclass(method, MTLMethod):
-        raise SuiteError(f"{record['name']} is a balancer itself and cannot take {record['balancer']['name']} too.")
-    own = [hook for hook in BALANCING_HOOKS if getattr(method, hook) is not getattr(MTLMethod, hook)]
-    if own:
-        raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
-
-
-def _check_training(suite: Suite, local: Local) -> None:
-    from mtlbench.data import check_division
-    from mtlbench.networks.encoder import encoder_exists
-    from mtlbench.optimisers import OPTIMISERS, SCHEDULES
-
-    encoder_exists(suite.model.encoder)
-    if suite.optimiser.name not in OPTIMISERS:
-        raise SuiteError("optimiser.name: " + unknown_name("optimiser", suite.optimiser.name, OPTIMISERS))
-    if suite.optimiser.schedule not in SCHEDULES:
-        raise SuiteError("optimiser.schedule: " + unknown_name("schedule", suite.optimiser.schedule, SCHEDULES))
-    precisions = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-    if suite.trainer.precision not in precisions:
-        raise SuiteError("trainer.precision: " + unknown_name("precision", suite.trainer.precision, precisions))
-    check_division(suite.trainer.batch_size, local.devices, suite.trainer.accumulate)
-    if suite.selection == "best" and not suite.trainer.evaluate_every:
-        raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
-
-
 def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:
-    from mtlbench import registry
-
     trainer = suite.trainer
-    unknown = set(suite.data.options) - set(registry.arguments_of(module))
-    if unknown:
-        known = registry.arguments_of(module)
-        raise SuiteError("\n".join("data.options: " + unknown_name("option", name, known) for name in sorted(unknown)))
     data = module(
         root, tasks=tasks, batch_size=trainer.batch_size, steps=trainer.steps, micro=trainer.accumulate,
         **suite.data.options,

@@ -132,11 +132,34 @@ def locate(name: str) -> Path:
     return path
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Suite:
-    """Reads a suite by name or path and applies dotted overrides, ``key.key=value``.
+@dataclass(frozen=True)
+class Reading:
+    """A suite as it was read.
+
+    Attributes:
+        suite: The suite, with defaults where a value was at fault; None if a required value is missing.
+        faults: Everything that is wrong, each with its place.
+        places: Where a key was given: ``file:line`` or the override; entries of methods as ``methods.<index>``.
+        path: The file.
+    """
+
+    suite: Suite | None
+    faults: list[str]
+    places: dict[str, str]
+    path: Path
+
+    def place(self, key: str) -> str:
+        """Returns where a key, or the nearest one above it, was given."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, str(self.path))
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> Reading:
+    """Reads a suite by name or path and applies dotted overrides, ``key.key=value``; collects faults.
 
     Raises:
-        SuiteError: Listing every fault with file and line.
+        SuiteError: If there is no such suite.
     """
     path = locate(name)
     config = OmegaConf.structured(Suite)
@@ -144,13 +167,22 @@ def load(name: str, overrides: Sequence[str] = ()) -> Suite:
     reader.read_file(path)
     for text in overrides:
         reader.read_override(text)
-    reader.check_missing(str(path))
-    if reader.faults:
-        raise SuiteError("\n".join(reader.faults))
-    suite = OmegaConf.to_object(config)
-    if not isinstance(suite, Suite):
-        raise SuiteError(f"{path} is not a suite.")
-    return suite
+    reader.check_values(str(path))
+    whole = not OmegaConf.missing_keys(config)
+    suite: Any = OmegaConf.to_object(config) if whole else None
+    return Reading(suite, reader.faults, reader.places, path)
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Suite:
+    """Reads a suite as `read` does.
+
+    Raises:
+        SuiteError: Listing every fault with file and line.
+    """
+    found = read(name, overrides)
+    if found.faults or found.suite is None:
+        raise SuiteError("\n".join(found.faults))
+    return found.suite
 
 
 class _Reader:
@@ -159,6 +191,7 @@ class _Reader:
     def __init__(self, config: DictConfig):
         self.config = config
         self.faults: list[str] = []
+        self.places: dict[str, str] = {}
 
     def read_file(self, path: Path) -> None:
         text = path.read_text()
@@ -188,23 +221,36 @@ class _Reader:
             return
         self._set(f"override {text!r}", tuple(key.split(".")), parsed)
 
-    def check_missing(self, where: str) -> None:
+    def check_values(self, where: str) -> None:
         for key in sorted(OmegaConf.missing_keys(self.config)):
-            self.faults.append(f"{where}: {key} is required and has no value.")
-        if self.faults:
-            return
+            if key not in self.places:
+                self.faults.append(f"{where}: {key} is required and has no value.")
+            elif key in ("version", "trainer.steps"):
+                # Reported as of the wrong type where it stands; a stand-in lets the rest be looked at too.
+                OmegaConf.update(self.config, key, 1)
+        missing = OmegaConf.missing_keys(self.config)
+        self._check_lists(where)
+        for key in ("steps", "batch_size", "accumulate"):
+            if f"trainer.{key}" not in missing and self.config.trainer[key] < 1:
+                self._fault(
+                    f"trainer.{key}", where, f"trainer.{key} must be at least 1, found {self.config.trainer[key]}."
+                )
+        if self.config.format != FORMAT:
+            self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
+        if self.config.selection not in SELECTIONS:
+            self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
+
+    def _fault(self, key: str, where: str, text: str) -> None:
+        self.faults.append(f"{self.places.get(key, where)}: {text}")
+
+    def _check_lists(self, where: str) -> None:
         if not self.config.methods:
             self.faults.append(f"{where}: methods must name at least one method.")
-        if self.config.format != FORMAT:
-            self.faults.append(f"{where}: format must be {FORMAT}, found {self.config.format}.")
-        if self.config.selection not in SELECTIONS:
-            self.faults.append(f"{where}: " + unknown_name("selection", self.config.selection, SELECTIONS))
-        self.faults += [f"{where}: {fault}" for fault in _method_faults(self.config.methods)]
-        for key in ("steps", "batch_size", "accumulate"):
-            if self.config.trainer[key] < 1:
-                self.faults.append(f"{where}: trainer.{key} must be at least 1, found {self.config.trainer[key]}.")
+        for index, fault in _method_faults(self.config.methods):
+            place = self.places.get(f"methods.{index}", self.places.get("methods", where))
+            self.faults.append(f"{place}: {fault}")
         if len(set(self.config.seeds)) != len(self.config.seeds) or not self.config.seeds:
-            self.faults.append(f"{where}: seeds must be distinct and at least one, found {list(self.config.seeds)}.")
+            self._fault("seeds", where, f"seeds must be distinct and at least one, found {list(self.config.seeds)}.")
 
     def _leaves(self, node: yaml.MappingNode, above: tuple[str, ...], path: str) -> Iterator[tuple[int, Any, Any]]:
         seen: set[str] = set()
@@ -215,8 +261,12 @@ class _Reader:
             seen.add(key)
             keys = (*above, key)
             if isinstance(value_node, yaml.MappingNode) and value_node.value and self._is_section(keys):
+                self.places[".".join(keys)] = f"{path}:{line}"
                 yield from self._leaves(value_node, keys, path)
                 continue
+            if keys == ("methods",) and isinstance(value_node, yaml.SequenceNode):
+                lines = [item.start_mark.line + 1 for item in value_node.value]
+                self.places |= {f"methods.{index}": f"{path}:{at}" for index, at in enumerate(lines)}
             try:
                 yield line, keys, _construct(value_node)
             except yaml.YAMLError as error:
@@ -244,6 +294,9 @@ class _Reader:
 
     def _set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
         name = ".".join(keys)
+        if name == "methods" and where.startswith("override"):
+            self.places = {key: place for key, place in self.places.items() if not key.startswith("methods.")}
+        self.places[name] = where
         if "${" in repr(value):
             self.faults.append(f"{where}: {name}: a suite is written out in full; ${{...}} is not expanded here.")
             return
@@ -278,15 +331,15 @@ def _elsewhere(config: DictConfig, key: str) -> str:
     return ""
 
 
-def _method_faults(methods: Sequence[Any]) -> Iterator[str]:
+def _method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
     labels: set[str] = set()
-    for entry in methods:
+    for index, entry in enumerate(methods):
         if isinstance(entry, bool):
-            yield f"methods: {entry} is a yes/no word of YAML, not a method; write the name in quotes."
+            yield index, f"methods: {entry} is a yes/no word of YAML, not a method; write the name in quotes."
         elif not isinstance(entry, str) and not (isinstance(entry, DictConfig) and isinstance(entry.get("name"), str)):
-            yield f"methods: an entry is a name, or a mapping with a name and its arguments; found {entry!r}."
+            yield index, f"methods: an entry is a name, or a mapping with a name and its arguments; found {entry!r}."
         else:
             label = entry if isinstance(entry, str) else str(entry.get("label") or entry["name"])
             if label in labels:
-                yield f"methods: {label!r} stands twice; give one of them a label of its own (label: ...)."
+                yield index, f"methods: {label!r} stands twice; give one of them a label of its own (label: ...)."
             labels.add(label)

@@ -57,7 +57,6 @@ class Surgery:
         self._buffer: Tensor | None = None
         self._with_extra = False
         self._active: set[int] = set()
-        self._micro = 0
         self.factor: Tensor | None = None
 
     def collect(self, rows: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor) -> None:
@@ -68,6 +67,7 @@ class Surgery:
             extra: Sum of regularisers and of the balancer's own loss, or None where none has a gradient.
             factor: What precision and accumulation put on the loss; gradients carry it, as AMP needs.
         """
+        had_extra = self._with_extra
         rows_out, heads_out, extra_out = self._parts(extra is not None)
         last = list(rows)[-1] if rows else -1
         for i, row in rows.items():
@@ -80,9 +80,8 @@ class Surgery:
             self._active.add(i)
         if extra is not None:
             got = torch.autograd.grad(extra, self.every.parameters, factor.to(extra.dtype), allow_unused=True)
-            self.every.pack(got, extra_out, add=self._micro > 0)
+            self.every.pack(got, extra_out, add=had_extra)
         self.factor = factor
-        self._micro += 1
 
     def rows(self, losses: Sequence[Tensor]) -> Tensor:
         """Returns the shared gradients (A, P) of this rank and keeps the graph: a look, not a step."""
@@ -102,7 +101,8 @@ class Surgery:
     def reduce(self, scale: Tensor | float) -> Tensor:
         """Divides by ``scale``, averages everything over ranks in one collective, and returns the rows (T, P)."""
         buffer = self._settled()
-        if isinstance(scale, Tensor) or scale != 1:
+        # Whether it is one is asked on the host alone: an accelerator would have to be waited for.
+        if not isinstance(scale, Tensor) or scale.device.type != "cpu" or scale != 1:
             buffer /= scale
         ranks.mean_(buffer)
         return self._parts(self._with_extra)[0]
@@ -125,7 +125,7 @@ class Surgery:
     def clear(self) -> None:
         """Forgets what was collected; the memory is kept for the next step."""
         self._active.clear()
-        self._micro, self._with_extra, self.factor = 0, False, None
+        self._with_extra, self.factor = False, None
 
     def fill(self, value: Tensor) -> None:
         """Fills every ``.grad`` with one value: what a gradient scaler looks at before `write` replaces it."""
@@ -134,26 +134,30 @@ class Surgery:
 
     def _settled(self) -> Tensor:
         """Returns what was collected as one vector; tasks without a row in this step are zero in it."""
-        rows, heads, extra = self._parts(self._with_extra)
+        rows, heads, _ = self._parts(self._with_extra)
         for i in set(range(self.tasks)) - self._active:
             rows[i].zero_()
             heads[i].zero_()
-        buffer = self._memory()
-        return buffer if self._with_extra else buffer[: buffer.numel() - extra.numel()]
+        return self._memory()
 
     def _memory(self) -> Tensor:
-        if self._buffer is None:
-            size = self.tasks * self.shared.size + sum(o.size for o in self.owned) + self.every.size
-            like = self.every.parameters[0]
+        """Returns the one buffer: rows and heads, and room for regularisers from the step on that first has one."""
+        needed = self.tasks * self.shared.size + sum(o.size for o in self.owned)
+        needed += self.every.size if self._with_extra else 0
+        if self._buffer is None or self._buffer.numel() < needed:
+            like, old = self.every.parameters[0], self._buffer
             # At least float32: rows of a bf16 network would lose what surgery compares.
             dtype = torch.promote_types(like.dtype, torch.float32)
-            self._buffer = torch.zeros(size, dtype=dtype, device=like.device)
-        return self._buffer
+            self._buffer = torch.zeros(needed, dtype=dtype, device=like.device)
+            if old is not None:
+                self._buffer[: old.numel()] = old
+        return self._buffer[:needed]
 
     def _parts(self, with_extra: bool) -> tuple[Tensor, list[Tensor], Tensor]:
         """Returns views of the one buffer: rows (T, P), one vector per head, extra."""
         self._with_extra = self._with_extra or with_extra
-        sizes = [self.tasks * self.shared.size, *(o.size for o in self.owned), self.every.size]
+        sizes = [self.tasks * self.shared.size, *(o.size for o in self.owned)]
+        sizes.append(self.every.size if self._with_extra else 0)
         rows, *heads, extra = self._memory().split(sizes)
         return rows.view(self.tasks, self.shared.size), heads, extra
 

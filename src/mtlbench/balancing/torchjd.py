@@ -33,6 +33,18 @@ def gramian_weights(rule: Callable[..., Tensor], gramian: Tensor, generator: tor
     return _seeded(rule, cast(Any, gramian), generator)
 
 
-def aggregate(rule: Callable[..., Tensor], jacobian: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns the direction (P,) of a TorchJD aggregator for a Jacobian (A, P)."""
-    return _seeded(rule, jacobian, generator)
+def aggregate(
+    rule: Callable[..., Tensor], jacobian: Tensor, generator: torch.Generator, *, columns: int | None = None
+) -> Tensor:
+    """Returns the direction (P,) of a TorchJD aggregator for a Jacobian (A, P).
+
+    Args:
+        rule: A `torchjd.aggregation` aggregator.
+        jacobian: (A, P).
+        generator: Source of random draws; one number is taken from it.
+        columns: For a rule that treats every coordinate alone: so many at a time on a CPU, where what lies between
+            then stays in the cache. The result is the same.
+    """
+    if columns is None or jacobian.device.type != "cpu":
+        return _seeded(rule, jacobian, generator)
+    return _seeded(lambda whole: torch.cat([rule(part) for part in whole.split(columns, 1)]), jacobian, generator)

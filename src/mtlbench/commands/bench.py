@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -19,28 +20,29 @@ from mtlbench.suite import Suite
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs what is missing and shows the leaderboard."""
-    suite, overrides, local = request.read(arguments)
-    root = request.results_folder(arguments.results, suite)
+    asked = request.read(arguments)
+    root = request.results_folder(arguments.results, asked.suite)
     if arguments.sample:
-        local = Local(_miniature(suite), local.devices)
-    key = studies.key_of(suite, local)
+        asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
+    key = studies.key_of(asked.suite, asked.local)
     known = studies.recall(root, key)
     if known and set(states_of(root, known).values()) == {"done"} and not arguments.dry:
         studies.remember(root, known)
         return end_of_bench(root, unchanged=True)
-    return _work(arguments, suite, overrides, local, root)
+    return _work(arguments, asked, root)
 
 
-def _work(arguments: argparse.Namespace, suite: Suite, overrides: list[str], local: Local, root: Path) -> int:
+def _work(arguments: argparse.Namespace, asked: request.Request, root: Path) -> int:
     print("Reading the suite and its methods …", flush=True)
     from mtlbench.bench import Bench
     from mtlbench.commands.progress import Progress, print_plan
     from mtlbench.executors.local import LocalExecutor
 
-    study = studies.resolve(suite, local, overrides)
-    _prepare(suite, local)
-    jobs, threads = _share_cores(arguments.jobs, local.devices)
-    executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=local.devices, threads=threads)
+    study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    _prepare(asked.suite, asked.local)
+    devices = asked.local.devices
+    jobs, threads = _share_cores(arguments.jobs, devices)
+    executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads)
     with Progress() as progress:
         bench = Bench(root, study, executor, retry=arguments.retry, watch=progress.update)
         print_plan(bench, jobs, threads)

@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, SuiteError
+from mtlbench.examine import Place, examine
 from mtlbench.study import Local
 from mtlbench.suite import Suite
 
 
-def read(arguments: argparse.Namespace) -> tuple[Suite, list[str], Local]:
-    """Returns the suite with every override applied, the overrides as text, and the local choices."""
+@dataclass(frozen=True)
+class Request:
+    """The suite with every override applied, the overrides as text, local choices, and where keys were given."""
+
+    suite: Suite
+    overrides: list[str]
+    local: Local
+    place: Place
+
+
+def read(arguments: argparse.Namespace) -> Request:
+    """Returns what the arguments ask for.
+
+    Raises:
+        SuiteError: With every fault of the suite, of what it names, and of the overrides.
+    """
     overrides = list(arguments.overrides)
     if arguments.seeds:
         overrides.append(f"seeds={_seeds(arguments.seeds)}")
     if arguments.methods:
         overrides.append(f"methods={_chosen(arguments.suite, arguments.methods.replace(',', ' ').split())}")
-    suite = suites.load(arguments.suite, overrides)
+    found = suites.read(arguments.suite, overrides)
+    local = Local(data=arguments.data, devices=getattr(arguments, "devices", 1))
+    if found.faults or found.suite is None:
+        more = examine(found.suite, local.devices, found.place).faults if found.suite else []
+        raise SuiteError("\n".join([*found.faults, *more]))
     shown = [*arguments.overrides, *(f"{k}={v}" for k in ("methods", "seeds") if (v := getattr(arguments, k)))]
-    return suite, shown, Local(data=arguments.data, devices=getattr(arguments, "devices", 1))
+    return Request(found.suite, shown, local, found.place)
 
 
 def results_folder(root: str, suite: Suite) -> Path:

@@ -13,13 +13,13 @@ from mtlbench.store import RunFolder
 def run(arguments: argparse.Namespace) -> int:
     """Runs the plan of one method for every seed, here, one run after another."""
     arguments.methods = arguments.method
-    suite, overrides, local = request.read(arguments)
-    root = request.results_folder(arguments.results, suite)
+    asked = request.read(arguments)
+    root = request.results_folder(arguments.results, asked.suite)
     from mtlbench.bench import Bench
     from mtlbench.run import Seat, quiet_lightning, work
 
     quiet_lightning()
-    study = studies.resolve(suite, local, overrides)
+    study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
     bench = Bench(root, study, None)
     tried: set[str] = set()
     while True:

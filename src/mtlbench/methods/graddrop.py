@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import GradDrop as Rule
 
 from mtlbench.balancing.base import Balancer, Context
 from mtlbench.balancing.torchjd import aggregate
@@ -23,7 +22,8 @@ class GradDrop(Balancer):
         leak: Share of a dropped coordinate that passes all the same, in [0, 1]; the paper uses 0.
 
     Differences from the paper: it works on the gradients of the shared parameters, not of a representation, so that
-    it holds under accumulation and for every network.
+    it holds under accumulation and for every network. The rule is TorchJD's, draw for draw, without its pass over the
+    Jacobian for every task.
 
     Example:
         >>> import torch
@@ -41,5 +41,12 @@ class GradDrop(Balancer):
 
     def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
         """Returns the direction (P,) from the (A, P) Jacobian; the draw is the same on every rank."""
-        rule = Rule(leak=torch.full((len(jacobian),), self.leak, dtype=jacobian.dtype, device=jacobian.device))
-        return aggregate(rule, jacobian, ctx.generator)
+        return aggregate(self._drop, jacobian, ctx.generator, columns=1 << 15)
+
+    def _drop(self, rows: Tensor) -> Tensor:
+        positive, negative = rows.clamp(min=0).sum(0), rows.clamp(max=0).sum(0)
+        total = positive + negative
+        purity = 0.5 * (1 + total / (positive - negative))
+        drawn = torch.rand(purity.shape, dtype=rows.dtype, device=rows.device)
+        kept = torch.where(purity > drawn, positive, 0.0) + torch.where(purity < drawn, negative, 0.0)
+        return self.leak * total + (1 - self.leak) * kept

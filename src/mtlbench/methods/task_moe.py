@@ -91,7 +91,9 @@ class TaskMoE(MTLMethod):
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns the share of choices that every expert received in the last batch, over all tasks."""
-        shares = [] if self._load is None else self._load.mean(1)  # (L, E)
+        if self._load is None:
+            return {}
+        shares = self._load.mean(1)  # (L, E)
         return {
             f"experts/layer{layer}/expert{expert}": share
             for layer, row in enumerate(shares)

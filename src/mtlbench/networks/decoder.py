@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlbench.data import seed_of
+from mtlbench.noise import seed_of
 from mtlbench.tasks import Task
 
 

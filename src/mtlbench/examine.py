@@ -1,0 +1,176 @@
+"""Examines the names and values of a suite against what exists: data module, tasks, methods, encoder, optimiser.
+
+Imports methods and data modules (and so torch) when called. Collects every fault with the place of its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mtlbench.errors import MtlbenchError, SuiteError, unknown_name
+from mtlbench.suite import Suite
+
+Place = Callable[[str], str]
+"""Tells where a dotted key was given: ``file:line``, an override, or the key itself."""
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a suite names, as far as it is without fault.
+
+    Attributes:
+        module: Class of the data module, or None.
+        tasks: Tasks by name with the suite's changes.
+        methods: Label and resolved record of every method.
+        faults: Everything that is wrong, each with its place.
+    """
+
+    module: Any
+    tasks: Mapping[str, Any]
+    methods: list[tuple[str, dict[str, Any]]]
+    faults: list[str]
+
+
+def examine(suite: Suite, devices: int, place: Place) -> Examined:
+    """Looks up everything that a suite names.
+
+    Args:
+        suite: The suite; entries of ``methods`` that are no names are passed over, they were reported before.
+        devices: Devices per run.
+        place: Tells where a key was given.
+    """
+    faults = _Faults(place)
+    module = faults.catch("data.module", lambda: _data_module(suite.data.module))
+    tasks = _tasks(suite, module, faults) if module else {}
+    if module:
+        faults.catch("data.options", lambda: _check_options(suite, module))
+    methods = [
+        faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry))  # type: ignore[misc]
+        for index, entry in enumerate(suite.methods)
+        if isinstance(entry, str) or isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
+    for key, check in _training_checks(suite, devices).items():
+        faults.catch(key, check)
+    return Examined(module, tasks, [found for found in methods if found], faults.found)
+
+
+class _Faults:
+    """Collects what goes wrong, with the place of the key that it concerns."""
+
+    def __init__(self, place: Place):
+        self.place = place
+        self.found: list[str] = []
+
+    def catch(self, key: str, action: Callable[[], Any]) -> Any:
+        """Returns what the action returns, or None if it finds a fault."""
+        try:
+            return action()
+        except MtlbenchError as error:
+            self.found += [f"{self.place(key)}: {line}" for line in str(error).splitlines()]
+            return None
+
+
+def _data_module(path: str) -> Any:
+    from mtlbench import registry
+    from mtlbench.data import MTLDataModule
+
+    cls = registry.load(path)
+    if not (isinstance(cls, type) and issubclass(cls, MTLDataModule)):
+        raise SuiteError(f"data.module must name a subclass of MTLDataModule; {path!r} is {cls!r}.")
+    return cls
+
+
+def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
+    for name in suite.tasks:
+        if name not in module.TASKS:
+            faults.found.append(f"{faults.place(f'tasks.{name}')}: " + unknown_name("task", name, module.TASKS))
+    chosen = {name: section for name, section in suite.tasks.items() if name in module.TASKS}
+    names = chosen or dict.fromkeys(module.TASKS)
+    tasks = {}
+    for name in names:
+        section = chosen.get(name)
+        changes: dict[str, Any] = {"optional": section.optional} if section else {}
+        if section and section.scale is not None:
+            changes["scale"] = section.scale
+        tasks[name] = module.TASKS[name].with_options(**changes)
+    return tasks
+
+
+def _method_entry(entry: Any) -> tuple[str, dict[str, Any]]:
+    """Returns label and resolved record of one line of ``methods``."""
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
+    record = _resolved(name, options)
+    if balancer:
+        given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
+        record["balancer"] = _resolved(given.pop("name"), given)
+        _check_pair(record)
+    short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
+    return str(label or short), record
+
+
+def _resolved(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    from mtlbench import registry
+
+    cls: Any = registry.find(name)
+    registry.check_arguments(name, cls, arguments)
+    cls_name = name.rpartition(":")[2] if ":" in name else name
+    return {"name": cls_name, "path": name, "version": cls.VERSION, "arguments": registry.defaults(cls, arguments)}
+
+
+def _check_pair(record: Mapping[str, Any]) -> None:
+    """Refuses a balancer on a method that balances by itself, and one that is no balancer."""
+    from mtlbench import registry
+    from mtlbench.balancing import Balancer
+    from mtlbench.balancing.base import BALANCING_HOOKS
+    from mtlbench.method import MTLMethod
+
+    method: Any = registry.find(record["path"])
+    balancer = registry.find(record["balancer"]["path"])
+    if not issubclass(balancer, Balancer):
+        raise SuiteError(f"balancer: {record['balancer']['name']!r} is a method, not a balancer.")
+    if not issubclass(method, MTLMethod):
+        raise SuiteError(f"{record['name']} is a balancer itself and cannot take {record['balancer']['name']} too.")
+    own = [hook for hook in BALANCING_HOOKS if getattr(method, hook) is not getattr(MTLMethod, hook)]
+    if own:
+        raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
+
+
+def _check_options(suite: Suite, module: Any) -> None:
+    from mtlbench import registry
+
+    known = registry.arguments_of(module)
+    unknown = sorted(set(suite.data.options) - set(known))
+    if unknown:
+        raise SuiteError("\n".join(unknown_name("option of the data", name, known) for name in unknown))
+
+
+def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]]:
+    """Returns the checks of model, optimiser and trainer by the key that they concern."""
+    from mtlbench.data import check_division
+    from mtlbench.networks.encoder import encoder_exists
+    from mtlbench.optimisers import OPTIMISERS, SCHEDULES
+
+    trainer, optimiser = suite.trainer, suite.optimiser
+
+    def best_needs_evaluation() -> None:
+        if suite.selection == "best" and not trainer.evaluate_every:
+            raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
+
+    return {
+        "model.encoder": lambda: encoder_exists(suite.model.encoder),
+        "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
+        "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),
+        "trainer.precision": lambda: _known("precision", trainer.precision, PRECISIONS),
+        "trainer.batch_size": lambda: check_division(trainer.batch_size, devices, trainer.accumulate),
+        "selection": best_needs_evaluation,
+    }
+
+
+def _known(what: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        raise SuiteError(unknown_name(what, name, names))
