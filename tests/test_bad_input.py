@@ -275,10 +275,10 @@ def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
+    """A disk of 32 megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root may mount a disk; a limit on file sizes is tested in any case")
     yield folder
@@ -287,7 +287,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(600_000))
+    filler.write_bytes(bytes(32 * 2**20 - 400_000))
     words = ("bench", "digits", "--methods", "uniform", "--results", str(small_disk), *SMALL, "trainer.steps=30")
     full = mtlbench(tmp_path, *words, "trainer.checkpoint_every=5")
     assert full.code in (1, 2) and "No space left" in full.text and "Free space" in full.text, full.text
