@@ -49,7 +49,7 @@ def compare(
     return [step / least for step, least in measured], [1000 * least for _, least in measured]
 
 
-def floor(method: MTLMethod, batch: Batch):  # noqa: ANN201
+def floor(method: MTLMethod, batch: Batch):
     """Returns a function that does one step of the floor on a copy of the network."""
     network = copy.deepcopy(method.network).train()
     names = list(method.tasks)

@@ -319,7 +319,10 @@ class MTLMethod(L.LightningModule):
 
     @torch.no_grad()
     def _look_ahead(self, active: tuple[int, ...], change: Tensor | None) -> Tensor:
-        """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``."""
+        """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``.
+
+        Under accumulation the batch is the last micro-batch; a task without a label in it has NaN.
+        """
         shared = self.surgery.shared
         moved: list[Tensor] = [] if change is None else [*shared.parameters]
         # Other memory, not other values in the same: what the step's graph has saved stays as it was.
@@ -337,7 +340,8 @@ class MTLMethod(L.LightningModule):
             for tensor, value in kept:
                 tensor.data = value
         reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
-        return (reduced.totals * reduced.factors)[list(active)]
+        means = reduced.means()
+        return (means * means.new_tensor(self._scales()))[list(active)]
 
     def _uses(self, hook: str) -> bool:
         return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)

@@ -37,8 +37,12 @@ class RankPool:
         """
         if not self._ranks:
             self._start()
-        for _, pipe in self._ranks:
-            pipe.send((function, args, kwargs))
+        try:
+            for _, pipe in self._ranks:
+                pipe.send((function, args, kwargs))
+        except OSError as error:
+            self.close()
+            raise RankError(f"A rank died since the last call: {error}. The next call starts the pool anew.") from error
         answers: dict[int, Any] = {}
         waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
         while waiting:

@@ -24,7 +24,8 @@ class Context:
         epoch: Passes over the training data that are complete.
         generator: On the CPU, a function of seed and step: the only source of random draws.
         lookahead: Takes a change (P,) of the shared parameters, or None for none, and returns the losses (A,)
-            of the current batch after it, leaving no trace.
+            of the current batch after it, leaving no trace. Under accumulation this is the last micro-batch, and a
+            task without a label in it has NaN.
     """
 
     active: tuple[int, ...]

@@ -60,7 +60,8 @@ class FAMO(Balancer):
         active = list(ctx.active)
         if len(self._before) != len(active):
             return  # The last micro-batch lacked a task that an earlier one had: nothing to compare.
-        delta = (self._before - self._distance(ctx.lookahead(None)).log()).to(self.logits)
+        delta = self._before - self._distance(ctx.lookahead(None)).log()
+        delta = delta.nan_to_num(0.0).to(self.logits)  # Without a label after the step there is no change to see.
         z = torch.softmax(self.logits[active], 0)
         if self._adam.param_groups[0]["params"][0] is not self.logits:
             self._rebind()  # Moving a module to another device replaces its buffers.
