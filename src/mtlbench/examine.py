@@ -46,8 +46,8 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     faults = _Faults(place)
     module = faults.catch("data.module", lambda: _data_module(suite.data.module))
     tasks = _tasks(suite, module, faults) if module else {}
-    if module:
-        faults.catch("data.options", lambda: _check_options(suite, module))
+    for option in suite.data.options if module else ():
+        faults.catch(f"data.options.{option}", lambda option=option: _check_option(option, module))  # type: ignore[misc]
     methods = [
         faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry))  # type: ignore[misc]
         for index, entry in enumerate(suite.methods)
@@ -140,13 +140,10 @@ def _check_pair(record: Mapping[str, Any]) -> None:
         raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
 
 
-def _check_options(suite: Suite, module: Any) -> None:
+def _check_option(option: str, module: Any) -> None:
     from mtlbench import registry
 
-    known = registry.arguments_of(module)
-    unknown = sorted(set(suite.data.options) - set(known))
-    if unknown:
-        raise SuiteError("\n".join(unknown_name("option of the data", name, known) for name in unknown))
+    _known("option", option, registry.arguments_of(module))
 
 
 def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]]:
