@@ -132,9 +132,9 @@ class EndOfStep(L.Callback):
     def _log(self, trainer: L.Trainer, method: MTLMethod) -> None:
         method.check_finite()
         row: dict[str, Any] = {"step": self.step, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        if method.last_losses is not None:
-            losses = method.last_losses.tolist()
-            row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses, strict=True) if v == v}
+        losses = method.last_losses
+        if losses is not None:
+            row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
         row |= {name: float(value) for name, value in method.diagnostics().items()}
         if method.last_gramian is not None:
             row |= conflict_row(method.last_gramian, [list(method.tasks)[i] for i in method.last_active])

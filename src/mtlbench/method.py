@@ -87,10 +87,10 @@ class MTLMethod(L.LightningModule):
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
-        self.last_losses: Tensor | None = None
         self.last_gramian: Tensor | None = None
         self.last_active: tuple[int, ...] = ()
         self._reduced: ReducedLosses | None = None
+        self._last_reduced: ReducedLosses | None = None
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
 
@@ -181,9 +181,8 @@ class MTLMethod(L.LightningModule):
         factors = reduced.factors.unbind()
         shares = [total * factor * ranks.world_size() for total, factor in zip(sums, factors, strict=True)]
         ctx = self._context(reduced)
-        self._note(reduced)
+        self._note(reduced, ctx)
         weights, value = loss_weights(self.combine_losses, ctx) if ctx.active else (ctx.losses, ctx.losses.sum())
-        self._ctx = ctx
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
         own = value if self.surgery.rest.parameters else value.detach()
         self._extra = sum(regularisers.values(), own)
@@ -228,6 +227,11 @@ class MTLMethod(L.LightningModule):
         if (self._current_step + 1) % self.spec.steps_per_epoch == 0:
             self.balancer.epoch_end()
         self._reduced = None
+
+    @property
+    def last_losses(self) -> Tensor | None:
+        """(T,) unscaled mean losses of the last optimiser step over all ranks, NaN for absent tasks."""
+        return None if self._last_reduced is None else self._last_reduced.means()
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
@@ -297,16 +301,18 @@ class MTLMethod(L.LightningModule):
     def _scales(self) -> list[float]:
         return [task.scale for task in self.tasks.values()]
 
-    def _note(self, reduced: ReducedLosses) -> None:
+    def _note(self, reduced: ReducedLosses, ctx: Context) -> None:
         """Adds up the step's losses over micro-batches, and remembers non-finite ones."""
         bad = ~reduced.totals.isfinite() & (self.bad_step < 0)
         self.bad_step.masked_fill_(bad, self._current_step)
+        self._ctx, self._ctx_of = ctx, reduced
         self._reduced = reduced if self._reduced is None else self._reduced + reduced
-        self.last_losses = self._reduced.means()
+        self._last_reduced = self._reduced
 
     def _step_context(self) -> Context:
         """Returns the context of the whole optimiser step: all micro-batches together."""
-        return self._ctx if self._reduced is None else self._context(self._reduced)
+        whole = self._reduced is None or self._reduced is self._ctx_of
+        return self._ctx if whole else self._context(self._reduced)  # type: ignore[arg-type]
 
     def _context(self, reduced: ReducedLosses) -> Context:
         step = self._current_step

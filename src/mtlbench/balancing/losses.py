@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,16 +31,17 @@ class ReducedLosses:
         """Indices of the tasks with a label on some rank."""
         return tuple(i for i, count in enumerate(self.counts) if count)
 
-    @property
+    @cached_property
     def factors(self) -> Tensor:
         """(T,) factors that turn a sum into its part of the scaled mean."""
         values = [scale / max(1, count) for scale, count in zip(self.scales, self.counts, strict=True)]
         return torch.tensor(values, dtype=self.totals.dtype, device=self.totals.device)
 
-    @property
+    @cached_property
     def losses(self) -> Tensor:
         """(A,) scaled mean losses of the active tasks."""
-        return (self.totals * self.factors)[list(self.active)]
+        scaled = self.totals * self.factors
+        return scaled if len(self.active) == len(self.counts) else scaled[list(self.active)]
 
     def means(self) -> Tensor:
         """Returns (T,) unscaled means, NaN for absent tasks: what is logged."""
