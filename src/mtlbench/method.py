@@ -182,7 +182,10 @@ class MTLMethod(L.LightningModule):
         shares = [total * factor * ranks.world_size() for total, factor in zip(sums, factors, strict=True)]
         ctx = self._context(reduced)
         self._note(reduced, ctx)
-        weights, value = loss_weights(self.combine_losses, ctx) if ctx.active else (ctx.losses, ctx.losses.sum())
+        if ctx.active and self._uses("combine_losses"):
+            weights, value = loss_weights(self.combine_losses, ctx)
+        else:  # The plain sum needs no derivative.
+            weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
         own = value if self.surgery.rest.parameters else value.detach()
         self._extra = sum(regularisers.values(), own)
