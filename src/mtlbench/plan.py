@@ -65,10 +65,6 @@ class RunSpec:
         """Returns the same run on some of its tasks."""
         return replace(self, tasks={name: self.tasks[name] for name in names})
 
-    def with_method(self, **changes: Any) -> RunSpec:
-        """Returns the same run with other method entries, for plans that mix methods."""
-        return replace(self, method={**self.method, **changes})
-
     def to_json(self) -> dict[str, Any]:
         """Returns the record that is stored beside a run."""
         return {**self.identity(), "label": self.label, "local": dict(self.local), "hash": self.hash}

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -144,17 +143,6 @@ class RunFolder:
         """Records why the run failed and gives it up."""
         write_json(self.path / "error.json", record)
         self.release()
-
-    def forget(self) -> None:
-        """Deletes the folder; only ever called for a run that the user named."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def run_folders(root: Path) -> list[RunFolder]:
-    """Returns every run folder below ``results/<suite>``."""
-    if not root.is_dir():
-        return []
-    return [RunFolder(root, path.name) for path in sorted(root.iterdir()) if (path / "spec.json").exists()]
 
 
 @contextlib.contextmanager

@@ -24,8 +24,6 @@ from mtlbench.plan import RunSpec
 from mtlbench.store import read_json, write_json
 from mtlbench.suite import Suite
 
-SINGLE_TASK = "single_task"
-
 
 @dataclass(frozen=True)
 class Local:

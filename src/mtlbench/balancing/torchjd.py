@@ -11,8 +11,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torchjd.aggregation import PCGradWeighting
 
 from mtlbench.noise import reseed
+
+__all__ = ["PCGradWeighting", "aggregate", "gramian_weights"]
 
 
 def _seeded(rule: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchjd.aggregation import PCGradWeighting
 
 from mtlbench.balancing.base import Balancer, Context
-from mtlbench.balancing.torchjd import gramian_weights
+from mtlbench.balancing.torchjd import PCGradWeighting, gramian_weights
 
 
 class PCGrad(Balancer):
