@@ -142,8 +142,9 @@ def _check_pair(record: Mapping[str, Any]) -> None:
 
 def _check_option(option: str, module: Any) -> None:
     from mtlbench import registry
+    from mtlbench.data import MTLDataModule
 
-    _known("option", option, registry.arguments_of(module))
+    _known("option", option, registry.arguments_of(module).keys() - registry.arguments_of(MTLDataModule))
 
 
 def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]]:

@@ -82,11 +82,21 @@ def find(name: str) -> type:
 
 
 def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
-    """Returns the hyper-parameters of a method or balancer: its keyword arguments."""
-    skip = {"self", "spec"}
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {n: p for n, p in parameters.items() if n not in skip and p.kind not in kinds}
+    """Returns the hyper-parameters of a method, balancer or data module: its keyword arguments.
+
+    A constructor that passes ``**`` on has those of the next class too.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        named = {p.name: p for p in parameters if p.name not in ("self", "spec") and p.kind not in kinds}
+        found = {**named, **found}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def defaults(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mtlbench.errors import MethodError, unknown_name
+
 GRADIENT_HOOKS = ("gradient_weights", "combine_gradients")
 BALANCING_HOOKS = ("combine_losses", *GRADIENT_HOOKS)
+VIEWS = ("parameters", "representation", "last_shared")
+SCALES = ("sum", "mean")
+HEADS = ("unit", "weighted")
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,28 @@ class Balancer(nn.Module):
     Attributes:
         VERSION: Raise it when the same arguments give another result; it enters every run's identity.
         SEARCH: Search space per argument, for tuning.
+        POSITIVE: Whether every loss must be above 0, because the rule takes logarithms or quotients of losses.
+        COLUMNWISE: Whether `combine_gradients` treats every column alone. It is then called with blocks of columns,
+            in order, which stay in the cache, and no (A, P) matrix is made.
+        view: Of what the rows are gradients: all shared ``"parameters"``; the shared ``"representation"`` that the
+            heads read, all samples of all ranks side by side; or the parameters of the ``"last_shared"`` layer. The
+            latter two need `gradient_weights`, cost one backward pass through the trunk, and work on one
+            micro-batch at a time.
+        batches: Independent mini-batches per step. With 3 the batch is cut in three: `gradient_weights` gets the
+            cross-Gramian G₁ G₂ᵀ, and its weights act on the rows of the third; heads see the mean of all.
+        heads: Gradient of a task's own parameters: ``"unit"``, that of its (loss-weighted) loss, or ``"weighted"``,
+            multiplied by the weight that `gradient_weights` gave to the task.
     """
 
     VERSION: ClassVar[int] = 1
     SEARCH: ClassVar[dict[str, Any]] = {}
+    POSITIVE: ClassVar[bool] = False
+    COLUMNWISE: ClassVar[bool] = False
 
     tasks: int = 0
+    view: str = "parameters"
+    batches: int = 1
+    heads: str = "unit"
 
     def configure(self, tasks: int) -> None:
         """Creates the state for ``tasks`` tasks. Called once, before training or loading; extend it."""
@@ -61,7 +82,7 @@ class Balancer(nn.Module):
         return losses.sum()
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
-        """Returns (A,) weights from the (A, A) float64 Gramian of the tasks' shared gradients."""
+        """Returns (A,) weights from the (A, A) Gramian of the tasks' gradients: float64, finite, on the CPU."""
         raise NotImplementedError
 
     def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
@@ -77,12 +98,19 @@ class Balancer(nn.Module):
     def weights(self, gramian: Tensor, losses: Tensor | None = None, *, seed: int = 0) -> Tensor:
         """Returns the task weights (T,) for a (T, T) Gramian, by hand and outside any training.
 
+        Args:
+            gramian: G Gᵀ, or G₁ G₂ᵀ for a rule on three batches.
+            losses: Current losses (T,); ones if not given.
+            seed: Seed of rules that draw at random.
+
         Raises:
             TypeError: If the rule is not a function of the Gramian.
+            MethodError: If a value is not finite, or a loss not positive where it must be.
         """
         if not overrides(self, Balancer, "gradient_weights"):
             raise TypeError(f"{type(self).__name__} is not a function of the Gramian: use direction().")
-        return self.gradient_weights(gramian, self._by_hand(len(gramian), losses, gramian, seed))
+        ctx = self._by_hand(gramian, losses, seed)
+        return self.gradient_weights(gramian.detach().double().cpu(), ctx).to(gramian)
 
     def direction(self, jacobian: Tensor, losses: Tensor | None = None, *, seed: int = 0) -> Tensor:
         """Returns the update direction (P,) for a (T, P) Jacobian and (T,) losses, by hand.
@@ -90,29 +118,72 @@ class Balancer(nn.Module):
         Loss weights apply first: row i is multiplied by ∂ combine_losses / ∂ L_i, as in training.
 
         Args:
-            jacobian: One gradient per task.
+            jacobian: One gradient per task; (3, T, P) for a rule on three batches.
             losses: Current losses; ones if not given.
             seed: Seed of rules that draw at random.
-        """
-        ctx = self._by_hand(len(jacobian), losses, jacobian, seed)
-        rows = loss_weights(self.combine_losses, ctx)[0][:, None] * jacobian
-        if overrides(self, Balancer, "combine_gradients"):
-            return self.combine_gradients(rows, ctx)
-        if overrides(self, Balancer, "gradient_weights"):
-            gramian = (rows @ rows.T).double()
-            return self.gradient_weights(gramian, ctx).to(rows.dtype) @ rows
-        return rows.sum(0)
 
-    def _by_hand(self, tasks: int, losses: Tensor | None, like: Tensor, seed: int) -> Context:
+        Raises:
+            MethodError: If a value is not finite, or a loss not positive where it must be.
+        """
+        parts = jacobian.expand(self.batches, *jacobian.shape[-2:])
+        ctx = self._by_hand(parts[-1], losses, seed)
+        parts = loss_weights(self.combine_losses, ctx)[0][:, None] * parts
+        if overrides(self, Balancer, "combine_gradients"):
+            return self.combine_gradients(parts[0], ctx)
+        if overrides(self, Balancer, "gradient_weights"):
+            one, two = (parts[0], parts[1]) if self.batches > 1 else (parts[0], parts[0])
+            weights = self.gradient_weights((one.double() @ two.double().T).cpu(), ctx)
+            return weights.to(parts) @ parts[-1]
+        return parts[0].sum(0)
+
+    def _by_hand(self, rows: Tensor, losses: Tensor | None, seed: int) -> Context:
+        tasks = len(rows)
         if self.tasks != tasks:
             self.configure(tasks)
-        values = torch.ones(tasks, dtype=like.dtype, device=like.device) if losses is None else losses.detach()
+        bad = [i for i, row in enumerate(rows) if not row.isfinite().all()]
+        if bad:
+            raise MethodError(f"Gradients must be finite. Those of task {', '.join(map(str, bad))} hold NaN or inf.")
+        values = torch.ones(tasks, dtype=rows.dtype, device=rows.device) if losses is None else losses.detach()
+        if self.POSITIVE and not (values > 0).all():
+            raise MethodError(
+                f"{type(self).__name__} takes logarithms or quotients of losses: each must be above 0. "
+                f"Found {values.tolist()}."
+            )
 
         def no_lookahead(step: Tensor | None) -> Tensor:
             raise RuntimeError("A look-ahead needs a network; it exists only in training.")
 
         generator = torch.Generator().manual_seed(seed)
         return Context(tuple(range(tasks)), values, 0, 0, generator, no_lookahead)
+
+
+class GradientRule(Balancer):
+    """Base of the shipped rules on gradients, with the two conventions in which the literature differs.
+
+    Args:
+        scale: ``"sum"``: the weights of equal tasks sum to their number, as in Σ L_i, so that one learning rate is
+            fair to all rules. ``"mean"``: they sum to 1.
+        heads: See `Balancer`.
+    """
+
+    def __init__(self, *, scale: str = "sum", heads: str = "unit"):
+        super().__init__()
+        for what, given, known in (("scale", scale, SCALES), ("heads", heads, HEADS)):
+            if given not in known:
+                raise MethodError(f"{type(self).__name__}: {unknown_name(what, given, known)}")
+        self.scale, self.heads = scale, heads
+
+    def scaled(self, value: Tensor, tasks: int, *, natural: str) -> Tensor:
+        """Returns weights or a direction on the chosen scale.
+
+        Args:
+            value: On the rule's natural scale.
+            tasks: Number of active tasks.
+            natural: ``"sum"`` or ``"mean"``.
+        """
+        if natural == self.scale:
+            return value
+        return value * tasks if self.scale == "sum" else value / tasks
 
 
 def overrides(instance: object, base: type, hook: str) -> bool:

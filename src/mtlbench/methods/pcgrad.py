@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from mtlbench.balancing.base import Balancer, Context
+from mtlbench.balancing.base import Context, GradientRule
 from mtlbench.balancing.torchjd import PCGradWeighting, gramian_weights
 
 
-class PCGrad(Balancer):
+class PCGrad(GradientRule):
     """Gradient surgery for multi-task learning (https://arxiv.org/abs/2001.06782, NeurIPS 2020).
 
     Rule: for each i start with g_i; for j ≠ i in random order, if ⟨g_i, g_j⟩ < 0 subtract
@@ -16,7 +18,9 @@ class PCGrad(Balancer):
 
     Symbols: g_i gradient of task i's loss with respect to the shared parameters, averaged over all ranks.
 
-    The paper has no hyper-parameters.
+    Args:
+        **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`. The paper has no
+            hyper-parameters.
 
     Differences from the official code: none in the rule (sum, j ≠ i). It is computed from the Gramian, which is the
     same because every projected gradient stays in the span; heads keep their own gradients.
@@ -27,10 +31,11 @@ class PCGrad(Balancer):
         tensor([0.5000, 1.5000])
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **conventions: Any):
+        super().__init__(**conventions)
         self._rule = PCGradWeighting()
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns the coefficient (A,) of every original gradient in the projected sum."""
-        return gramian_weights(self._rule, gramian, ctx.generator)
+        weights = gramian_weights(self._rule, gramian, ctx.generator)
+        return self.scaled(weights, len(gramian), natural="sum")
