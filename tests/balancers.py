@@ -14,6 +14,10 @@ def rows(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+def gramian_of(jacobian):
+    return (jacobian @ jacobian.T).double()
+
+
 def context(losses, *, active=None, step=0, epoch=0, seed=0, lookahead=None):
     """Returns the context of a step whose losses are given."""
 

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from mtlbench import balancing, method, testing
+from mtlbench import balancing, step, testing
 from mtlbench.balancing import ranks
 from mtlbench.balancing.losses import ReducedLosses
 from mtlbench.balancing.surgery import Surgery
@@ -68,14 +68,17 @@ class Unstable(testing.ToyData):
         return Read()
 
 
+_reduce = Surgery.reduce
+
+
 def _no_reduction(self, scale):
-    self._settled().div_(scale)
-    return self._parts(self._with_extra)[0]
+    with mock.patch.multiple(ranks, mean_=lambda tensor: tensor, mean_row=lambda row: row):
+        _reduce(self, scale)
 
 
 def _rows_only(self, scale):
-    self._settled().div_(scale)
-    return ranks.mean_(self._parts(self._with_extra)[0])
+    with mock.patch.object(ranks, "mean_row", lambda row: row):
+        _reduce(self, scale)
 
 
 def _local_counts(sums, counts, scales):
@@ -98,7 +101,7 @@ FAULTS: dict[str, Any] = {
     "gradients stay local": (Surgery, "reduce", _no_reduction),
     "heads stay local": (Surgery, "reduce", _rows_only),
     "zeros for absent heads": (MTLMethod, "on_before_optimizer_step", _zero_for_absent),
-    "means of means": (method, "reduce_losses", _local_counts),
+    "means of means": (step, "reduce_losses", _local_counts),
 }
 
 

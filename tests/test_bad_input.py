@@ -210,7 +210,7 @@ def test_loss_that_is_not_finite_names_task_and_step_and_keeps_a_checkpoint(tmp_
     options = ("data.options.train=32", "data.options.val=8", "trainer.checkpoint_every=3", "--methods", "uniform")
     answer = mtlbench(tmp_path, "bench", suite, *options)
     assert answer.code == 1
-    assert "DivergedError: A task's loss must stay finite. The loss of ink was NaN or infinite at step 7" in answer.text
+    assert "The loss or gradient of ink was not at step 7" in answer.text
     (run,) = runs_of(tmp_path, "mine").values()
     good = checkpoint.newest(run.path)
     assert good is not None and good.name == "step-00000006.ckpt"

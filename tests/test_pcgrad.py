@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torchjd.aggregation
-from balancers import CONFLICT, ORTHOGONAL, context, rows
+from balancers import CONFLICT, ORTHOGONAL, context, gramian_of, rows
 from torch import distributed
 from torch.testing import assert_close
 
 from mtlbench.balancing import make_balancer
-from mtlbench.balancing.surgery import Surgery, gramian_of
+from mtlbench.balancing.surgery import Surgery
 
 THREE = ((1.0, 0.0), (-1.0, 1.0), (-1.0, -2.0))
 
@@ -119,9 +119,11 @@ def on_a_rank(average_first):
     rule = make_balancer("pcgrad")
     if average_first:
         surgery.collect(losses, None, torch.ones(()))
-        surgery.write(rule.direction(surgery.reduce(1.0)), (0, 1))
+        surgery.reduce(1.0)
+        weights = rule.weights(surgery.gramian((0, 1)))
+        surgery.write(surgery.blend(weights.tolist(), (0, 1)), (0, 1), None)
         return shared.grad, head.grad
-    direction = rule.direction(surgery.rows(list(losses.values())))
+    direction = rule.direction(local)
     distributed.all_reduce(direction)
     return direction / 2, None
 

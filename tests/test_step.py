@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from balancers import CONFLICT, rows
+from balancers import CONFLICT, gramian_of, rows
 from step_parts import Looking, OwnRule, Recording, trained_in_fp16
 
 from mtlbench import checkpoint
 from mtlbench.balancing import make_balancer
-from mtlbench.balancing.surgery import gramian_of
-from mtlbench.diagnostics import conflict_row
+from mtlbench.diagnostics import Snapshot, conflict_row
 from mtlbench.errors import DivergedError, MethodError
 from mtlbench.method import MethodSpec
 from mtlbench.store import RunFolder
@@ -236,27 +235,54 @@ def test_diagnostics_agree_over_ranks_and_methods(pool, tmp_path):
             line = (RunFolder(folder, spec.run_id).path / "metrics.jsonl").read_text().splitlines()[0]
             row = json.loads(line)
             found[name, world] = {key: value for key, value in row.items() if key.startswith("gradient/")}
-    reference = found["uniform", 1]
-    assert len(reference) == 6 + 4 + 1
+    reference = {key: value for key, value in found["uniform", 1].items() if "weight" not in key and "turn" not in key}
+    assert len(reference) == 6 + 4 + 3
     for row in found.values():
-        assert row == pytest.approx(reference, rel=1e-9)
+        assert {key: row[key] for key in reference} == pytest.approx(reference, rel=1e-9)
+    assert found["uniform", 1]["gradient/turn"] == pytest.approx(0, abs=1e-5)
+    assert found["pcgrad", 2] == pytest.approx(found["pcgrad", 1], rel=1e-9)
+
+
+def seen(gradients, weights=None, loss_weights=None):
+    """Returns the snapshot of an update from the gradients of unweighted losses."""
+    ones = torch.ones(len(gradients), dtype=gradients.dtype)
+    weights, c = ones if weights is None else weights, ones if loss_weights is None else loss_weights
+    return Snapshot.of_weights(tuple(range(len(gradients))), gramian_of(c[:, None] * gradients), weights, c)
 
 
 def test_conflict_row():
-    row = conflict_row(gramian_of(rows(*CONFLICT)), ["a", "b"])
+    row = conflict_row(seen(rows(*CONFLICT), weights=rows(2.0, 1.5)), ["a", "b"])
+    # By hand: the update of weights (2, 1.5) is (.5, 1.5), the plain sum (0, 1).
     assert row == pytest.approx({
         "gradient/cosine/a|b": -(0.5**0.5), "gradient/norm/a": 1.0, "gradient/norm/b": 2**0.5,
-        "gradient/conflicts": 1.0,
+        "gradient/weight/a": 2.0, "gradient/weight/b": 1.5, "gradient/conflicts": 1.0,
+        "gradient/similarity": 2 * 2**0.5 / 3, "gradient/condition": 1 + 2**0.5,
+        "gradient/turn": math.degrees(math.acos(1.5 / 2.5**0.5)),
     })  # fmt: skip
-    three = conflict_row(gramian_of(rows((1.0, 0.0), (0.0, 2.0), (-1.0, 0.0))), ["a", "b", "c"])
-    assert three["gradient/conflicts"] == pytest.approx(1 / 3)
+    three = conflict_row(seen(rows((1.0, 0.0), (0.0, 2.0), (-1.0, 0.0))), ["a", "b", "c"])
+    assert three["gradient/conflicts"] == pytest.approx(1 / 3) and three["gradient/condition"] == 1e8
     assert three["gradient/cosine/a|b"] == 0 and three["gradient/cosine/a|c"] == -1
-    zero = conflict_row(gramian_of(rows((0.0, 0.0), (0.0, 2.0))), ["a", "b"])
+    zero = conflict_row(seen(rows((0.0, 0.0), (0.0, 2.0))), ["a", "b"])
     assert zero["gradient/cosine/a|b"] == 0 and zero["gradient/conflicts"] == 0
 
 
+def test_conflict_row_sees_through_loss_weights():
+    plain = conflict_row(seen(rows(*CONFLICT), weights=rows(2.0, 1.5)), ["a", "b"])
+    weighted = seen(rows(*CONFLICT), weights=rows(1.0, 3.0), loss_weights=rows(2.0, 0.5))
+    assert conflict_row(weighted, ["a", "b"]) == pytest.approx(plain)
+
+
+def test_the_update_of_a_rule_on_the_jacobian_is_seen(tmp_path):
+    """A Jacobian rule gives no weights; half the sum has weights of a half, and is not turned."""
+    spec = toy_spec(TINY, balancer="step_parts:Blind", steps=1, local={"diagnose_every": 1})
+    trained(spec, str(tmp_path))
+    row = json.loads((RunFolder(tmp_path, spec.run_id).path / "metrics.jsonl").read_text().splitlines()[0])
+    weights = [value for key, value in row.items() if key.startswith("gradient/weight/")]
+    assert weights == pytest.approx([0.5] * 4) and row["gradient/turn"] == pytest.approx(0, abs=1e-5)
+
+
 def test_a_diverged_loss_is_named(tmp_path):
-    with pytest.raises(DivergedError, match="loss of mean was NaN or infinite at step 3"):
+    with pytest.raises(DivergedError, match="loss or gradient of mean was not at step 3"):
         trained(on("Broken", toy_spec(TINY, steps=6)), str(tmp_path))
 
 

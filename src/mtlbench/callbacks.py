@@ -136,11 +136,11 @@ class EndOfStep(L.Callback):
         if losses is not None:
             row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
         row |= {name: float(value) for name, value in method.diagnostics().items()}
-        if method.last_gramian is not None:
-            row |= conflict_row(method.last_gramian, [list(method.tasks)[i] for i in method.last_active])
+        if method.last_update is not None:
+            row |= conflict_row(method.last_update, [list(method.tasks)[i] for i in method.last_update.active])
             self.measured += 1
             self.conflicts += row["gradient/conflicts"] > 0
-            method.last_gramian = None
+            method.last_update = None
         self.clock.tick(self.step - self._logged)
         self._logged = self.step
         self.write(row)

@@ -46,8 +46,8 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def check_division(batch_size: int, world: int, micro: int) -> None:
-    """Checks that every rank and micro-batch gets the same number of samples.
+def check_division(batch_size: int, world: int, micro: int, batches: int = 1) -> None:
+    """Checks that every rank and micro-batch gets the same number of samples, and every mini-batch within it some.
 
     Raises:
         SuiteError: If not.
@@ -56,6 +56,11 @@ def check_division(batch_size: int, world: int, micro: int) -> None:
         raise SuiteError(
             f"The effective batch must divide evenly: trainer.batch_size {batch_size} is not a multiple of "
             f"{world} device(s) x {micro} micro-batch(es). Change batch_size, DEVICES or trainer.accumulate."
+        )
+    if batch_size < micro * world * batches:
+        raise SuiteError(
+            f"A rule on {batches} mini-batches cuts the batch of every rank: trainer.batch_size {batch_size} is too "
+            f"small for {world} device(s) x {micro} micro-batch(es) x {batches}. Raise batch_size."
         )
 
 
@@ -74,20 +79,22 @@ class StepBatches:
         micro: Micro-batches per step (gradient accumulation).
         rank: This rank.
         world: Number of ranks.
+        batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; sizes
+            differ by one at most.
     """
 
     def __init__(
         self, size: int, batch_size: int, steps: int, seed: int, *, start: int = 0, micro: int = 1, rank: int = 0,
-        world: int = 1,
+        world: int = 1, batches: int = 1,
     ):  # fmt: skip
-        check_division(batch_size, world, micro)
+        check_division(batch_size, world, micro, batches)
         if size < batch_size:
             raise SuiteError(
                 f"A batch is drawn without repetition: batch_size {batch_size} is larger than the training set "
                 f"({size} samples). Lower trainer.batch_size."
             )
         self.size, self.batch_size, self.steps, self.seed = size, batch_size, steps, seed
-        self.start, self.micro, self.rank, self.world = start, micro, rank, world
+        self.start, self.micro, self.rank, self.world, self.batches = start, micro, rank, world, batches
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,7 +103,13 @@ class StepBatches:
 
     def __len__(self) -> int:
         # The whole run, also when resuming: Lightning compares it with the batches it has counted since step 0.
-        return self.steps * self.micro
+        return self.steps * self.micro * self.batches
+
+    def parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields this rank's share of each mini-batch of a step's batch, in order."""
+        for micro in np.split(batch, self.micro):
+            for part in np.array_split(micro, self.batches):
+                yield part[self.rank :: self.world]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch_drawn, order = -1, np.empty(0, dtype=np.int64)
@@ -106,8 +119,8 @@ class StepBatches:
                 order = np.random.default_rng(seed_of("order", self.seed, epoch)).permutation(self.size)
                 epoch_drawn = epoch
             batch = order[offset * self.batch_size : (offset + 1) * self.batch_size]
-            for part in np.split(batch, self.micro):
-                yield [(epoch, int(index)) for index in part[self.rank :: self.world]]
+            for part in self.parts(batch):
+                yield [(epoch, int(index)) for index in part]
 
 
 class _Augmented(Dataset):
@@ -163,6 +176,7 @@ class MTLDataModule(L.LightningDataModule):
         seed: Seed of the run: order and augmentation.
         workers: Loader processes; 0 loads in the training process.
         micro: Micro-batches per optimiser step.
+        batches: Independent mini-batches per micro-batch; see `StepBatches`.
 
     Attributes:
         VERSION: Raise it when the same options give other samples; it enters every run's identity.
@@ -176,12 +190,13 @@ class MTLDataModule(L.LightningDataModule):
 
     def __init__(
         self, root: str | None = None, *, tasks: Mapping[str, Task] | None = None, batch_size: int = 8,
-        steps: int = 1, seed: int = 0, workers: int = 0, micro: int = 1,
+        steps: int = 1, seed: int = 0, workers: int = 0, micro: int = 1, batches: int = 1,
     ):  # fmt: skip
         super().__init__()
         self.root = root
         self.tasks = dict(tasks if tasks is not None else self.TASKS)
         self.batch_size, self.steps, self.seed, self.workers, self.micro = batch_size, steps, seed, workers, micro
+        self.batches = batches
 
     @abstractmethod
     def samples(self, split: str) -> Samples:
@@ -215,7 +230,7 @@ class MTLDataModule(L.LightningDataModule):
         samples = self.samples("train")
         trainer = self.trainer
         batches = StepBatches(
-            len(samples), self.batch_size, self.steps, self.seed, micro=self.micro,
+            len(samples), self.batch_size, self.steps, self.seed, micro=self.micro, batches=self.batches,
             start=trainer.global_step if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,

@@ -12,8 +12,9 @@ from torch import nn
 
 from mtlbench.balancing import ranks
 from mtlbench.data import Batch
-from mtlbench.method import MTLMethod, streams
+from mtlbench.method import MTLMethod
 from mtlbench.metrics import MeanLoss
+from mtlbench.step import streams
 
 Scores = dict[str, dict[str, float]]
 

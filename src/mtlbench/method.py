@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlbench.balancing import ranks
-from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, loss_weights, overrides
-from mtlbench.balancing.losses import ReducedLosses, reduce_losses
-from mtlbench.balancing.surgery import Surgery, gramian_of
-from mtlbench.data import Batch, seed_of
-from mtlbench.errors import DivergedError, MethodError
+from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, overrides
+from mtlbench.balancing.losses import ReducedLosses
+from mtlbench.balancing.surgery import Surgery
+from mtlbench.balancing.update import Update, needs_of
+from mtlbench.data import Batch
+from mtlbench.diagnostics import Snapshot
+from mtlbench.errors import MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.noise import reseed
 from mtlbench.optimisers import build_optimiser, build_schedule
 from mtlbench.plan import Plan, RunSpec, one_run
+from mtlbench.step import TrainingStep, full_precision, streams
 from mtlbench.tasks import Task
 
 DEFAULT_OPTIMISER = {
@@ -41,6 +41,8 @@ class MethodSpec:
         steps_per_epoch: Optimiser steps in one pass over the training data.
         seed: Seed of the run.
         diagnose_every: Steps between measurements of gradient conflict; 0 for none.
+        surgery: How rows are kept where a rule needs only their Gramian: ``"plain"`` all of them, ``"light"`` a chunk
+            of parameters at a time, for about twice the time; ``"auto"`` light above `update.LIGHT_ABOVE` bytes.
     """
 
     tasks: Mapping[str, Task]
@@ -50,14 +52,10 @@ class MethodSpec:
     steps_per_epoch: int = 1
     seed: int = 0
     diagnose_every: int = 0
+    surgery: str = "auto"
 
 
-def streams(batch: Batch) -> list[Batch]:
-    """Returns the plain batches inside a batch: one, or one per stream."""
-    return list(batch["streams"].values()) if "streams" in batch else [batch]
-
-
-class MTLMethod(L.LightningModule):
+class MTLMethod(TrainingStep):
     """One way of training tasks together. Override the hook that you change and nothing else.
 
     The base trains one network on all tasks with the sum of the scaled losses. Optimisation is automatic, so
@@ -87,8 +85,7 @@ class MTLMethod(L.LightningModule):
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
-        self.last_gramian: Tensor | None = None
-        self.last_active: tuple[int, ...] = ()
+        self.last_update: Snapshot | None = None
         self._reduced: ReducedLosses | None = None
         self._last_reduced: ReducedLosses | None = None
 
@@ -158,6 +155,16 @@ class MTLMethod(L.LightningModule):
         shared = self.network.shared_parameters(names)
         rest = _unique(self.parameters(), {id(p) for group in (shared, *owned) for p in group})
         self.surgery = Surgery(shared, owned, rest)
+        needs = needs_of(self.uses, self.balancer)
+        self.update = Update(needs, self.surgery, self, self.network.last_shared_parameters())
+
+    def on_train_start(self) -> None:
+        """Refuses a trainer under which the rule would not be exact."""
+        self.update.settle(self.trainer, self.spec.surgery)
+
+    def uses(self, hook: str) -> bool:
+        """Returns whether this method or its balancer defines a balancing hook."""
+        return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)
 
     def configure_optimizers(self) -> Any:
         """Returns optimiser and schedule of the suite."""
@@ -165,76 +172,9 @@ class MTLMethod(L.LightningModule):
         schedule = build_schedule(optimiser, self.spec.optimiser, self.spec.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # ---- one step --------------------------------------------------------------------------------------------------
-
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all."""
         return self.network(image, list(tasks or self.tasks)).predictions
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the value that Lightning back-propagates; `backward` may take it apart again."""
-        self._batch, self._micro_index = batch, batch_idx % self.trainer.accumulate_grad_batches
-        self._reseed()
-        sums, regularisers = self._losses(batch)
-        reduced = reduce_losses(torch.stack(sums), self._counts(batch), self._scales())
-        # One tensor per task to the end: through a stack, every row's backward pass would visit all heads.
-        factors = reduced.factors.unbind()
-        shares = [total * factor * ranks.world_size() for total, factor in zip(sums, factors, strict=True)]
-        ctx = self._context(reduced)
-        self._note(reduced, ctx)
-        if ctx.active and self._uses("combine_losses"):
-            weights, value = loss_weights(self.combine_losses, ctx)
-        else:  # The plain sum needs no derivative.
-            weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
-        self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
-        own = value if self.surgery.rest.parameters else value.detach()
-        self._extra = sum(regularisers.values(), own)
-        # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
-        # so do balancer parameters: each takes part in the ordinary reduction of gradients, and no rank waits.
-        idle = sum(shares) + sum(parameter.sum() for parameter in self.surgery.rest.parameters)
-        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * idle
-        return self._total
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Back-propagates: once and plainly, or once per task where a gradient hook is in use."""
-        if not self._surgical():
-            if self._diagnoses():
-                self._measure_conflict()
-            loss.backward(*args, **kwargs)
-            return
-        (factor,) = torch.autograd.grad(loss, self._total, retain_graph=True)
-        self.surgery.collect(self._rows, self._extra if self._extra.requires_grad else None, factor)
-        if self.trainer.precision == "16-mixed":
-            flag = self.surgery.finite()
-            self.surgery.fill(torch.where(flag > 0, torch.inf, 0.0))
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
-        ctx = self._step_context()
-        if self._surgical():
-            self._operate(ctx)
-        absent = [i for i in range(len(self.tasks)) if i not in ctx.active]
-        for i in absent:
-            for parameter in self.surgery.owned[i].parameters:
-                parameter.grad = None
-        if not ctx.active:
-            for parameter in (*self.surgery.shared.parameters, *self.surgery.rest.parameters):
-                parameter.grad = None
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then lets the balancer look at the finished step; checkpoints are written later and hold both."""
-        super().optimizer_step(*args, **kwargs)
-        ctx = self._step_context()
-        if ctx.active:
-            self.balancer.after_step(ctx)
-        if (self._current_step + 1) % self.spec.steps_per_epoch == 0:
-            self.balancer.epoch_end()
-        self._reduced = None
-
-    @property
-    def last_losses(self) -> Tensor | None:
-        """(T,) unscaled mean losses of the last optimiser step over all ranks, NaN for absent tasks."""
-        return None if self._last_reduced is None else self._last_reduced.means()
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
@@ -243,7 +183,7 @@ class MTLMethod(L.LightningModule):
         for stream in streams(batch):
             names = [name for name in self.tasks if name in stream["targets"]]
             for name, prediction in self.network(stream["image"], names).predictions.items():
-                cast(Metric, self.metrics[name]).update(_full_precision(prediction), stream["targets"][name])
+                cast(Metric, self.metrics[name]).update(full_precision(prediction), stream["targets"][name])
 
     test_step = validation_step
 
@@ -256,138 +196,6 @@ class MTLMethod(L.LightningModule):
             metric.reset()
         return found
 
-    def check_finite(self) -> None:
-        """Waits for the device and reports a task whose loss was NaN or infinite.
-
-        Raises:
-            DivergedError: Naming the task and the first such step.
-        """
-        steps = {name: step for name, step in zip(self.tasks, self.bad_step.tolist(), strict=True) if step >= 0}
-        if steps:
-            first = min(steps.values())
-            names = ", ".join(name for name, step in steps.items() if step == first)
-            raise DivergedError(
-                f"A task's loss must stay finite. The loss of {names} was NaN or infinite at step {first}. "
-                "The last good checkpoint is kept. Lower optimiser.lr, set trainer.clip, or look at the labels."
-            )
-
-    # ---- inside ----------------------------------------------------------------------------------------------------
-
-    def _reseed(self) -> None:
-        """Makes dropout and the like a function of (seed, step, rank): resuming needs no saved generator."""
-        self._current_step = self.trainer.global_step
-        reseed(self._noise_seed(), self.device)
-
-    def _noise_seed(self) -> int:
-        return seed_of("step", self.spec.seed, self._current_step, self._micro_index, self.trainer.global_rank)
-
-    def _losses(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Returns the loss sum of every task on this rank, and the regularisers."""
-        sums: dict[str, Tensor] = {}
-        regularisers: dict[str, Tensor] = {}
-        for stream in streams(batch):
-            names = [name for name in self.tasks if name in stream["targets"]]
-            outputs = self.network(stream["image"], names)
-            for name in names:
-                prediction = _full_precision(outputs.predictions[name])
-                sums[name] = self.tasks[name].loss(prediction, stream["targets"][name])
-            for key, value in self.regularisation(outputs, stream).items():
-                regularisers[key] = regularisers[key] + value if key in regularisers else value
-        lacking = [name for name in self.tasks if name not in sums]
-        if lacking:
-            raise MethodError(f"Every batch must hold every task of the run (blank where unlabelled). Lacks {lacking}.")
-        return [sums[name] for name in self.tasks], regularisers
-
-    def _counts(self, batch: Batch) -> list[int]:
-        return [sum(stream["counts"].get(name, 0) for stream in streams(batch)) for name in self.tasks]
-
-    def _scales(self) -> list[float]:
-        return [task.scale for task in self.tasks.values()]
-
-    def _note(self, reduced: ReducedLosses, ctx: Context) -> None:
-        """Adds up the step's losses over micro-batches, and remembers non-finite ones."""
-        bad = ~reduced.totals.isfinite() & (self.bad_step < 0)
-        self.bad_step.masked_fill_(bad, self._current_step)
-        self._ctx, self._ctx_of = ctx, reduced
-        self._reduced = reduced if self._reduced is None else self._reduced + reduced
-        self._last_reduced = self._reduced
-
-    def _step_context(self) -> Context:
-        """Returns the context of the whole optimiser step: all micro-batches together."""
-        whole = self._reduced is None or self._reduced is self._ctx_of
-        return self._ctx if whole else self._context(self._reduced)  # type: ignore[arg-type]
-
-    def _context(self, reduced: ReducedLosses) -> Context:
-        step = self._current_step
-        generator = torch.Generator().manual_seed(seed_of("method", self.spec.seed, step))
-
-        def lookahead(change: Tensor | None) -> Tensor:
-            return self._look_ahead(reduced.active, change)
-
-        return Context(reduced.active, reduced.losses, step, step // self.spec.steps_per_epoch, generator, lookahead)
-
-    @torch.no_grad()
-    def _look_ahead(self, active: tuple[int, ...], change: Tensor | None) -> Tensor:
-        """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``.
-
-        Under accumulation the batch is the last micro-batch; a task without a label in it has NaN.
-        """
-        shared = self.surgery.shared
-        moved: list[Tensor] = [] if change is None else [*shared.parameters]
-        # Other memory, not other values in the same: what the step's graph has saved stays as it was.
-        kept = [(tensor, tensor.data) for tensor in (*moved, *self.network.buffers())]
-        devices = [self.device] if self.device.type == "cuda" else []
-        try:
-            for tensor, value in kept:
-                tensor.data = value.clone()
-            if change is not None:
-                torch._foreach_add_([p.data for p in moved], [*shared.views(change)])
-            with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
-                reseed(self._noise_seed(), self.device)
-                sums, _ = self._losses(self._batch)
-        finally:
-            for tensor, value in kept:
-                tensor.data = value
-        reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
-        means = reduced.means()
-        return (means * means.new_tensor(self._scales()))[list(active)]
-
-    def _uses(self, hook: str) -> bool:
-        return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)
-
-    def _surgical(self) -> bool:
-        return self._uses("gradient_weights") or self._uses("combine_gradients")
-
-    def _diagnoses(self) -> bool:
-        every = self.spec.diagnose_every
-        return every > 0 and len(self._rows) > 1 and self._current_step % every == 0
-
-    def _measure_conflict(self) -> None:
-        """Takes the Gramian of a method that does not need it; leaves no trace in the step."""
-        self.last_gramian = gramian_of(ranks.mean_(self.surgery.rows(list(self._rows.values()))))
-        self.last_active = self._ctx.active
-
-    def _operate(self, ctx: Context) -> None:
-        factor = self.surgery.factor
-        scale = factor * self.trainer.accumulate_grad_batches if factor is not None else 1.0
-        rows = self.surgery.reduce(scale)
-        if len(ctx.active) < len(rows):
-            rows = rows[list(ctx.active)]
-        if self._uses("combine_gradients"):
-            direction = self.combine_gradients(rows, ctx)
-            gramian = gramian_of(rows) if self._diagnoses() else None
-        else:
-            gramian = gramian_of(rows)
-            direction = self.gradient_weights(gramian, ctx).to(rows) @ rows
-        if gramian is not None and self._diagnoses():
-            self.last_gramian, self.last_active = gramian, ctx.active
-        self.surgery.write(direction, ctx.active)
-        self.surgery.clear()
-
 
 def _unique(parameters: Iterable[nn.Parameter], known: set[int]) -> list[nn.Parameter]:
     return [p for p in parameters if p.requires_grad and id(p) not in known]
-
-
-def _full_precision(prediction: Tensor) -> Tensor:
-    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))

@@ -102,9 +102,11 @@ def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
     )  # fmt: skip
     method_spec = MethodSpec(
         tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"],
-        data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0),
+        data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0), local.get("surgery", "auto"),
     )  # fmt: skip
-    return build_method(spec.method, method_spec), data
+    method = build_method(spec.method, method_spec)
+    data.batches = method.balancer.batches
+    return method, data
 
 
 def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
@@ -122,7 +124,7 @@ def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
     return method
 
 
-def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int) -> L.Trainer:
+def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int, batches: int = 1) -> L.Trainer:
     """Returns the Trainer of a run. ``world`` ranks were started already, one process each."""
     trainer = spec.trainer
     cuda = torch.cuda.is_available()
@@ -132,7 +134,8 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
         strategy = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if cuda else "gloo", broadcast_buffers=False)
     return L.Trainer(
         accelerator="cuda" if cuda else "cpu", devices=world, strategy=strategy, precision=trainer["precision"],
-        max_steps=trainer["steps"], max_epochs=-1, accumulate_grad_batches=trainer["accumulate"],
+        max_steps=trainer["steps"], max_epochs=-1,
+        accumulate_grad_batches=trainer["accumulate"] * batches,
         gradient_clip_val=trainer["clip"] or None, callbacks=callbacks, plugins=[checkpoint.CheckpointFiles()],
         default_root_dir=str(folder), logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,
@@ -175,7 +178,7 @@ def train(
     )  # fmt: skip
     if note is not None:
         note(end)
-    trainer = build_trainer(spec, folder.path, [end], world)
+    trainer = build_trainer(spec, folder.path, [end], world, data.batches)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
         end.step = trainer.global_step

@@ -77,7 +77,7 @@ class ToyData(MTLDataModule):
         samples = _ToySamples("train", self.steps * self.batch_size, self)
         batches = _InOrder(
             len(samples), self.batch_size, self.steps, self.seed, start=trainer.global_step, micro=self.micro,
-            rank=trainer.global_rank, world=trainer.world_size,
+            rank=trainer.global_rank, world=trainer.world_size, batches=self.batches,
         )  # fmt: skip
         return DataLoader(samples, batch_sampler=batches, collate_fn=Collate(self.tasks))  # type: ignore[arg-type]
 
@@ -86,8 +86,8 @@ class _InOrder(StepBatches):
     def __iter__(self) -> Any:
         for step in range(self.start, self.steps):
             batch = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-            for part in np.split(batch, self.micro):
-                yield [int(index) for index in part[self.rank :: self.world]]
+            for part in self.parts(batch):
+                yield [int(index) for index in part]
 
 
 class _ToySamples:

@@ -31,6 +31,7 @@ class Context:
         lookahead: Takes a change (P,) of the shared parameters, or None for none, and returns the losses (A,)
             of the current batch after it, leaving no trace. Under accumulation this is the last micro-batch, and a
             task without a label in it has NaN.
+        sizes: Numbers in each shared parameter, in the order of a Jacobian's columns; empty by hand.
     """
 
     active: tuple[int, ...]
@@ -39,6 +40,7 @@ class Context:
     epoch: int
     generator: torch.Generator
     lookahead: Callable[[Tensor | None], Tensor]
+    sizes: tuple[int, ...] = ()
 
 
 class Balancer(nn.Module):

@@ -48,3 +48,32 @@ def any_rank(flag: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return flag
+
+
+def mean_row(tensors: list[Tensor]) -> list[Tensor]:
+    """Averages a list of tensors over ranks, without gradient, in one collective."""
+    if world_size() == 1 or not tensors:
+        return tensors
+    vector = mean_(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    sizes = [tensor.numel() for tensor in tensors]
+    return [part.view_as(tensor) for part, tensor in zip(vector.split(sizes), tensors, strict=True)]
+
+
+def scatters() -> bool:
+    """Returns whether sums are scattered: half the traffic of sums that every rank gets, and slower over gloo."""
+    return world_size() > 1 and "nccl" in dist.get_backend_config()
+
+
+def scatter_mean(vector: Tensor) -> Tensor:
+    """Returns this rank's part of the average of a vector over ranks; its length is a multiple of their number."""
+    part = vector.new_empty(len(vector) // world_size())
+    dist.reduce_scatter_tensor(part, vector)
+    part /= world_size()
+    return part
+
+
+def gather(part: Tensor) -> Tensor:
+    """Returns the vector whose parts lie on the ranks."""
+    whole = part.new_empty(len(part) * world_size())
+    dist.all_gather_into_tensor(whole, part.contiguous())
+    return whole

@@ -1,42 +1,22 @@
 """Gradient surgery: per-task rows collected, averaged over ranks, combined, and written to ``.grad``.
 
-Order of one optimiser step: `collect` per micro-batch inside the backward pass, `reduce` once (a single collective
-for rows, heads and regularisers, *before* anything is combined: surgery is not linear), `write` after unscaling and
-before clipping.
+Order of one optimiser step: `collect` per micro-batch inside the backward pass, `reduce` once (rows, heads and
+regularisers, *before* anything is combined: surgery is not linear), then `gramian` and `blend`, or a rule on the
+rows themselves, and `write` after unscaling and before clipping.
+
+One process keeps the rows as autograd returns them. Several ranks, and rules that need the Jacobian as a matrix,
+keep them side by side in one (T, P) matrix that is made once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mtlbench.balancing import ranks
-
-
-class _Flat:
-    """A list of parameters as one flat vector."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]):
-        self.parameters = list(parameters)
-        self.sizes = [p.numel() for p in self.parameters]
-        self.size = sum(self.sizes)
-
-    def pack(self, gradients: Sequence[Tensor | None], out: Tensor, *, add: bool) -> None:
-        parts = [
-            torch.zeros(n, dtype=out.dtype, device=out.device) if g is None else g.reshape(-1).to(out.dtype)
-            for g, n in zip(gradients, self.sizes, strict=True)
-        ]
-        if not parts:
-            return
-        if add:
-            out += torch.cat(parts)
-        else:
-            torch.cat(parts, out=out)
-
-    def views(self, vector: Tensor) -> list[Tensor]:
-        return [v.view_as(p) for v, p in zip(vector.split(self.sizes), self.parameters, strict=True)]
+from mtlbench.balancing import ranks, rows
+from mtlbench.balancing.rows import Row
 
 
 class Surgery:
@@ -51,117 +31,217 @@ class Surgery:
     def __init__(
         self, shared: Sequence[nn.Parameter], owned: Sequence[Sequence[nn.Parameter]], rest: Sequence[nn.Parameter] = ()
     ):
-        self.shared, self.owned, self.rest = _Flat(shared), [_Flat(o) for o in owned], _Flat(rest)
-        self.every = _Flat([*shared, *(p for o in owned for p in o), *rest])
-        self.tasks = len(owned)
-        self._buffer: Tensor | None = None
-        self._with_extra = False
-        self._active: set[int] = set()
+        self.shared, self.owned, self.rest = list(shared), [list(o) for o in owned], list(rest)
+        self.every = [*self.shared, *(p for o in self.owned for p in o), *self.rest]
+        self.sizes = tuple(p.numel() for p in self.shared)
+        self.tasks, self.parts, self.needs_matrix = len(owned), 1, False
         self.factor: Tensor | None = None
+        self._matrix: Tensor | None = None
+        self.clear()
 
-    def collect(self, rows: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor) -> None:
+    def configure(self, *, parts: int = 1, needs_matrix: bool = False) -> None:
+        """Sets the number of mini-batches whose rows are kept apart, and whether a rule needs the (A, P) matrix."""
+        self.parts, self.needs_matrix = parts, needs_matrix
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what was collected."""
+        self._rows: list[dict[int, Row]] = [{} for _ in range(self.parts)]
+        self._heads: dict[int, Row] = {}
+        self._extra: Row | None = None
+        self._shards = False
+        self.factor = None
+
+    def collect(self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, part: int = 0) -> None:
         """Adds the gradients of one micro-batch.
 
         Args:
-            rows: Loss of each active task, weighted, by task index.
+            losses: Loss of each active task, weighted, by task index.
             extra: Sum of regularisers and of the balancer's own loss, or None where none has a gradient.
             factor: What precision and accumulation put on the loss; gradients carry it, as AMP needs.
+            part: Which of the mini-batches of a step this is.
         """
-        had_extra = self._with_extra
-        rows_out, heads_out, extra_out = self._parts(extra is not None)
-        last = list(rows)[-1] if rows else -1
-        for i, row in rows.items():
-            wanted = [*self.shared.parameters, *self.owned[i].parameters]
-            keep = i != last or extra is not None
-            got = torch.autograd.grad(row, wanted, factor.to(row.dtype), retain_graph=keep, allow_unused=True)
-            add, cut = i in self._active, len(self.shared.parameters)
-            self.shared.pack(got[:cut], rows_out[i], add=add)
-            self.owned[i].pack(got[cut:], heads_out[i], add=add)
-            self._active.add(i)
+        last, cut = list(losses)[-1] if losses else -1, len(self.shared)
+        for i, loss in losses.items():
+            wanted = [*self.shared, *self.owned[i]]
+            got = gradients(loss, wanted, factor, keep=i != last or extra is not None)
+            self._add_row(part, i, got[:cut])
+            self._heads[i] = _added(self._heads.get(i), got[cut:])
         if extra is not None:
-            got = torch.autograd.grad(extra, self.every.parameters, factor.to(extra.dtype), allow_unused=True)
-            self.every.pack(got, extra_out, add=had_extra)
+            self._extra = _added(self._extra, gradients(extra, self.every, factor))
         self.factor = factor
 
-    def rows(self, losses: Sequence[Tensor]) -> Tensor:
-        """Returns the shared gradients (A, P) of this rank and keeps the graph: a look, not a step."""
-        found = []
-        for loss in losses:
-            got = torch.autograd.grad(loss, self.shared.parameters, retain_graph=True, allow_unused=True)
-            row = torch.empty(self.shared.size, dtype=loss.dtype, device=loss.device)
-            self.shared.pack(got, row, add=False)
-            found.append(row)
-        return torch.stack(found)
+    def look(self, losses: Mapping[int, Tensor]) -> Tensor:
+        """Returns the Gramian (A, A) of the shared gradients, averaged over ranks, and keeps the graph."""
+        one = torch.ones(())
+        found = [gradients(loss, self.shared, one, keep=True) for loss in losses.values()]
+        return rows.gramian([ranks.mean_row(row) for row in found])
 
     def finite(self) -> Tensor:
         """Returns 0. if every collected gradient is finite on every rank, else 1. (a tensor, 0-d)."""
-        buffer = self._settled()
-        return ranks.any_rank((~buffer.isfinite().all()).to(buffer.dtype))
+        found = [t for part in self._rows for row in part.values() for t in row]
+        found += [t for row in (*self._heads.values(), self._extra or []) for t in row]
+        bad = torch.stack([~t.isfinite().all() for t in found]).any()
+        return ranks.any_rank(bad.float())
 
-    def reduce(self, scale: Tensor | float) -> Tensor:
-        """Divides by ``scale``, averages everything over ranks in one collective, and returns the rows (T, P)."""
-        buffer = self._settled()
-        # Whether it is one is asked on the host alone: an accelerator would have to be waited for.
-        if not isinstance(scale, Tensor) or scale.device.type != "cpu" or scale != 1:
-            buffer /= scale
-        ranks.mean_(buffer)
-        return self._parts(self._with_extra)[0]
+    def reduce(self, scale: Tensor | float) -> None:
+        """Divides by ``scale`` and averages everything over ranks.
 
-    def write(self, direction: Tensor, active: Sequence[int]) -> None:
-        """Writes direction (P,), head and regulariser gradients to ``.grad``; None for tasks absent everywhere."""
-        _, heads, extra = self._parts(self._with_extra)
-        for parameter, view in zip(self.shared.parameters, self.shared.views(direction), strict=True):
-            parameter.grad = view
-        for flat, values in zip(self.owned, heads, strict=True):
-            for parameter, view in zip(flat.parameters, flat.views(values), strict=True):
-                parameter.grad = view
-        if self._with_extra:
-            for parameter, view in zip(self.every.parameters, self.every.views(extra), strict=True):
-                parameter.grad = view if parameter.grad is None else parameter.grad + view
+        A row of one mini-batch of several becomes its own mean: only heads and regularisers average over all.
+        """
+        for part in self._rows:
+            _divide(part.values(), scale / self.parts)
+        _divide([*self._heads.values(), self._extra or []], scale)
+        if ranks.world_size() == 1:
+            return
+        # A rule on the matrix sees all columns on every rank; weights from a Gramian need each column on one only.
+        self._shards = ranks.scatters() and not self.needs_matrix
+        for index, part in enumerate(self._rows):
+            for i in sorted(part):
+                vector = self._vector(index, i)
+                part[i] = [ranks.scatter_mean(vector)] if self._shards else self.views(ranks.mean_(vector))
+        for i in sorted(self._heads):
+            self._heads[i] = ranks.mean_row(self._heads[i])
+        if self._extra is not None:
+            self._extra = ranks.mean_row(self._extra)
+
+    def gramian(self, active: Sequence[int]) -> Tensor:
+        """Returns the Gramian (A, A) of the active tasks, float64; of the first two mini-batches if there are more."""
+        one = self._of(0, active)
+        found = rows.gramian(one, self._of(1, active) if self.parts > 1 else None)
+        return ranks.sum_(found) if self._shards else found
+
+    def suspects(self) -> Tensor:
+        """Returns (T,) bool: tasks with a row that is not finite in its last tensor.
+
+        A bad number in a loss or head flows to every parameter below, so one tensor of a row is enough to see it.
+        """
+        found = [self._rows[0].get(i) for i in range(self.tasks)]
+        fine = torch.zeros((), dtype=torch.bool, device=self.every[0].device)
+        return torch.stack([~row[-1].sum().isfinite() if row else fine for row in found])
+
+    def first_row(self, active: Sequence[int]) -> Row:
+        """Returns a copy of the first active row, which combining uses up."""
+        return [tensor.clone() for tensor in self._of(0, active[:1])[0]]
+
+    def along(self, direction: Row, first: Row, active: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns inner products (A,) of the rows with the update made of them, and its squared norm.
+
+        Args:
+            direction: The update.
+            first: The first active row, as `first_row` kept it.
+            active: The active tasks.
+        """
+        found = rows.gramian([direction], [first, *self._of(0, active)[1:], direction])[0]
+        return found[:-1], found[-1]
+
+    def last_gramian(self, active: Sequence[int]) -> Tensor:
+        """Returns the Gramian (A, A) of the rows that the update is made of, float64."""
+        found = rows.gramian(self._of(self.parts - 1, active))
+        return ranks.sum_(found) if self._shards else found
+
+    def blend(self, weights: Sequence[float], active: Sequence[int]) -> Row:
+        """Returns Σ w_i · row_i of the last mini-batch, one tensor per shared parameter; uses up the rows."""
+        found = rows.combine(self._of(self.parts - 1, active), weights) if active and self.shared else []
+        if self._shards and found:
+            return self.views(ranks.gather(found[0]))
+        return found
+
+    def apply(self, rule: Callable[[Tensor], Tensor], active: Sequence[int]) -> Row:
+        """Returns what a rule (A, P) → (P,) makes of the rows, one tensor per shared parameter; uses them up.
+
+        A rule that needs no matrix treats columns alone and is called block by block.
+        """
+        if not active or not self.shared:
+            return []
+        if not self.needs_matrix:
+            return rows.combine_by(rule, self._of(0, active))
+        return self.views(rule(self._matrix_of(active)))
+
+    def write(self, direction: Sequence[Tensor], active: Sequence[int], head_weights: Sequence[float] | None) -> None:
+        """Writes direction, head and regulariser gradients to ``.grad``; None for tasks absent everywhere.
+
+        Args:
+            direction: One tensor per shared parameter; empty without an active task.
+            active: The active tasks.
+            head_weights: Factors on the gradients of their heads, or None.
+        """
+        for parameter, value in zip(self.shared, direction, strict=bool(direction)):
+            parameter.grad = value.to(parameter.dtype)
+        for position, i in enumerate(active):
+            if head_weights is not None and self._heads[i]:
+                torch._foreach_mul_(self._heads[i], head_weights[position])
+            for parameter, value in zip(self.owned[i], self._heads[i], strict=True):
+                parameter.grad = value.to(parameter.dtype)
+        if self._extra is not None:
+            for parameter, value in zip(self.every, self._extra, strict=True):
+                value = value.to(parameter.dtype)
+                parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
         for i in set(range(self.tasks)) - set(active):
-            for parameter in self.owned[i].parameters:
+            for parameter in self.owned[i]:
                 parameter.grad = None
-
-    def clear(self) -> None:
-        """Forgets what was collected; the memory is kept for the next step."""
-        self._active.clear()
-        self._with_extra, self.factor = False, None
 
     def fill(self, value: Tensor) -> None:
         """Fills every ``.grad`` with one value: what a gradient scaler looks at before `write` replaces it."""
-        for parameter in self.every.parameters:
+        for parameter in self.every:
             parameter.grad = torch.zeros_like(parameter).copy_(value.expand_as(parameter))
 
-    def _settled(self) -> Tensor:
-        """Returns what was collected as one vector; tasks without a row in this step are zero in it."""
-        rows, heads, _ = self._parts(self._with_extra)
-        for i in set(range(self.tasks)) - self._active:
-            rows[i].zero_()
-            heads[i].zero_()
-        return self._memory()
+    def _add_row(self, part: int, task: int, got: Row) -> None:
+        found = self._rows[part]
+        if task in found:
+            found[task] = _added(found[task], got)
+        elif self.needs_matrix or ranks.world_size() > 1:
+            found[task] = self.views(self._vector(part, task))
+            for place, value in zip(found[task], got, strict=True):
+                place.copy_(value)
+        else:
+            found[task] = got
+
+    def _of(self, part: int, active: Sequence[int]) -> list[Row]:
+        """Returns the rows of the active tasks; zeros for a task without a label in this mini-batch."""
+        like = next(iter(self._rows[part].values()), None) or [torch.zeros_like(p) for p in self.shared]
+        return [self._rows[part].get(i) or [torch.zeros_like(t) for t in like] for i in active]
+
+    def _matrix_of(self, active: Sequence[int]) -> Tensor:
+        whole = self._memory()[0, :, : sum(self.sizes)]
+        return whole if len(active) == self.tasks else whole[list(active)]
+
+    def _vector(self, part: int, task: int) -> Tensor:
+        return self._memory()[part, task]
 
     def _memory(self) -> Tensor:
-        """Returns the one buffer: rows and heads, and room for regularisers from the step on that first has one."""
-        needed = self.tasks * self.shared.size + sum(o.size for o in self.owned)
-        needed += self.every.size if self._with_extra else 0
-        if self._buffer is None or self._buffer.numel() < needed:
-            like, old = self.every.parameters[0], self._buffer
-            # At least float32: rows of a bf16 network would lose what surgery compares.
+        """Returns the matrix (parts, T, P), with a few columns more so that it can be cut for the ranks."""
+        if self._matrix is None:
+            like, world = self.every[0], ranks.world_size()
+            size = -(-sum(self.sizes) // world) * world
             dtype = torch.promote_types(like.dtype, torch.float32)
-            self._buffer = torch.zeros(needed, dtype=dtype, device=like.device)
-            if old is not None:
-                self._buffer[: old.numel()] = old
-        return self._buffer[:needed]
+            self._matrix = torch.zeros(self.parts, self.tasks, size, dtype=dtype, device=like.device)
+        return self._matrix
 
-    def _parts(self, with_extra: bool) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Returns views of the one buffer: rows (T, P), one vector per head, extra."""
-        self._with_extra = self._with_extra or with_extra
-        sizes = [self.tasks * self.shared.size, *(o.size for o in self.owned)]
-        sizes.append(self.every.size if self._with_extra else 0)
-        rows, *heads, extra = self._memory().split(sizes)
-        return rows.view(self.tasks, self.shared.size), heads, extra
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """Returns a vector (P,) as one view per shared parameter."""
+        parts = vector[: sum(self.sizes)].split(self.sizes)
+        return [v.view_as(p) for v, p in zip(parts, self.shared, strict=True)]
 
 
-def gramian_of(rows: Tensor) -> Tensor:
-    """Returns G Gᵀ as float64 (A, A) from rows (A, P)."""
-    return (rows @ rows.T).double()
+def gradients(loss: Tensor, wanted: Sequence[Tensor], factor: Tensor, *, keep: bool = False) -> Row:
+    """Returns the gradients of one loss, times a factor; zeros where it does not reach."""
+    if not wanted:
+        return []
+    given = factor.to(loss)
+    found = torch.autograd.grad(loss, wanted, given, retain_graph=keep, allow_unused=True)
+    return rows.filled(found, wanted, given)
+
+
+def _divide(every: Iterable[Row], scale: Tensor | float) -> None:
+    # Whether it is one is asked on the host alone: an accelerator would have to be waited for.
+    if not isinstance(scale, Tensor) or scale.device.type != "cpu" or scale != 1:
+        for row in filter(None, every):
+            torch._foreach_div_(row, scale)
+
+
+def _added(total: Row | None, more: Row) -> Row:
+    if total is None or not more:
+        return more
+    torch._foreach_add_(total, more)
+    return total

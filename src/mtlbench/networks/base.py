@@ -16,10 +16,13 @@ class Outputs:
 
     Attributes:
         predictions: Raw prediction per task: (B, channels, H, W) at image size, or (B, channels).
+        representation: The one tensor through which the shared parameters reach all heads, or None where there is
+            none; for rules on its gradient.
         statistics: Whatever a regulariser of the method needs, for example router probabilities.
     """
 
     predictions: dict[str, Tensor]
+    representation: Tensor | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +45,10 @@ class MTLNetwork(nn.Module, ABC):
     @abstractmethod
     def task_modules(self, task: str) -> Sequence[nn.Module]:
         """Returns the modules that only this task reaches."""
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the last layer that all tasks share; none if there is no such layer."""
+        return []
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Returns the trainable parameters that only this task reaches, in a fixed order."""

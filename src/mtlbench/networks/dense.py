@@ -56,7 +56,11 @@ class DenseNetwork(MTLNetwork):
     def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
         shared = self.shared_map(image)
-        return Outputs({task: self.heads[task](shared) for task in tasks})
+        return Outputs({task: self.heads[task](shared) for task in tasks}, shared)
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the neck's last block."""
+        return [p for p in self.neck.mix.parameters() if p.requires_grad]
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
         """Returns the task's head."""

@@ -130,7 +130,7 @@ class TaskMoENetwork(DenseNetwork):
             {key: torch.stack([row[key] for row in rows]) for key in ("probability", "load")}
             for rows in zip(*passes, strict=True)
         ]
-        return Outputs(predictions, {"router": layers})
+        return Outputs(predictions, statistics={"router": layers})
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
         """Returns the task's head, and what it owns of every router."""

@@ -1,0 +1,278 @@
+"""The order of one training step, the same for every method: losses over ranks, balancing, ``.grad``, the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mtlbench.balancing import ranks
+from mtlbench.balancing.base import Balancer, Context, loss_weights
+from mtlbench.balancing.losses import ReducedLosses, reduce_losses
+from mtlbench.balancing.surgery import Surgery
+from mtlbench.balancing.update import NonFinite, Update
+from mtlbench.data import Batch, seed_of
+from mtlbench.diagnostics import Snapshot
+from mtlbench.errors import DivergedError, MethodError
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.noise import reseed
+from mtlbench.tasks import Task
+
+if TYPE_CHECKING:
+    from mtlbench.method import MethodSpec
+
+
+def streams(batch: Batch) -> list[Batch]:
+    """Returns the plain batches inside a batch: one, or one per stream."""
+    return list(batch["streams"].values()) if "streams" in batch else [batch]
+
+
+class TrainingStep(L.LightningModule):
+    """What Lightning calls in a step, in its order. `MTLMethod` adds the hooks that it calls.
+
+    ``training_step`` finds the losses over all ranks and their weights; ``backward`` collects gradients;
+    ``on_before_optimizer_step`` combines them, after unscaling and before clipping; ``optimizer_step`` steps.
+    """
+
+    spec: MethodSpec
+    tasks: dict[str, Task]
+    network: MTLNetwork
+    balancer: Balancer
+    surgery: Surgery
+    update: Update
+    bad_step: Tensor
+    last_update: Snapshot | None
+    _reduced: ReducedLosses | None
+    _last_reduced: ReducedLosses | None
+
+    if TYPE_CHECKING:  # The hooks of `MTLMethod` that a step calls.
+
+        def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor: ...
+        def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]: ...
+        def uses(self, hook: str) -> bool: ...
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the value that Lightning back-propagates; `backward` may take it apart again."""
+        self._batch, self._micro_index = batch, batch_idx % self.trainer.accumulate_grad_batches
+        self._reseed()
+        sums, regularisers = self._losses(batch)
+        reduced = reduce_losses(torch.stack(sums), self._counts(batch), self._scales())
+        # One tensor per task to the end: through a stack, every row's backward pass would visit all heads.
+        factors = reduced.factors.unbind()
+        shares = [total * factor * ranks.world_size() for total, factor in zip(sums, factors, strict=True)]
+        ctx = self._context(reduced)
+        self._note(reduced, ctx)
+        if ctx.active and self.uses("combine_losses"):
+            weights, value = loss_weights(self.combine_losses, ctx)
+        else:  # The plain sum needs no derivative.
+            weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
+        self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
+        self._loss_weights = weights
+        own = value if self.surgery.rest else value.detach()
+        self._extra = sum(regularisers.values(), own)
+        # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
+        # so do balancer parameters: each takes part in the ordinary reduction of gradients, and no rank waits.
+        idle = sum(shares) + sum(parameter.sum() for parameter in self.surgery.rest)
+        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * idle
+        return self._total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Back-propagates: once and plainly, or once per task where a gradient hook is in use."""
+        if self.update.needs.hook is None:
+            if self._diagnoses():
+                self._measure_conflict()
+            loss.backward(*args, **kwargs)
+            return
+        (factor,) = torch.autograd.grad(loss, self._total, retain_graph=True)
+        extra = self._extra if self._extra.requires_grad else None
+        if self.update.needs.early:
+            self._with_names(
+                lambda: self.update.early(self._rows, extra, factor, self._ctx, self._representation)
+            )  # fmt: skip
+            return
+        self.surgery.collect(self._rows, extra, factor, self._micro_index % self.update.needs.batches)
+        if self._scales_losses():
+            self.surgery.fill(torch.where(self.surgery.finite() > 0, torch.inf, 0.0))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
+        ctx = self._step_context()
+        if self.update.needs.hook is not None:
+            self._operate(ctx)
+        absent = [i for i in range(len(self.tasks)) if i not in ctx.active]
+        idle = [p for i in absent for p in self.surgery.owned[i]]
+        if not ctx.active:
+            idle += [*self.surgery.shared, *self.surgery.rest]
+        for parameter in idle:
+            parameter.grad = None
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, then lets the balancer look at the finished step; checkpoints are written later and hold both."""
+        super().optimizer_step(*args, **kwargs)
+        ctx = self._step_context()
+        if ctx.active:
+            self.balancer.after_step(ctx)
+        if (self._current_step + 1) % self.spec.steps_per_epoch == 0:
+            self.balancer.epoch_end()
+        self._reduced = None
+
+    @property
+    def last_losses(self) -> Tensor | None:
+        """(T,) unscaled mean losses of the last optimiser step over all ranks, NaN for absent tasks."""
+        return None if self._last_reduced is None else self._last_reduced.means()
+
+    def check_finite(self) -> None:
+        """Waits for the device and reports a task whose loss or gradient was NaN or infinite.
+
+        Raises:
+            DivergedError: Naming the task and the first such step.
+        """
+        steps = {name: step for name, step in zip(self.tasks, self.bad_step.tolist(), strict=True) if step >= 0}
+        if steps:
+            first = min(steps.values())
+            names = ", ".join(name for name, step in steps.items() if step == first)
+            raise self._diverged(names, first)
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _reseed(self) -> None:
+        """Makes dropout and the like a function of (seed, step, rank): resuming needs no saved generator."""
+        self._current_step = self.trainer.global_step
+        reseed(self._noise_seed(), self.device)
+
+    def _noise_seed(self) -> int:
+        return seed_of("step", self.spec.seed, self._current_step, self._micro_index, self.trainer.global_rank)
+
+    def _losses(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Returns the loss sum of every task on this rank, and the regularisers."""
+        sums: dict[str, Tensor] = {}
+        regularisers: dict[str, Tensor] = {}
+        self._representation = []
+        for stream in streams(batch):
+            names = [name for name in self.tasks if name in stream["targets"]]
+            outputs = self.network(stream["image"], names)
+            if outputs.representation is not None:
+                self._representation.append(outputs.representation)
+            for name in names:
+                prediction = full_precision(outputs.predictions[name])
+                sums[name] = self.tasks[name].loss(prediction, stream["targets"][name])
+            for key, value in self.regularisation(outputs, stream).items():
+                regularisers[key] = regularisers[key] + value if key in regularisers else value
+        lacking = [name for name in self.tasks if name not in sums]
+        if lacking:
+            raise MethodError(f"Every batch must hold every task of the run (blank where unlabelled). Lacks {lacking}.")
+        return [sums[name] for name in self.tasks], regularisers
+
+    def _counts(self, batch: Batch) -> list[int]:
+        return [sum(stream["counts"].get(name, 0) for stream in streams(batch)) for name in self.tasks]
+
+    def _scales(self) -> list[float]:
+        return [task.scale for task in self.tasks.values()]
+
+    def _note(self, reduced: ReducedLosses, ctx: Context) -> None:
+        """Adds up the step's losses over micro-batches, and remembers bad ones."""
+        bad = ~reduced.totals.isfinite()
+        if self.balancer.POSITIVE:
+            present = torch.tensor([count > 0 for count in reduced.counts], device=bad.device)
+            bad |= (reduced.totals <= 0) & present
+        self._mark(bad)
+        self._ctx, self._ctx_of = ctx, reduced
+        self._reduced = reduced if self._reduced is None else self._reduced + reduced
+        self._last_reduced = self._reduced
+
+    def _step_context(self) -> Context:
+        """Returns the context of the whole optimiser step: all micro-batches together."""
+        whole = self._reduced is None or self._reduced is self._ctx_of
+        return self._ctx if whole else self._context(self._reduced)  # type: ignore[arg-type]
+
+    def _context(self, reduced: ReducedLosses) -> Context:
+        step = self._current_step
+        generator = torch.Generator().manual_seed(seed_of("method", self.spec.seed, step))
+
+        def lookahead(change: Tensor | None) -> Tensor:
+            return self._look_ahead(reduced.active, change)
+
+        epoch, sizes = step // self.spec.steps_per_epoch, self.surgery.sizes
+        return Context(reduced.active, reduced.losses, step, epoch, generator, lookahead, sizes)
+
+    @torch.no_grad()
+    def _look_ahead(self, active: tuple[int, ...], change: Tensor | None) -> Tensor:
+        """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``.
+
+        Under accumulation the batch is the last micro-batch; a task without a label in it has NaN.
+        """
+        moved: list[Tensor] = [] if change is None else [*self.surgery.shared]
+        # Other memory, not other values in the same: what the step's graph has saved stays as it was.
+        kept = [(tensor, tensor.data) for tensor in (*moved, *self.network.buffers())]
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            for tensor, value in kept:
+                tensor.data = value.clone()
+            if change is not None:
+                torch._foreach_add_([p.data for p in moved], self.surgery.views(change))
+            with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
+                reseed(self._noise_seed(), self.device)
+                sums, _ = self._losses(self._batch)
+        finally:
+            for tensor, value in kept:
+                tensor.data = value
+        reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
+        means = reduced.means()
+        return (means * means.new_tensor(self._scales()))[list(active)]
+
+    def _scales_losses(self) -> bool:
+        return self.trainer.precision == "16-mixed"
+
+    def _diagnoses(self) -> bool:
+        every = self.spec.diagnose_every
+        return every > 0 and len(self._ctx.active) > 1 and self._current_step % every == 0
+
+    def _measure_conflict(self) -> None:
+        """Looks at the gradients of a rule that does not need them; leaves no trace in the step."""
+        gramian = self.surgery.look(self._rows)
+        ones = torch.ones(len(gramian), dtype=gramian.dtype, device=gramian.device)
+        self.last_update = Snapshot.of_weights(self._ctx.active, gramian, ones, self._loss_weights)
+
+    def _operate(self, ctx: Context) -> None:
+        """Combines and writes the gradients of a rule that waits for all micro-batches."""
+        update, diagnoses = self.update, self._diagnoses()
+        if not update.needs.early:
+            factor = self.surgery.factor
+            scale = factor * self.trainer.accumulate_grad_batches if factor is not None else 1.0
+            self._with_names(lambda: update.late(scale, ctx, look=diagnoses))
+            if update.suspects is not None and not self._scales_losses():
+                self._mark(update.suspects)
+        if diagnoses and update.seen is not None:
+            self.last_update = replace(update.seen, loss_weights=self._loss_weights)
+
+    def _mark(self, bad: Tensor) -> None:
+        """Remembers this step for tasks (T,) whose loss or gradient is bad, if it is their first."""
+        self.bad_step.masked_fill_(bad & (self.bad_step < 0), self._current_step)
+
+    def _with_names(self, action: Callable[[], None]) -> None:
+        """Gives a gradient that is not finite the name of its task; a gradient scaler skips such a step instead."""
+        try:
+            action()
+        except NonFinite as error:
+            if not self._scales_losses():
+                names = ", ".join(list(self.tasks)[i] for i in error.tasks)
+                raise self._diverged(names, self._current_step) from error
+            self.surgery.fill(torch.tensor(torch.inf, device=self.device))
+            self.surgery.clear()
+
+    @staticmethod
+    def _diverged(names: str, step: int) -> DivergedError:
+        return DivergedError(
+            "A task's loss and gradient must stay finite, and the loss positive where the rule takes logarithms. "
+            f"The loss or gradient of {names} was not at step {step}. The last good checkpoint is kept. "
+            "Lower optimiser.lr, set trainer.clip, or look at the labels."
+        )
+
+
+def full_precision(prediction: Tensor) -> Tensor:
+    """Returns a prediction in float32 at least: losses and metrics want more than autocast gives."""
+    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
