@@ -12,6 +12,7 @@ from mtlbench.balancing import Balancer
 from mtlbench.data import Collate
 from mtlbench.method import MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.tasks import Regression
 
 
 class TinyNetwork(MTLNetwork):
@@ -42,6 +43,72 @@ class Tiny(MTLMethod):
 
     def build_network(self):
         return TinyNetwork(self.tasks, self.norm, self.dropout)
+
+
+class _SplitNetwork(MTLNetwork):
+    """A trunk for every task of its own, or one for all but ``far``."""
+
+    def __init__(self, tasks, together):
+        super().__init__()
+        self.group = {name: "all" if together and name != "far" else name for name in tasks}
+        self.trunks = nn.ModuleDict(
+            {key: TinyNetwork({}, "group", 0.0).encoder for key in dict.fromkeys(self.group.values())}
+        )
+        self.heads = nn.ModuleDict({name: nn.Conv2d(6, task.channels, 1) for name, task in tasks.items()})
+        self.dense = {name: task.dense for name, task in tasks.items()}
+
+    def forward(self, image, tasks):
+        image = image.to(self.heads[tasks[0]].weight.dtype) / 255
+        maps = {name: self.heads[name](self.trunks[self.group[name]](image)) for name in tasks}
+        return Outputs({name: m if self.dense[name] else m.mean((2, 3)) for name, m in maps.items()})
+
+    def task_modules(self, task):
+        key = self.group[task]
+        return [self.heads[task], *([] if key == "all" else [self.trunks[key]])]
+
+
+class NothingShared(MTLMethod):
+    """Every task has a trunk of its own."""
+
+    def build_network(self):
+        return _SplitNetwork(self.tasks, together=False)
+
+
+class PrivateTrunk(MTLMethod):
+    """Task ``far`` has a trunk of its own; the others share one."""
+
+    def build_network(self):
+        return _SplitNetwork(self.tasks, together=True)
+
+
+class _BadNetwork(TinyNetwork):
+    def forward(self, image, tasks):
+        outputs = super().forward(image, tasks)
+        self.steps = getattr(self, "steps", -1) + self.training
+        if self.steps == 1:  # Zero, and yet without a finite derivative.
+            far = outputs.predictions["far"]
+            outputs.predictions["far"] = far + (0 * far.sum()).sqrt()
+        return outputs
+
+
+class BadGradient(Tiny):
+    """Has a finite loss and a gradient that is none, of task ``far`` at step 1."""
+
+    def build_network(self):
+        return _BadNetwork(self.tasks, self.norm, self.dropout)
+
+
+class _Negative(Regression):
+    def loss(self, prediction, target):
+        return -super().loss(prediction, target) - 1
+
+
+class NegativeLoss(Tiny):
+    """The loss of task ``mean`` is below 0."""
+
+    def __init__(self, spec, **options):
+        super().__init__(spec, **options)
+        self.tasks["mean"] = _Negative("mean")
 
 
 class Frozen(MTLMethod):

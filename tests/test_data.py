@@ -60,11 +60,22 @@ def test_the_length_is_that_of_the_whole_run():
     assert len(StepBatches(SIZE, BATCH, STEPS, 3, start=5, micro=2)) == 2 * STEPS
 
 
+def test_mini_batches_are_equal_and_shared_by_ranks():
+    one, two = batches(batches=3), [batches(batches=3, rank=rank, world=2) for rank in range(2)]
+    assert {len(part) for part in one} == {2} and len(one) == 3 * STEPS
+    for whole, *shares in zip(one, *two, strict=True):
+        assert sorted(whole) == sorted(itertools.chain.from_iterable(shares)) and {len(s) for s in shares} == {1}
+    # The first six of every batch of eight.
+    assert [list(itertools.chain(*one[3 * k : 3 * k + 3])) for k in range(STEPS)] == [b[:6] for b in batches()]
+
+
 def test_batches_that_cannot_be_are_refused():
     with pytest.raises(SuiteError, match=r"batch_size 8 is not a multiple of 3 device\(s\) x 1 micro"):
         StepBatches(SIZE, BATCH, STEPS, 0, world=3)
     with pytest.raises(SuiteError, match=r"larger than the training set \(5 samples\)"):
         StepBatches(5, BATCH, STEPS, 0)
+    with pytest.raises(SuiteError, match=r"gives 2 sample\(s\) for 4 device\(s\). Choose a multiple of 12"):
+        StepBatches(SIZE, BATCH, STEPS, 0, world=4, batches=3)
 
 
 def test_seeds_depend_on_every_part_in_order():

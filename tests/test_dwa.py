@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from mtlbench.balancing import make_balancer
 from mtlbench.balancing.base import loss_weights
+from mtlbench.errors import MethodError
 
 
 def made(tasks=2, **arguments):
@@ -94,3 +95,9 @@ def test_state_is_in_the_checkpoint():
         run_epoch(each, (1.0, 9.0))
     assert torch.equal(rule.task_weights(), other.task_weights())
     assert not list(rule.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_out_of_range_is_refused(temperature):
+    with pytest.raises(MethodError, match="dwa: temperature must be above 0"):
+        make_balancer("dwa", temperature=temperature)

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from mtlbench.balancing import make_balancer
 from mtlbench.balancing.base import loss_weights
+from mtlbench.errors import MethodError
 
 
 def made(tasks=2, **arguments):
@@ -129,3 +130,18 @@ def test_a_resumed_rule_continues_bit_for_bit(decay):
 
 def test_no_main_optimiser_sees_the_logits():
     assert not list(made().parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 0.0), ("lr", -1.0), ("lr", float("nan")), ("weight_decay", -0.1), ("weight_decay", float("nan")),
+     ("lower_bound", -1.0), ("lower_bound", float("inf"))],
+)  # fmt: skip
+def test_arguments_out_of_range_are_refused(name, value):
+    with pytest.raises(MethodError, match=f"famo: {name} must be .* Found {value}"):
+        make_balancer("famo", **{name: value})
+
+
+def test_losses_must_be_positive():
+    with pytest.raises(MethodError, match="must be above 0"):
+        make_balancer("famo").direction(torch.eye(2), torch.tensor([-1.0, 1.0]))

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from mtlbench.balancing import make_balancer
 from mtlbench.balancing.base import loss_weights
+from mtlbench.errors import MethodError
 
 
 def made(tasks, **arguments):
@@ -87,3 +88,44 @@ def test_it_is_trained_without_weight_decay():
     assert isinstance(method.balancer, Uncertainty)
     groups = [g for g in method.parameter_groups() if any(p is method.balancer.log_variance for p in g["params"])]
     assert len(groups) == 1 and groups[0]["weight_decay"] == 0.0
+
+
+def test_the_classification_form():
+    rule, losses = made(2, forms=["regression", "classification"]), torch.tensor([4.0, 4.0]).double()
+    assert loss_weights(rule.combine_losses, context(losses))[0].tolist() == [1.0, 2.0]
+    with torch.no_grad():
+        rule.log_variance.copy_(torch.tensor([math.log(4), math.log(8)], dtype=torch.float64))
+    value = rule.combine_losses(losses, context(losses))
+    value.backward()
+    # The minima: ½ e^-s L + ½ s at ln L, e^-s L + ½ s at ln 2L, there ½ (1 + ln 4) and ½ (1 + ln 8).
+    assert_close(rule.log_variance.grad, torch.zeros(2).double())
+    assert value.item() / 2 == pytest.approx(1.193147 + 1.539721, abs=1e-6)
+
+
+def test_forms_go_with_their_tasks():
+    rule, losses = made(3, forms=["classification", "regression", "classification"]), torch.ones(2).double()
+    for active, expected in (((0, 1), [2.0, 1.0]), ((1, 2), [1.0, 2.0])):
+        assert loss_weights(rule.combine_losses, context(losses, active=active))[0].tolist() == expected
+
+
+def test_without_forms_every_task_has_the_regression_form():
+    plain, named = made(2, initial=0.3), made(2, initial=0.3, forms=["regression", "regression"])
+    losses = torch.tensor([3.0, 0.7]).double()
+    found = [loss_weights(rule.combine_losses, context(losses)) for rule in (plain, named)]
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert list(plain.state_dict()) == ["log_variance"], "checkpoints are as they were"
+
+
+def test_what_is_refused():
+    with pytest.raises(MethodError, match="Unknown form 'clasification'. Did you mean 'classification'"):
+        make_balancer("uncertainty", forms=["clasification", "regression"])
+    for forms in ("regression", 3):
+        with pytest.raises(MethodError, match="forms must be a list"):
+            make_balancer("uncertainty", forms=forms)
+    rule = make_balancer("uncertainty", forms=["regression"])
+    for _ in range(2):
+        with pytest.raises(MethodError, match="Found 1 for 2 tasks"):
+            rule.direction(torch.eye(2))
+    for initial in (float("nan"), float("inf")):
+        with pytest.raises(MethodError, match="initial must be finite"):
+            make_balancer("uncertainty", initial=initial)

@@ -57,10 +57,12 @@ def check_division(batch_size: int, world: int, micro: int, batches: int = 1) ->
             f"The effective batch must divide evenly: trainer.batch_size {batch_size} is not a multiple of "
             f"{world} device(s) x {micro} micro-batch(es). Change batch_size, DEVICES or trainer.accumulate."
         )
-    if batch_size < micro * world * batches:
+    part = batch_size // (micro * batches)
+    if part == 0 or part % world:
         raise SuiteError(
-            f"A rule on {batches} mini-batches cuts the batch of every rank: trainer.batch_size {batch_size} is too "
-            f"small for {world} device(s) x {micro} micro-batch(es) x {batches}. Raise batch_size."
+            f"A rule on {batches} mini-batches cuts the batch, and every rank gets the same share of each: "
+            f"trainer.batch_size {batch_size} gives {part} sample(s) for {world} device(s). "
+            f"Choose a multiple of {batches * micro * world}."
         )
 
 
@@ -79,8 +81,8 @@ class StepBatches:
         micro: Micro-batches per step (gradient accumulation).
         rank: This rank.
         world: Number of ranks.
-        batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; sizes
-            differ by one at most.
+        batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; of equal
+            size, what is left over is not used.
     """
 
     def __init__(
@@ -108,8 +110,9 @@ class StepBatches:
     def parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
         """Yields this rank's share of each mini-batch of a step's batch, in order."""
         for micro in np.split(batch, self.micro):
-            for part in np.array_split(micro, self.batches):
-                yield part[self.rank :: self.world]
+            size = len(micro) // self.batches
+            for start in range(0, self.batches * size, size):
+                yield micro[start : start + size][self.rank :: self.world]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch_drawn, order = -1, np.empty(0, dtype=np.int64)

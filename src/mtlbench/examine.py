@@ -49,7 +49,7 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     for option in suite.data.options if module else ():
         faults.catch(f"data.options.{option}", lambda option=option: _check_option(option, module))  # type: ignore[misc]
     methods = [
-        faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry))  # type: ignore[misc]
+        faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, tasks))  # type: ignore[misc]
         for index, entry in enumerate(suite.methods)
         if isinstance(entry, str) or isinstance(entry, dict) and isinstance(entry.get("name"), str)
     ]
@@ -100,8 +100,8 @@ def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
     return tasks
 
 
-def _method_entry(entry: Any) -> tuple[str, dict[str, Any]]:
-    """Returns label and resolved record of one line of ``methods``."""
+def _method_entry(entry: Any, suite: Suite, tasks: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns label and resolved record of one line of ``methods``; makes its balancer once, to see that it can be."""
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
     record = _resolved(name, options)
@@ -109,6 +109,7 @@ def _method_entry(entry: Any) -> tuple[str, dict[str, Any]]:
         given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
         record["balancer"] = _resolved(given.pop("name"), given)
         _check_pair(record)
+    _check_balancer(record, suite, len(tasks))
     short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
     return str(label or short), record
 
@@ -140,6 +141,26 @@ def _check_pair(record: Mapping[str, Any]) -> None:
         raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
 
 
+def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int) -> None:
+    """Refuses a balancer whose arguments are out of range, or that cannot work with the suite's trainer."""
+    from mtlbench import registry
+    from mtlbench.balancing import Balancer
+    from mtlbench.data import check_division
+
+    entry = record.get("balancer") or record
+    cls: Any = registry.find(entry["path"])
+    if not issubclass(cls, Balancer):
+        return
+    balancer, trainer = cls(**entry["arguments"]), suite.trainer
+    balancer.configure(tasks)
+    check_division(trainer.batch_size, 1, trainer.accumulate, balancer.batches)
+    if balancer.view != "parameters" and trainer.accumulate > 1:
+        raise SuiteError(
+            f"{entry['name']} works on the view {balancer.view!r}, within one backward pass: it needs "
+            f"trainer.accumulate=1. Found {trainer.accumulate}."
+        )
+
+
 def _check_option(option: str, module: Any) -> None:
     from mtlbench import registry
     from mtlbench.data import MTLDataModule
@@ -149,6 +170,7 @@ def _check_option(option: str, module: Any) -> None:
 
 def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]]:
     """Returns the checks of model, optimiser and trainer by the key that they concern."""
+    from mtlbench.balancing.update import WAYS
     from mtlbench.data import check_division
     from mtlbench.networks.encoder import encoder_exists
     from mtlbench.optimisers import OPTIMISERS, SCHEDULES
@@ -163,10 +185,19 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         "model.encoder": lambda: encoder_exists(suite.model.encoder),
         "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
         "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),
+        "trainer.surgery": lambda: _known("way of surgery", trainer.surgery, WAYS),
+        "trainer.compile": lambda: _check_backend(trainer.compile),
         "trainer.precision": lambda: _known("precision", trainer.precision, PRECISIONS),
         "trainer.batch_size": lambda: check_division(trainer.batch_size, devices, trainer.accumulate),
         "selection": best_needs_evaluation,
     }
+
+
+def _check_backend(name: str) -> None:
+    import torch
+
+    if name:
+        _known("backend of torch.compile", name, torch._dynamo.list_backends(exclude_tags=()))
 
 
 def _known(what: str, name: str, names: Collection[str]) -> None:

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mtlbench import __version__, checkpoint, registry
+from mtlbench.allocator import keep_freed_memory
 from mtlbench.callbacks import EndOfStep, Heartbeat, flat
 from mtlbench.data import MTLDataModule, seed_of
 from mtlbench.errors import DataError, MtlbenchError, StoreError
@@ -165,6 +166,8 @@ def train(
     if spec.trainer["precision"] == "64-true":
         # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
         method.double()
+    if spec.local.get("compile"):
+        method.network.compile(backend=spec.local["compile"])
     resume = checkpoint.newest(folder.path)
     at, split = _step_of(resume), data.SPLITS[-1]
     again = f"{split}/" if at == spec.trainer["steps"] else None
@@ -293,6 +296,7 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
             signal.signal(number, lambda signum, frame: asked.append(signum))
 
     listen()
+    keep_freed_memory()
     if seat.threads:
         torch.set_num_threads(seat.threads)
     if seat.world > 1:

@@ -51,9 +51,14 @@ class TrainingStep(L.LightningModule):
 
     if TYPE_CHECKING:  # The hooks of `MTLMethod` that a step calls.
 
-        def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor: ...
-        def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]: ...
-        def uses(self, hook: str) -> bool: ...
+        def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
+            """See `MTLMethod`."""
+
+        def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+            """See `MTLMethod`."""
+
+        def uses(self, hook: str) -> bool:
+            """See `MTLMethod`."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the value that Lightning back-propagates; `backward` may take it apart again."""

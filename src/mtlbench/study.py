@@ -134,7 +134,8 @@ def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
 def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     from mtlbench.networks.encoder import weights_identity
 
-    trainer, periods = asdict(suite.trainer), ("checkpoint_every", "log_every", "diagnose_every", "workers", "examples")
+    trainer = asdict(suite.trainer)
+    own = ("checkpoint_every", "log_every", "diagnose_every", "workers", "examples", "surgery", "compile")
     model = asdict(suite.model)
     weights = model["weights"]
     # Identity knows what the weights are; where they lie is a local matter.
@@ -149,10 +150,10 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
         "model": _plain(model),
         "optimiser": asdict(suite.optimiser),
         "trainer": {
-            **{key: value for key, value in trainer.items() if key not in periods},
+            **{key: value for key, value in trainer.items() if key not in own},
             "selection": suite.selection, "protocol": suite.protocol, "suite_version": suite.version,
         },
-        "local": {**{key: trainer[key] for key in periods}, "root": root, "weights": weights, "devices": local.devices},
+        "local": {**{key: trainer[key] for key in own}, "root": root, "weights": weights, "devices": local.devices},
     }  # fmt: skip
 
 

@@ -64,7 +64,11 @@ class OptimiserSection:
 
 @dataclass
 class TrainerSection:
-    """Length, effective batch over all devices, precision, clipping (0 = off) and periods in steps (0 = never)."""
+    """Length, effective batch over all devices, precision, clipping (0 = off) and periods in steps (0 = never).
+
+    ``surgery``: how rules on gradients keep them, ``auto``, ``plain`` or ``light`` (see docs/design.md).
+    ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
+    """
 
     steps: int = MISSING
     batch_size: int = 8
@@ -77,6 +81,8 @@ class TrainerSection:
     diagnose_every: int = 25
     workers: int = 0
     examples: int = 4
+    surgery: str = "auto"
+    compile: str = ""
 
 
 @dataclass

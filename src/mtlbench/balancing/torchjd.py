@@ -7,22 +7,14 @@ resumed run repeats the draw.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import PCGradWeighting
+from torchjd.aggregation import AlignedMTLWeighting, PCGradWeighting
 
 from mtlbench.noise import reseed
 
-__all__ = ["PCGradWeighting", "aggregate", "gramian_weights"]
-
-
-def _seeded(rule: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator) -> Tensor:
-    devices = [value.device] if value.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        reseed(int(torch.randint(2**62, (), generator=generator)), value.device)
-        return rule(value)
+__all__ = ["AlignedMTLWeighting", "PCGradWeighting", "gramian_weights"]
 
 
 def gramian_weights(rule: Callable[..., Tensor], gramian: Tensor, generator: torch.Generator) -> Tensor:
@@ -33,21 +25,7 @@ def gramian_weights(rule: Callable[..., Tensor], gramian: Tensor, generator: tor
         gramian: (A, A), positive semi-definite.
         generator: Source of random draws; one number is taken from it.
     """
-    return _seeded(rule, cast(Any, gramian), generator)
-
-
-def aggregate(
-    rule: Callable[..., Tensor], jacobian: Tensor, generator: torch.Generator, *, columns: int | None = None
-) -> Tensor:
-    """Returns the direction (P,) of a TorchJD aggregator for a Jacobian (A, P).
-
-    Args:
-        rule: A `torchjd.aggregation` aggregator.
-        jacobian: (A, P).
-        generator: Source of random draws; one number is taken from it.
-        columns: For a rule that treats every coordinate alone: so many at a time on a CPU, where what lies between
-            then stays in the cache. The result is the same.
-    """
-    if columns is None or jacobian.device.type != "cpu":
-        return _seeded(rule, jacobian, generator)
-    return _seeded(lambda whole: torch.cat([rule(part) for part in whole.split(columns, 1)]), jacobian, generator)
+    devices = [gramian.device] if gramian.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        reseed(int(torch.randint(2**62, (), generator=generator)), gramian.device)
+        return rule(gramian)

@@ -22,6 +22,9 @@ from mtlbench.balancing.surgery import Surgery, gradients
 from mtlbench.diagnostics import Snapshot
 from mtlbench.errors import MethodError
 
+WAYS = ("auto", "plain", "light")
+"""Ways to keep the rows of a rule on the Gramian."""
+
 LIGHT_ABOVE = 2 << 30
 """Bytes of the Jacobian above which `Needs.light` is chosen where it can be."""
 
@@ -181,9 +184,10 @@ class Update:
         if not ctx.active:
             return []
         gramian = self.gramian.cpu()  # type: ignore[union-attr]
-        bad = [ctx.active[a] for a, row in enumerate(gramian) if not row.isfinite().all()]
-        if bad:
-            raise NonFinite(bad)
+        if not gramian.isfinite().all():
+            # A bad row spoils a column of all others: the diagonal tells whose it is.
+            own = gramian.diagonal().isfinite().tolist()
+            raise NonFinite([i for i, fine in zip(ctx.active, own, strict=True) if not fine] or list(ctx.active))
         return self.rule.gradient_weights(gramian, ctx).tolist()
 
     def _early_gramian(self, losses: list[Tensor], factor: Tensor, z: Sequence[Tensor]) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Balancer, Context
+from mtlbench.errors import MethodError
 
 
 class DWA(Balancer):
@@ -16,7 +19,7 @@ class DWA(Balancer):
     Symbols: L_i(n) is the mean of L_i over epoch n and over all ranks; w = 1 in the first two epochs.
 
     Args:
-        temperature: Softness of the weights; the paper uses 2.
+        temperature: Softness of the weights, above 0; the paper uses 2.
 
     Differences from the official code: epoch means weigh every step in which the task had a label; a task without
     labels in one of the two epochs keeps r_i = 1.
@@ -38,6 +41,8 @@ class DWA(Balancer):
 
     def __init__(self, temperature: float = 2.0):
         super().__init__()
+        if not 0 < temperature < math.inf:
+            raise MethodError(f"dwa: temperature must be above 0 and finite. Found {temperature}.")
         self.temperature = temperature
 
     def configure(self, tasks: int) -> None:

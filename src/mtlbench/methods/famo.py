@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Balancer, Context
+from mtlbench.errors import MethodError
 
 
 class FAMO(Balancer):
@@ -19,9 +21,10 @@ class FAMO(Balancer):
     Symbols: w logits (T,), b lower bound of the losses, D' the D of L'.
 
     Args:
-        lr: Rate of Adam on w; the paper uses 0.025.
-        weight_decay: Decay of w; the paper's runs use 0.001 (NYU-v2), the code's default is 0.01.
-        lower_bound: b for every task; the paper uses 0.
+        lr: Rate of Adam on w, above 0; the paper uses 0.025.
+        weight_decay: Decay of w, at least 0; the paper's runs use 0.001 (NYU-v2), the code's default is 0.01.
+        lower_bound: b for every task, at least 0; the paper uses 0. Every loss must stay above it, because the rule
+            takes ln(L_i - b_i).
 
     Differences from the official code: the factor T puts the rule on sum scale; clipping is the suite's
     (``trainer.clip``), not the method's; under accumulation the last micro-batch is evaluated again.
@@ -34,11 +37,17 @@ class FAMO(Balancer):
     """
 
     SEARCH = {"lr": [0.005, 0.025, 0.1], "weight_decay": [0.001, 0.01]}
+    POSITIVE = True
 
     logits: Tensor
 
     def __init__(self, lr: float = 0.025, weight_decay: float = 0.001, lower_bound: float = 0.0):
         super().__init__()
+        if not 0 < lr < math.inf:
+            raise MethodError(f"famo: lr must be above 0 and finite. Found {lr}.")
+        for name, value in (("weight_decay", weight_decay), ("lower_bound", lower_bound)):
+            if not 0 <= value < math.inf:
+                raise MethodError(f"famo: {name} must be at least 0 and finite. Found {value}.")
         self.lr, self.weight_decay, self.lower_bound = lr, weight_decay, lower_bound
 
     def configure(self, tasks: int) -> None:

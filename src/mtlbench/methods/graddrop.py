@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtlbench.balancing.base import Balancer, Context
-from mtlbench.balancing.torchjd import aggregate
 from mtlbench.errors import MethodError
 
 
@@ -22,8 +22,8 @@ class GradDrop(Balancer):
         leak: Share of a dropped coordinate that passes all the same, in [0, 1]; the paper uses 0.
 
     Differences from the paper: it works on the gradients of the shared parameters, not of a representation, so that
-    it holds under accumulation and for every network. The rule is TorchJD's, draw for draw, without its pass over the
-    Jacobian for every task.
+    it holds under accumulation and for every network. A step is repeated draw for draw on every rank and on resuming;
+    called with blocks of columns, the rule draws for each, so that blocks of another size give other draws.
 
     Example:
         >>> import torch
@@ -31,7 +31,9 @@ class GradDrop(Balancer):
         tensor([0., 1.])
     """
 
+    VERSION = 2
     SEARCH = {"leak": [0.0, 0.25, 0.5]}
+    COLUMNWISE = True
 
     def __init__(self, leak: float = 0.0):
         super().__init__()
@@ -40,13 +42,29 @@ class GradDrop(Balancer):
         self.leak = leak
 
     def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
-        """Returns the direction (P,) from the (A, P) Jacobian; the draw is the same on every rank."""
-        return aggregate(self._drop, jacobian, ctx.generator, columns=1 << 15)
+        """Returns the direction (P,) from the (A, P) Jacobian, or a block of it, in one pass over the rows."""
+        total = jacobian[0].clone()
+        size = total.abs()
+        spare = torch.empty_like(size)
+        for row in jacobian[1:]:
+            total += row
+            size += torch.abs(row, out=spare)
+        # With u = 1 - U, p > U is Σ g - Σ |g| + 2u Σ |g| > 0, and what is kept is ½ (Σ g ± Σ |g|). One sign alone
+        # always passes whole: u = 0 leaves +0 where there are no negative gradients, and u is never 1.
+        side = torch.sub(total, size, out=spare).addcmul_(uniform(total, ctx.generator), size, value=2)
+        signed = torch.copysign(size, side, out=spare)
+        return total.mul_((1 + self.leak) / 2).add_(signed, alpha=(1 - self.leak) / 2)
 
-    def _drop(self, rows: Tensor) -> Tensor:
-        positive, negative = rows.clamp(min=0).sum(0), rows.clamp(max=0).sum(0)
-        total = positive + negative
-        purity = 0.5 * (1 + total / (positive - negative))
-        drawn = torch.rand(purity.shape, dtype=rows.dtype, device=rows.device)
-        kept = torch.where(purity > drawn, positive, 0.0) + torch.where(purity < drawn, negative, 0.0)
-        return self.leak * total + (1 - self.leak) * kept
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns draws from U[0, 1) in the shape of ``like`` (P,), seeded by one number from the step's generator.
+
+    On a CPU they come from a generator that is faster than PyTorch's.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    drawn = torch.empty_like(like)
+    if like.device.type != "cpu":
+        return drawn.uniform_(generator=torch.Generator(like.device).manual_seed(seed))
+    numbers = drawn.numpy()
+    np.random.Generator(np.random.SFC64(seed)).random(dtype=numbers.dtype, out=numbers)
+    return drawn

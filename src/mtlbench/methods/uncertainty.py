@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from mtlbench.balancing.base import Balancer, Context
+from mtlbench.errors import MethodError, unknown_name
+
+FACTORS = {"regression": 1.0, "classification": 2.0}
+"""Twice the factor of e^{-s_i} L_i in either form."""
 
 
 class Uncertainty(Balancer):
     """Multi-task learning using uncertainty to weigh losses (https://arxiv.org/abs/1705.07115, CVPR 2018).
 
-    Rule: L = 2 · Σ_i (½ e^{-s_i} L_i + ½ s_i).
+    Rule: L = 2 · Σ_i (a_i e^{-s_i} L_i + ½ s_i).
 
-    Symbols: s_i = log σ_i², trained by the run's optimiser without weight decay.
+    Symbols: s_i = log σ_i², trained by the run's optimiser without weight decay; a_i = ½ in the regression form, 1 in
+    the classification form.
 
     Args:
         initial: s_i at the start. The paper does not state it; official-looking codes use -0.5 or 0. With 0
             every task starts with weight 1.
+        forms: Form per task of the run, in the order of its tasks: ``"regression"`` or ``"classification"``. None for
+            regression throughout, as the codes have it; the paper has the other for cross-entropies.
 
-    Differences: the factor 2 puts the rule on sum scale (weights 1 at the start), so that one learning rate is fair
-    to every method. It leaves the minimum s_i = ln L_i where it is. The regression form is used for every kind.
+    Differences from the paper: the factor 2 puts the regression form on sum scale (weights 1 at the start), so that
+    one learning rate is fair to every method. It leaves the minimum s_i = ln(2 a_i L_i) where it is. A task in
+    classification form starts with weight 2: the paper's ratio of the forms is kept.
 
     Example:
         >>> import torch
@@ -30,16 +40,38 @@ class Uncertainty(Balancer):
 
     SEARCH = {"initial": [-0.5, 0.0, 0.5]}
 
-    def __init__(self, initial: float = 0.0):
+    factors: Tensor
+
+    def __init__(self, initial: float = 0.0, forms: list[str] | None = None):
         super().__init__()
-        self.initial = initial
+        if not math.isfinite(initial):
+            raise MethodError(f"uncertainty: initial must be finite. Found {initial}.")
+        if not (forms is None or isinstance(forms, (list, tuple))):
+            raise MethodError(f"uncertainty: forms must be a list with one form per task. Found {forms!r}.")
+        for form in map(str, forms or ()):
+            if form not in FACTORS:
+                raise MethodError(f"uncertainty: {unknown_name('form', form, FACTORS)}")
+        self.initial, self.forms = initial, forms
 
     def configure(self, tasks: int) -> None:
-        """Creates one log-variance per task."""
+        """Creates one log-variance per task.
+
+        Raises:
+            MethodError: If there are not as many forms as tasks.
+        """
+        forms = ["regression"] * tasks if self.forms is None else self.forms
+        if len(forms) != tasks:
+            raise MethodError(
+                f"uncertainty: forms must name one form per task of the run, in its order. Found {len(forms)} for "
+                f"{tasks} task{'s' * (tasks != 1)}."
+            )
         super().configure(tasks)
+        # A constant: the arguments carry it, not the checkpoint.
+        self.register_buffer("factors", torch.tensor([FACTORS[form] for form in forms]), persistent=False)
         self.log_variance = nn.Parameter(torch.full((tasks,), float(self.initial)))
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Weighs (A,) losses by their learned precision; the log-variances see the same gradient on all ranks."""
-        s = self.log_variance[list(ctx.active)]
-        return (torch.exp(-s) * losses + s).sum()
+        active = list(ctx.active)
+        s, factors = self.log_variance[active], self.factors[active]
+        return (factors * torch.exp(-s) * losses + s).sum()

@@ -1,0 +1,223 @@
+"""Small exact solvers that rules on the Gramian share: numpy, float64, from two tasks to some forty.
+
+M = G Gᵀ is the Gramian (T, T) of gradients g_i. Everything is put in terms of gradients of unit length, for which M is
+a matrix of cosines: then norms that differ by many orders of magnitude cost no digits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq, lsq_linear, nnls
+
+Array = NDArray[np.float64]
+
+RIDGE = 1e-8
+"""`alpha_fair` raises eigenvalues of the cosines to this: about the precision of Gramians of float32 gradients."""
+
+STATIONARY = 1e-4
+"""`conflict_averse` takes Σ w_i g_i for zero if it is shorter than this share of Σ w_i ‖g_i‖."""
+
+
+def lengths(gramian: Array) -> Array:
+    """Returns the norms ‖g_i‖ (T,)."""
+    return np.sqrt(np.maximum(gramian.diagonal(), 0))
+
+
+def min_norm(gramian: Array) -> Array:
+    """Returns the w (T,) ≥ 0 with Σ w = 1 that minimises ‖Σ w_i g_i‖. Where several do, it is one of them.
+
+    Example:
+        >>> min_norm(np.array([[1.0, -1.0], [-1.0, 2.0]])).round(9).tolist()
+        [0.6, 0.4]
+    """
+    if len(gramian) > 2:
+        return _nearest(_points(gramian))
+    if len(gramian) == 1:
+        return np.ones(1)
+    shares = np.maximum(gramian.diagonal()[::-1] - gramian[0, 1], 0.0)
+    return shares / shares.sum() if shares.any() else np.full(2, 0.5)
+
+
+def regularised(gramian: Array, reg: float) -> Array:
+    """Returns M / trace M + reg · I; a zero M is not divided.
+
+    Example:
+        >>> regularised(np.diag([1.0, 3.0]), 0.5).tolist()
+        [[0.75, 0.0], [0.0, 1.25]]
+    """
+    return gramian / (gramian.trace() or 1.0) + reg * np.eye(len(gramian))
+
+
+def dual_cone(gramian: Array, preferences: Array) -> Array:
+    """Returns for each row u (T,) ≥ 0 of ``preferences`` the v (T,) ≥ u that minimises vᵀMv.
+
+    Σ v_i g_i is the projection of Σ u_i g_i onto the cone of directions d with all ⟨g_i, d⟩ ≥ 0.
+
+    Example:
+        >>> dual_cone(np.array([[1.0, -1.0], [-1.0, 2.0]]), np.diag([0.5, 0.5])).round(9).tolist()
+        [[0.5, 0.25], [0.5, 0.5]]
+    """
+    lacking = np.maximum(0, -preferences @ gramian)
+    if len(gramian) <= 2:  # At most one product is negative, because uᵀMu is not.
+        return preferences + lacking / _positive(gramian.diagonal())
+    found, points, scale = preferences.copy(), _points(gramian), _positive(lengths(gramian))
+    for row in np.flatnonzero(lacking.any(1)):
+        found[row] += _nonnegative(points / scale, -points @ preferences[row]) / scale
+    return found
+
+
+def conflict_averse(gramian: Array, c: float) -> Array:
+    """Returns weights (T,) of the d with ‖d - ḡ‖ ≤ c ‖ḡ‖ that maximises min_i ⟨g_i, d⟩; ḡ is the mean gradient.
+
+    It is d = ḡ + s · g_w / ‖g_w‖, s = c ‖ḡ‖, g_w = Σ w_i g_i, where w on the simplex minimises ⟨ḡ, g_w⟩ + s ‖g_w‖.
+    Where g_w = 0 (`STATIONARY`), many d may be best: then it is the one next to ḡ. Zero gradients count in ḡ alone.
+
+    Example:
+        >>> conflict_averse(np.array([[1.0, -1.0], [-1.0, 2.0]]), 0.5).round(9).tolist()
+        [0.75, 0.5]
+    """
+    mean = np.full(len(gramian), 1 / len(gramian))
+    radius, norms = c * _length(gramian, mean), lengths(gramian)
+    some = np.flatnonzero(norms)
+    if radius == 0:
+        return mean
+    worst = np.zeros_like(mean)
+    if len(some) == 2:
+        worst[some] = _worst_pair(gramian[np.ix_(some, some)], (gramian @ mean)[some], radius)
+    else:
+        points = _points(gramian)
+        worst[some] = _worst(points[:, some], points @ mean, radius)
+    length = _length(gramian, worst)
+    if length > STATIONARY * (worst @ norms):
+        return mean + radius / length * worst
+    change = dual_cone(gramian, mean[None])[0] - mean
+    return mean + change * min(1.0, radius / (_length(gramian, change) or radius))
+
+
+def alpha_fair(gramian: Array, alpha: float) -> Array:
+    """Returns the w (T,) > 0 with M w = w^(-1/α), the minimum of a convex function; 0 for zero gradients.
+
+    Zero means shorter than 1e-12 times the longest. If convex combinations of the gradients reach zero there is no
+    solution: `RIDGE` then bounds the weights.
+
+    Example:
+        >>> alpha_fair(np.diag([1.0, 4.0]), 2.0).round(5).tolist()
+        [1.0, 0.39685]
+    """
+    norms = lengths(gramian)
+    some = np.flatnonzero(norms > 1e-12 * norms.max(initial=0.0))
+    weights = np.zeros_like(norms)
+    if len(some):
+        power, unit, scale = 1 / alpha, norms.max(), norms[some] / norms.max()
+        cosines = gramian[np.ix_(some, some)] / np.outer(norms[some], norms[some])
+        weights[some] = _fair(cosines, scale ** (power - 1), power) / scale * unit ** (-2 / (1 + power))
+    return weights
+
+
+# ---- inside ---------------------------------------------------------------------------------------------------------
+
+
+def _positive(values: Array) -> Array:
+    return np.where(values > 0, values, 1.0)
+
+
+def _length(gramian: Array, weights: Array) -> float:
+    return float(np.sqrt(np.maximum(weights @ gramian @ weights, 0.0)))
+
+
+def _pair(share: float) -> Array:
+    share = min(max(share, 0.0), 1.0)
+    return np.array([share, 1 - share])
+
+
+def _points(gramian: Array) -> Array:
+    """Returns columns (T, T) that have this Gramian, without directions that are but rounding errors."""
+    norms = lengths(gramian)
+    scale = _positive(norms)
+    values, vectors = np.linalg.eigh(gramian / np.outer(scale, scale))
+    values[values <= len(values) * np.finfo(float).eps * values[-1]] = 0.0
+    return np.sqrt(values)[:, None] * vectors.T * norms
+
+
+def _nonnegative(matrix: Array, target: Array) -> Array:
+    """Returns the x ≥ 0 that minimises ‖matrix x - target‖, by an active set."""
+    try:
+        return nnls(matrix, target, maxiter=100 * matrix.shape[1])[0]
+    except RuntimeError:  # It may go round in circles among columns that depend on each other.
+        return lsq_linear(matrix, target, (0, np.inf)).x
+
+
+def _nearest(points: Array) -> Array:
+    """Returns the weights, on the simplex, of the point next to the origin in the hull of columns (K, T).
+
+    The x ≥ 0 that minimises ‖Σ x_i p_i‖² + (1 - Σ x)² is a multiple of them.
+    """
+    norms = np.linalg.norm(points, axis=0)
+    zero = norms == 0
+    if zero.any():
+        return zero / zero.sum()
+    matrix = np.vstack([points / norms, norms.min() / norms])
+    weights = _nonnegative(matrix, np.eye(1, len(matrix), len(matrix) - 1)[0]) / norms
+    return weights / weights.sum()
+
+
+def _worst(points: Array, mean: Array, radius: float) -> Array:
+    """Returns the w on the simplex that minimises ⟨ḡ, g_w⟩ + s ‖g_w‖ for columns g_i (K, T), ḡ (K,), s the radius.
+
+    It also minimises ‖g_w + τ ḡ‖ for the one τ with ‖g_w‖ = s τ, and ‖g_w‖ / τ falls as τ grows.
+    """
+    norms = np.linalg.norm(points, axis=0)
+
+    def mix(tau: float) -> Array:
+        return _nearest(points + tau * mean[:, None])
+
+    def excess(log_tau: float) -> float:
+        tau = np.exp(log_tau)
+        return float(np.log(max(np.linalg.norm(points @ mix(tau)), 1e-300) / (radius * tau)))
+
+    smallest = max(float(np.linalg.norm(points @ mix(0.0))), 0.1 * STATIONARY * norms.min())
+    low, high = np.log(smallest / radius), np.log(1.01 * norms.max() / radius)
+    return mix(np.exp(brentq(excess, low, high) if excess(low) > 0 else low))
+
+
+def _worst_pair(gramian: Array, products: Array, radius: float) -> Array:
+    """Returns what `_worst` does for two gradients, by the root of the derivative; products are ⟨ḡ, g_i⟩."""
+    apart = gramian[0, 0] + gramian[1, 1] - 2 * gramian[0, 1]
+    if apart <= 0:
+        return _pair(0.5)
+    slope = (products[1] - products[0]) / (radius * np.sqrt(apart))
+    if abs(slope) >= 1:
+        return _pair(slope)
+    area = max(gramian[0, 0] * gramian[1, 1] - gramian[0, 1] ** 2, 0.0)
+    return _pair((slope * np.sqrt(area / (1 - slope**2)) + gramian[1, 1] - gramian[0, 1]) / apart)
+
+
+def _fair(cosines: Array, factors: Array, power: float) -> Array:
+    """Returns the y > 0 with C y = factors · y^(-power), C positive semi-definite with unit diagonal."""
+    start = (factors / len(factors)) ** (1 / (1 + power))
+    values, vectors = np.linalg.eigh(cosines)
+    if values[0] >= RIDGE:
+        return _newton(cosines, factors, power, start)
+    raised = (vectors * np.maximum(values, RIDGE)) @ vectors.T
+    first = _newton(raised, factors, power, start)
+    # One proximal step from there takes the ridge out again, to second order, where a solution exists.
+    excess = (vectors * (np.maximum(values, RIDGE) - np.maximum(values, 0))) @ vectors.T
+    return _newton(raised, factors, power, first, excess @ first)
+
+
+def _newton(matrix: Array, factors: Array, power: float, y: Array, offset: Array | float = 0.0) -> Array:
+    """Returns the y > 0 with matrix · y = factors · y^(-power) + offset, by damped Newton steps from ``y``.
+
+    No line search: the curvature changes little while no y_i shrinks by more than ``share`` of itself, and falls
+    where y_i grows.
+    """
+    share = 0.5 / (1 + power)
+    for _ in range(500):
+        pull = factors * y**-power
+        step = np.linalg.solve(matrix + np.diag(power * pull / y), pull + offset - matrix @ y)
+        relative = step / y
+        y = y + step * min(1.0, share / max(-relative.min(), share))
+        if np.abs(relative).max() < 1e-7:
+            break
+    return y
