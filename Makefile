@@ -34,8 +34,8 @@ status: $(STAMP) ## Tell the state of every run of SUITE
 report: $(STAMP) ## Write the report of SUITE again from the files on disk
 	@$(BIN)/mtlbench report "$(SUITE)" --results "$(RESULTS)"
 
-test: $(STAMP) ## Run all tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## Run all tests, two at once
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

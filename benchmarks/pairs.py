@@ -1,10 +1,11 @@
-"""Pairs a step of the real training loop with a step of bare PyTorch, in one process.
+"""Pairs a step of the real training loop with steps of bare PyTorch, in one process.
 
 Times are CPU time of the process (one thread), so that other load on the machine does not count.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mtlbench.allocator import keep_freed_memory
 from mtlbench.callbacks import EndOfStep
 from mtlbench.data import Batch, MTLDataModule
 from mtlbench.method import MTLMethod
@@ -37,18 +39,18 @@ class OneBatch(MTLDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch] * self.steps, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader([self.batch] * self.steps, batch_size=1, collate_fn=lambda batches: batches[0])
 
 
 class Pairs(L.Callback):
-    """After every ``block`` steps of Lightning runs as many bare ones, and notes both times.
+    """After every ``block`` steps of Lightning runs as many bare ones of each kind, and notes all times.
 
     A block of Lightning lasts from the end of one bare block to the start of the next: the whole loop counts.
     """
 
-    def __init__(self, bare: Callable[[], None], block: int, warmup: int = 5):
+    def __init__(self, bare: Sequence[Callable[[], None]], block: int, warmup: int = 5):
         self.bare, self.block, self.warmup = bare, block, warmup
-        self.seconds: list[tuple[float, float]] = []
+        self.seconds: list[tuple[float, ...]] = []
         self._since = 0.0
 
     def on_train_start(self, *args: Any) -> None:
@@ -57,22 +59,24 @@ class Pairs(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step % self.block:
             return
-        middle = time.process_time()
-        for _ in range(self.block):
-            self.bare()
-        end = time.process_time()
-        self.seconds.append(((middle - self._since) / self.block, (end - middle) / self.block))
+        times = [self._since, time.process_time()]
+        for step in self.bare:
+            for _ in range(self.block):
+                step()
+            times.append(time.process_time())
+        self.seconds.append(tuple((b - a) / self.block for a, b in itertools.pairwise(times)))
         self._since = time.process_time()
 
-    def pairs(self) -> list[tuple[float, float]]:
+    def pairs(self) -> list[tuple[float, ...]]:
         return self.seconds[self.warmup :]
 
 
 def measure(
-    method: MTLMethod, batch: Batch, bare: Callable[[], None], *, blocks: int, block: int = 1
-) -> list[tuple[float, float]]:
-    """Returns (seconds of the framework, seconds of the bare loop) per step, for every block after the warm-up."""
+    method: MTLMethod, batch: Batch, *bare: Callable[[], None], blocks: int, block: int = 1
+) -> list[tuple[float, ...]]:
+    """Returns seconds per step of the framework and of each bare loop, for every block after the warm-up."""
     quiet_lightning()
+    keep_freed_memory()  # as in every run
     pairs = Pairs(bare, block)
     steps = (blocks + pairs.warmup) * block
     data = OneBatch(method.tasks, batch, steps)
@@ -85,11 +89,13 @@ def measure(
     return pairs.pairs()
 
 
-def losses_of(method: MTLMethod, network: torch.nn.Module, batch: Batch) -> list[Tensor]:
+def losses_of(
+    method: MTLMethod, network: torch.nn.Module, batch: Batch, predictions: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
     """Returns the mean loss of every task: the maths of a step without anything around it."""
-    predictions = network(batch["image"], list(method.tasks)).predictions
+    found = predictions or network(batch["image"], list(method.tasks)).predictions
     return [
-        task.scale * task.loss(predictions[name], batch["targets"][name]) / max(1, batch["counts"][name])
+        task.scale * task.loss(found[name], batch["targets"][name]) / max(1, batch["counts"][name])
         for name, task in method.tasks.items()
     ]
 

@@ -136,7 +136,9 @@ def test_projection_of_known_points():
     assert project(np.array([7.0, 7.0, 7.0])) == pytest.approx([1 / 3] * 3)
     assert project(np.array([1.0, 0.5, -1.0])) == pytest.approx([0.75, 0.25, 0.0])
     # A common shift changes nothing, however large.
-    assert project(2.0**40 + np.array([1.0, 0.5, -1.0])) == pytest.approx([0.75, 0.25, 0.0], abs=1e-12)
+    near = np.array([0.5, 0.4375, 0.375])
+    for point in (near, 2.0**40 + near):
+        assert project(point) == pytest.approx(np.array([19, 16, 13]) / 48, abs=1e-12)
 
 
 def test_shares_of_active_tasks():

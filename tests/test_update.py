@@ -54,6 +54,14 @@ def test_inner_products_and_sums_do_not_depend_on_blocks(numbers, monkeypatch):
     torch.testing.assert_close(matrix_of([row_lists.combine(big, [0.5, -2.0, 3.0])])[0], expected)
 
 
+def test_dependent_rows_stay_dependent_in_single_precision():
+    """In float32 throughout, the smallest eigenvalue would be noise of 1e-7 times the largest."""
+    generator = torch.Generator().manual_seed(0)
+    one, two = torch.randn(2, 500_000, generator=generator)
+    values = torch.linalg.eigvalsh(row_lists.gramian([[one], [two], [one + two]]))
+    assert values[0].abs() < 2e-9 * values[-1] and values[1] > 0.1 * values[-1]
+
+
 def test_one_gradient_for_two_parameters_is_copied():
     """Autograd hands the very tensor to both terms of a sum; in place, one would change the other."""
     one, two = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))

@@ -13,6 +13,9 @@ from torch import Tensor
 
 Row = list[Tensor]
 
+SHORT = 256
+"""Columns whose products are added in the rows' own precision."""
+
 BLOCK = {"cpu": 1 << 18}
 """Numbers in a block of all rows, by kind of device: what stays in a core's cache."""
 
@@ -46,19 +49,23 @@ def blocks(rows: Sequence[Row]) -> Iterator[list[Tensor]]:
 
 
 def gramian(one: Sequence[Row], other: Sequence[Row] | None = None) -> Tensor:
-    """Returns the inner products (A, A) of the rows with each other, or with other rows; float64, on the device."""
+    """Returns the inner products (A, A) of the rows with each other, or with other rows; float64, on the device.
+
+    Products of `SHORT` columns are added in float64: in float32 throughout, dependent rows would seem independent
+    (relative error 4e-7 on 11 million columns, so 5e-10, for a tenth of the time more; float64 costs twice the time).
+    """
+    every, count = [*one, *(other or ())], len(one)
     products = []
-    if other is None:
-        for block in blocks(one):
-            stacked = torch.stack(block)
-            products.append(stacked @ stacked.T)
-    else:
-        for block in blocks([*one, *other]):
-            stacked = torch.stack(block)
-            products.append(stacked[: len(one)] @ stacked[len(one) :].T)
+    for block in blocks(every):
+        stacked = torch.stack(block)
+        whole = stacked.shape[1] // SHORT * SHORT
+        for part in (stacked[:, :whole].unflatten(1, (-1, SHORT)), stacked[:, whole:, None].transpose(1, 2)):
+            part = part.transpose(0, 1)  # (parts, A, columns)
+            left, right = (part, part) if other is None else (part[:, :count], part[:, count:])
+            products.append(torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float64))
     if not products:
-        return torch.zeros(len(one), len(one if other is None else other), dtype=torch.float64)
-    return torch.stack(products).double().sum(0)
+        return torch.zeros(count, count if other is None else len(other), dtype=torch.float64)
+    return torch.stack(products).sum(0)
 
 
 def combine(rows: Sequence[Row], weights: Sequence[float]) -> Row:
