@@ -114,7 +114,9 @@ def _metrics(entry: dict[str, Any], tasks: list[str], gain: float, rng: np.rando
             pairs = [(a, b) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
             cosines = {f"gradient/cosine/{a}|{b}": float(np.tanh(rng.normal(0.1, 0.3))) for a, b in pairs}
             share = sum(v < 0 for v in cosines.values()) / max(len(cosines), 1)
-            rows.append({"step": step, **cosines, "gradient/conflicts": share})
+            weights = {f"gradient/weight/{task}": float(rng.uniform(0.5, 1.5)) for task in tasks}
+            whole = {"gradient/similarity": 0.7, "gradient/condition": 2.0 + step / 100, "gradient/turn": 20.0}
+            rows.append({"step": step, **cosines, **weights, **whole, "gradient/conflicts": share})
     return rows
 
 

@@ -66,6 +66,22 @@ def test_ties_within_noise_share_a_rank_and_clear_differences_do_not():
     assert compared["single_task", "best"].p_holm == pytest.approx(2 * compared["single_task", "best"].difference.p)
 
 
+def test_a_comparison_named_beforehand_stands_alone():
+    study, results = study_of({
+        "single_task": [(0.40,), (0.41,), (0.39,)], "uniform": [(0.42,), (0.43,), (0.42,)],
+        "other": [(0.43,), (0.42,), (0.41,)],
+    }, seeds=(0, 1, 2))  # fmt: skip
+    board = build({**study, "named": ["single_task", "uniform"]}, results)
+    first, *rest = board.comparisons
+    assert (first.label, first.reference, first.named) == ("single_task", "uniform", True)
+    assert first.p_holm == first.difference.p and not any(c.named for c in rest)
+    again = next(c for c in rest if (c.label, c.reference) == ("single_task", "uniform"))
+    assert again.p_holm > first.p_holm, "among the others it is corrected"
+    assert any("named one comparison beforehand, single_task against uniform" in note for note in board.notes)
+    # A study without one of the two shows the others.
+    assert not any(c.named for c in build({**study, "named": ["absent", "uniform"]}, results).comparisons)
+
+
 def test_small_steps_do_not_chain_into_one_rank():
     # Each neighbour of `middle` is within its noise; `top` and `bottom` have none and differ.
     noise = (0.010, -0.010, 0.010, -0.010)
@@ -188,10 +204,11 @@ def test_the_terminal_table_fits_and_cuts_nothing(folder, width):
 
 def test_the_page_shows_figures_and_examples(folder):
     page = (folder / "report.html").read_text()
-    for title in ("Gain over single_task", "Δm against cost", "Training losses", "Conflicting gradients", "cosine"):
+    titles = ("Gain over single_task", "Δm against cost", "Training losses", "What updates did", "mean over training")
+    for title in (*titles, "Weight of every gradient in the update", "Gradient cosines over training"):
         assert title in page
     assert page.count("data:image/png;base64,") > 3 * 5 * 7
-    assert len(re.findall(r"Plotly\.newPlot\(", page)) >= 6
+    assert len(re.findall(r"Plotly\.newPlot\(", page)) >= 8
     # Offline: nothing is loaded from elsewhere, and the policy of the page would not let it.
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", page)
 

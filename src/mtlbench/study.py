@@ -173,7 +173,8 @@ def _record(
     return {
         "format": 1, "key": key_of(suite, local), "suite": suite.name, "version": suite.version, "title": suite.title,
         "overrides": overrides, "baseline": suite.baseline, "selection": suite.selection, "split": data.SPLITS[-1],
-        "search": suite.search, "seeds": list(suite.seeds), "tasks": described, "removed": removed,
+        "named": list(suite.named), "search": suite.search, "seeds": list(suite.seeds), "tasks": described,
+        "removed": removed,
         "rows": [
             {"label": m.label, "method": m.method["name"], "seed": m.seed, "runs": [], "serving": {}} for m in members
         ],

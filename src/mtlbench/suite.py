@@ -103,6 +103,8 @@ class Suite:
     baseline: str = "single_task"
     selection: str = "last"
     protocol: str = "delta_m@1"
+    # Two labels of methods: the one comparison named beforehand, whose p-value needs no correction.
+    named: list[str] = field(default_factory=list)
     search: str = "none: every method runs with its declared defaults"
 
 
@@ -243,6 +245,8 @@ class _Reader:
                 )
         if self.config.format != FORMAT:
             self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
+        if len(self.config.named) not in (0, 2):
+            self._fault("named", where, f"named is a pair, method and reference, or empty; found {self.config.named}.")
         if self.config.selection not in SELECTIONS:
             self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
 

@@ -99,12 +99,14 @@ class Comparison:
         reference: Row it is compared with.
         difference: Difference in points of Δm.
         p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
+        named: Whether the suite named this comparison beforehand. It stands alone, so nothing is corrected.
     """
 
     label: str
     reference: str
     difference: Difference
     p_holm: float | None
+    named: bool = False
 
 
 @dataclass(frozen=True)

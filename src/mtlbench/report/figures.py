@@ -21,7 +21,17 @@ SHOWN = 6
 
 LINE = "rgba(128,128,128,0.28)"
 
-COSINE = "gradient/cosine/"
+COSINE, WEIGHT = "gradient/cosine/", "gradient/weight/"
+
+UPDATES = {
+    "gradient/conflicts": "share of task pairs in conflict",
+    "gradient/similarity": "similarity of magnitudes",
+    "gradient/condition": "condition number",
+    "gradient/turn": "angle to the plain sum, degrees",
+}
+
+BIPOLAR = [[0, "rgba(200,80,79,1)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
+"""Colours of cosines, from -1 to 1."""
 
 AllSeries = Mapping[str, Mapping[str, Series]]
 
@@ -39,8 +49,10 @@ def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
             [f"val/{c.task}/{c.protocol}" for c in board.primary],
             [f"{c.task}: {c.protocol} {c.arrow}" for c in board.primary],
         ),
-        "Conflicting gradients": curves(board, series, ["gradient/conflicts"], ["share of task pairs in conflict"]),
+        "What updates did": curves(board, series, list(UPDATES), list(UPDATES.values())),
+        "Weight of every gradient in the update": curves(board, series, [f"{WEIGHT}{t}" for t in tasks], tasks),
         "Gradient cosine, mean over training": cosines(board, series, tasks),
+        "Gradient cosines over training": cosines_over_time(board, series),
     }
     return {title: figure for title, figure in found.items() if figure is not None}
 
@@ -160,10 +172,37 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
         anchor = {"scaleanchor": f"x{place + 1 if place else ''}", "constrain": "domain"}  # Square cells.
         figure.update_yaxes(**anchor, row=place // wide + 1, col=place % wide + 1)
     figure.update_xaxes(constrain="domain")
-    scale = [[0, "rgba(200,80,79,1)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
-    figure.update_layout(coloraxis={"colorscale": scale, "cmin": -1, "cmax": 1, "colorbar": {"thickness": 12}})
+    _colour(figure)
     figure.update_yaxes(autorange="reversed")
     return _style(figure, 110 + 300 * high, legend=False)
+
+
+def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None:
+    """Returns one map per label, pairs of tasks by step: the matrix of cosines as it changes in training."""
+    labels = [row.label for row in board.rows if any(n.startswith(COSINE) for n in series.get(row.label, ()))]
+    first = _visible(board, labels)
+    shown = [label for label in labels if label in first]
+    if not shown:
+        return None
+    pairs = [name for name in series[shown[0]] if name.startswith(COSINE)]
+    names = [_safe(pair.removeprefix(COSINE).replace("|", ", ")) for pair in pairs]
+    wide = min(2, len(shown))
+    high = math.ceil(len(shown) / wide)
+    figure = make_subplots(high, wide, subplot_titles=[_safe(x) for x in shown], shared_yaxes=True)
+    for place, label in enumerate(shown):
+        known = [series[label].get(pair) for pair in pairs]
+        figure.add_heatmap(
+            z=[s.mean if s else [] for s in known], x=next(s.steps for s in known if s), y=names, coloraxis="coloraxis",
+            hovertemplate="%{y}: %{z:.3f} at step %{x}<extra></extra>", row=place // wide + 1, col=place % wide + 1,
+        )  # fmt: skip
+    _colour(figure)
+    for column in range(1, wide + 1):
+        figure.update_xaxes(title_text="step", row=high, col=column)
+    return _style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False)
+
+
+def _colour(figure: go.Figure) -> None:
+    figure.update_layout(coloraxis={"colorscale": BIPOLAR, "cmin": -1, "cmax": 1, "colorbar": {"thickness": 12}})
 
 
 def _line(figure: go.Figure, label: str, s: Series, colour: str, listed: bool, look: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def comparison_grid(board: Leaderboard) -> tuple[Part, ...]:
     """Returns the pairwise comparisons; no row where there is nothing to compare."""
     every = board.comparisons
     return (
-        _part("method", [c.label for c in every], "name"),
+        _part("method", [f"{c.label}{' *' if c.named else ''}" for c in every], "name", "*: named beforehand"),
         _part("against", [c.reference for c in every], "name"),
         _part("difference in Δm", [words.number(c.difference.estimate.mean, 2, sign=True) for c in every], "score"),
         _part("95 % interval", [words.interval(c.difference.estimate) for c in every], "score"),

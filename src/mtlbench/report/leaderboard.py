@@ -43,6 +43,7 @@ def build(
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     drafts = [_draft(study, entries, columns, done) for entries in _by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
+    named = study.get("named") or ()
     rows = order(_finish(draft, baseline, columns) for draft in drafts)
     return Leaderboard(
         suite=study["suite"],
@@ -51,8 +52,8 @@ def build(
         rules=rules(study, columns),
         columns=columns,
         rows=rows,
-        notes=notes(rows),
-        comparisons=compare(rows),
+        notes=notes(rows, named),
+        comparisons=compare(rows, named),
         problems=tuple(_problems(study["rows"], known, errors or {})),
     )
 

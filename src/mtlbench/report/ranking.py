@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mtlbench.report.board import Comparison, Row
@@ -28,13 +28,20 @@ def order(rows: Iterable[Row]) -> tuple[Row, ...]:
     return (*ranked, *(r for r in every if not r.delta))
 
 
-def compare(rows: tuple[Row, ...]) -> tuple[Comparison, ...]:
-    """Returns all ranked rows against the best one and against `uniform`, each family corrected by Holm."""
+def compare(rows: tuple[Row, ...], named: Sequence[str] = ()) -> tuple[Comparison, ...]:
+    """Returns all ranked rows against the best one and against `uniform`, each family corrected by Holm.
+
+    Args:
+        rows: Rows, best first.
+        named: Row and reference that the suite named beforehand; this comparison comes first.
+    """
     ranked = [r for r in rows if r.delta]
     best = ranked[:1]
     uniform = [r for r in ranked if r.label == REFERENCE] or [r for r in ranked if r.method == REFERENCE]
     references = dict.fromkeys(r.label for r in best + uniform[:1])
-    return tuple(c for label in references for c in _family(ranked, label))
+    alone = [r for r in ranked if r.label in named]
+    first = [replace(c, named=True) for c in _family(alone, named[1])] if len(alone) == 2 else []
+    return (*first, *(c for label in references for c in _family(ranked, label)))
 
 
 def _merit(row: Row) -> tuple[float, str]:

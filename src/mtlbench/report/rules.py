@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtlbench.metrics.relative import PROTOCOL
@@ -27,7 +27,7 @@ def rules(study: Mapping[str, Any], columns: Iterable[Column]) -> tuple[tuple[st
     return tuple((word, str(text)) for word, text in lines.items() if text)
 
 
-def notes(rows: Iterable[Row]) -> tuple[str, ...]:
+def notes(rows: Iterable[Row], named: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns how to read the table, with what holds for these rows only."""
     every = list(rows)
     lines = [
@@ -37,6 +37,8 @@ def notes(rows: Iterable[Row]) -> tuple[str, ...]:
         "Rank: by mean Δm. A row shares the rank above it unless its difference to the first row of that rank, paired "
         "by seed, is significant (t test, p < 0.05). A row with a missing cell has neither rank nor Δm.",
     ]
+    if named:
+        lines.append(f"* The suite named one comparison beforehand, {named[0]} against {named[1]}: its p stands alone.")
     if any(r.delta and r.delta.n == 1 for r in every):
         lines.append("n = 1: there is no measure of noise, so no interval; rows are ranked by value alone.")
     if any(r.cost and r.cost.runs > 1 for r in every):
