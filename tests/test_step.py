@@ -257,7 +257,7 @@ def test_conflict_row():
         "gradient/cosine/a|b": -(0.5**0.5), "gradient/norm/a": 1.0, "gradient/norm/b": 2**0.5,
         "gradient/weight/a": 2.0, "gradient/weight/b": 1.5, "gradient/conflicts": 1.0,
         "gradient/similarity": 2 * 2**0.5 / 3, "gradient/condition": 1 + 2**0.5,
-        "gradient/turn": math.degrees(math.acos(1.5 / 2.5**0.5)),
+        "gradient/turn": round(math.degrees(math.acos(1.5 / 2.5**0.5)), 4),
     })  # fmt: skip
     three = conflict_row(seen(rows((1.0, 0.0), (0.0, 2.0), (-1.0, 0.0))), ["a", "b", "c"])
     assert three["gradient/conflicts"] == pytest.approx(1 / 3) and three["gradient/condition"] == 1e8

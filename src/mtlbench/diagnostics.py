@@ -68,7 +68,7 @@ def conflict_row(seen: Snapshot, tasks: Sequence[str]) -> dict[str, float]:
     row["gradient/similarity"] = _similarity(norms, pairs)
     row["gradient/condition"] = _condition(cosine)
     turned = (seen.along / c).sum() / (seen.length.clamp(min=0) * raw.sum().clamp(min=0)).sqrt()
-    row["gradient/turn"] = float(turned.clamp(-1, 1).acos().rad2deg())
+    row["gradient/turn"] = round(float(turned.clamp(-1, 1).acos().rad2deg()), 4)
     return row
 
 

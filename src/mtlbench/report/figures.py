@@ -211,8 +211,9 @@ def _line(figure: go.Figure, label: str, s: Series, colour: str, listed: bool, l
             x=[*s.steps, *s.steps[::-1]], y=[*s.high, *s.low[::-1]], fill="toself", fillcolor=colour, opacity=0.15,
             line={"width": 0}, hoverinfo="skip", showlegend=False, mode="lines", **look,
         )  # fmt: skip
+    mode = "lines" if len(s.steps) > 3 else "lines+markers"  # A single point makes no line.
     figure.add_scatter(
-        x=s.steps, y=s.mean, name=_safe(label), mode="lines", line={"color": colour, "width": 1.8},
+        x=s.steps, y=s.mean, name=_safe(label), mode=mode, line={"color": colour, "width": 1.8},
         showlegend=listed, hovertemplate=f"{_safe(label)}: %{{y:.4g}} at step %{{x}}, n = {s.n}<extra></extra>", **look,
     )  # fmt: skip
 
