@@ -86,6 +86,13 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "methods=[uniform, uniform]"], ["'uniform' stands twice", "label"]),
         (["digits", "methods=[{name: pcgrad, balancer: famo}]"], ["pcgrad", "cannot take famo"]),
         (["digits", "--devices", "3", "trainer.batch_size=8"], ["batch_size 8 is not a multiple of 3 device"]),
+        (["digits", "methods=[{name: cagrad, c: 1.5}]"], ["override 'methods=", "cagrad: c must lie in [0, 1)", "1.5"]),
+        (["digits", "methods=[{name: task_moe, balancer: {name: fixed, weights: [1, 2]}}]"], ["fixed", "5", "2"]),
+        (["digits", "--methods", "mgda_ub", "trainer.accumulate=2"], ["'representation'", "trainer.accumulate=1"]),
+        (["digits", "--methods", "modo", "trainer.batch_size=2"], ["3 mini-batches", "multiple of 3"]),
+        (["digits", "trainer.surgery=lite"], ["Unknown way of surgery 'lite'", "'light'"]),
+        (["digits", "trainer.compile=inductr"], ["Unknown backend", "'inductor'"]),
+        (["digits", "named=[uniform]"], ["named is a pair", "uniform"]),
         (["pascal", "--data", "nowhere"], ["nowhere", "PASCAL_MT", "SAMPLE=1"]),
     ],
 )  # fmt: skip

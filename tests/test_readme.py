@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import mtlbench
 
+from mtlbench import registry
+from mtlbench.balancing import Balancer
 from mtlbench.cli import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +38,18 @@ def test_the_method_of_the_readme_passes_the_contract_tests_and_trains(tmp_path:
     words = ("--methods", "uniform my_method:LogSum", "trainer.steps=4", "data.options.train=64", "data.options.val=16")
     bench = mtlbench(tmp_path, "bench", "digits", *words)
     assert bench.code == 0 and "LogSum" in bench.text, bench.text
+
+
+def test_the_balancers_by_hand_of_the_docs_run() -> None:
+    text = (ROOT / "docs" / "balancers.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "docs/balancers.md", "exec"), {})
+
+
+def test_the_docs_name_every_balancer() -> None:
+    text = (ROOT / "docs" / "balancers.md").read_text()
+    balancers = {name for name in registry.shipped() if issubclass(registry.find(name), Balancer)}
+    assert [name for name in balancers if f"`{name}`" not in text] == [] and len(balancers) > 30
 
 
 @pytest.mark.parametrize("command", commands())

@@ -109,3 +109,9 @@ def test_make_shows_the_message_of_a_wrong_request(tmp_path: Path) -> None:
     words = ["make", "-o", ".venv/.installed", "bench", "SUITE=digits", f"RESULTS={tmp_path}", "SET=trainer.stepz=2"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Did you mean 'steps'" in done.stderr
+
+
+@pytest.mark.parametrize("name", suites.available())
+def test_a_comparison_named_beforehand_is_between_methods_of_the_suite(name):
+    found = suites.load(name)
+    assert set(found.named) <= {entry if isinstance(entry, str) else entry["name"] for entry in found.methods}

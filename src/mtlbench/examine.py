@@ -49,7 +49,7 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     for option in suite.data.options if module else ():
         faults.catch(f"data.options.{option}", lambda option=option: _check_option(option, module))  # type: ignore[misc]
     methods = [
-        faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, tasks))  # type: ignore[misc]
+        faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, len(tasks), devices))  # type: ignore[misc]
         for index, entry in enumerate(suite.methods)
         if isinstance(entry, str) or isinstance(entry, dict) and isinstance(entry.get("name"), str)
     ]
@@ -100,7 +100,7 @@ def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
     return tasks
 
 
-def _method_entry(entry: Any, suite: Suite, tasks: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> tuple[str, dict[str, Any]]:
     """Returns label and resolved record of one line of ``methods``; makes its balancer once, to see that it can be."""
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
@@ -109,7 +109,7 @@ def _method_entry(entry: Any, suite: Suite, tasks: Mapping[str, Any]) -> tuple[s
         given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
         record["balancer"] = _resolved(given.pop("name"), given)
         _check_pair(record)
-    _check_balancer(record, suite, len(tasks))
+    _check_balancer(record, suite, tasks, devices)
     short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
     return str(label or short), record
 
@@ -141,7 +141,7 @@ def _check_pair(record: Mapping[str, Any]) -> None:
         raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
 
 
-def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int) -> None:
+def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices: int) -> None:
     """Refuses a balancer whose arguments are out of range, or that cannot work with the suite's trainer."""
     from mtlbench import registry
     from mtlbench.balancing import Balancer
@@ -153,7 +153,8 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int) -> None
         return
     balancer, trainer = cls(**entry["arguments"]), suite.trainer
     balancer.configure(tasks)
-    check_division(trainer.batch_size, 1, trainer.accumulate, balancer.batches)
+    if balancer.batches > 1:
+        check_division(trainer.batch_size, devices, trainer.accumulate, balancer.batches)
     if balancer.view != "parameters" and trainer.accumulate > 1:
         raise SuiteError(
             f"{entry['name']} works on the view {balancer.view!r}, within one backward pass: it needs "
