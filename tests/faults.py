@@ -83,7 +83,9 @@ def _rows_only(self, scale):
 
 def _local_counts(sums, counts, scales):
     """Lets every rank divide by its own count, as a plain mean over its batch would."""
-    return ReducedLosses(sums.detach().clone(), tuple(counts), tuple(s / ranks.world_size() for s in scales))
+    everywhere = ranks.sum_counts(counts, sums.device)
+    own = tuple(max(1, count) if total else 0 for count, total in zip(counts, everywhere, strict=True))
+    return ReducedLosses(sums.detach().clone(), own, tuple(s / ranks.world_size() for s in scales))
 
 
 _step_hook = MTLMethod.on_before_optimizer_step

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mtlbench import registry
+from mtlbench.balancing import make_balancer
 from mtlbench.balancing.base import Balancer
 from mtlbench.errors import MethodError
 from mtlbench.methods.single_task import SingleTask
@@ -40,11 +42,29 @@ def _network(weights):
     return {name: value for name, value in weights.items() if name.startswith("network.")}
 
 
+SCALED = {"cagrad", "db_mtl", "fairgrad", "moco", "nash_mtl"}
+"""Rules that keep the direction of a single gradient and change its length, as their docstrings say."""
+
+CUT = {"sdmgrad", "modo"}
+"""Rules that step along the gradient of a third of the batch."""
+
+
 @pytest.mark.parametrize("name", BALANCERS)
+def test_a_rule_with_one_task_keeps_the_direction(name):
+    gradient = torch.tensor([[3.0, -4.0, 0.5]], dtype=torch.float64)
+    found = make_balancer(name).direction(gradient, torch.tensor([0.7], dtype=torch.float64))
+    length = found.norm() / gradient.norm()
+    assert length > 0.05
+    torch.testing.assert_close(found, length * gradient[0])
+    if name not in SCALED:
+        assert float(length) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", [name for name in BALANCERS if name not in SCALED | CUT])
 def test_a_rule_with_one_task_is_the_single_task_step(name, alone, tmp_path):
     changes = {"steps": 3}
-    if name == "uncertainty":
-        # Its log-variance moves and takes part in clipping: only the first, unclipped step is that of one task alone.
+    if name in ("uncertainty", "imtl", "imtl_l"):
+        # Its parameter moves and takes part in clipping: only the first, unclipped step is that of one task alone.
         changes = {"steps": 1, "clip": 0.0}
         alone = trained(toy_spec("single_task", tasks=["far"], **changes), str(tmp_path / "alone"))
     found = trained(toy_spec(name, tasks=["far"], **changes), str(tmp_path / "one"))
@@ -52,7 +72,5 @@ def test_a_rule_with_one_task_is_the_single_task_step(name, alone, tmp_path):
 
 
 def test_it_is_no_balancer():
-    from mtlbench.balancing import make_balancer
-
     with pytest.raises(MethodError, match="not|subclass"):
         make_balancer("single_task")

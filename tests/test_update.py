@@ -335,7 +335,7 @@ def test_memory_of_both_ways():
 
         with mock.patch.object(update, "CHUNK", size), mock.patch.dict(row_lists.BLOCK, {"cpu": 1 << 14}):
             made[light] = peak_bytes(step)
-    slack = 2 * 4 * (1 << 14) + 50_000  # two blocks, and activations
+    slack = 3 * 4 * (1 << 14) + 50_000  # a block and what is made of it, and activations
     assert made[False] <= 6 * size + slack
     assert made[True] <= 3 * size + slack
 
