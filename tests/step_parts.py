@@ -128,6 +128,21 @@ class Overflowing(Tiny):
         return {"huge": (torch.inf if here else 0.0) * self.network.heads["far"].weight.sum()}
 
 
+class OneSided(Tiny):
+    """Has a regulariser on rank 0 alone."""
+
+    def regularisation(self, outputs, batch):
+        return {"own": self.network.heads["far"].weight.square().sum()} if self.trainer.global_rank == 0 else {}
+
+
+class Holding(Tiny):
+    """Says so if anything of a step's graph is kept after its backward pass."""
+
+    def on_before_optimizer_step(self, optimizer):
+        assert not self._rows and self._total is None and self._extra is None and not self._representation
+        super().on_before_optimizer_step(optimizer)
+
+
 class OwnRule(MTLMethod):
     """Balances by itself."""
 
@@ -156,6 +171,23 @@ class Blind(Balancer):
 
     def combine_gradients(self, jacobian, ctx):
         return jacobian.sum(0) / 2
+
+
+class Momentum(Balancer):
+    """Hands over the very buffer that it remembers."""
+
+    def combine_gradients(self, jacobian, ctx):
+        if not hasattr(self, "memory"):
+            self.register_buffer("memory", torch.zeros_like(jacobian[0]))
+        self.memory.mul_(0.9).add_(jacobian.sum(0))
+        return self.memory
+
+
+class CopiedMomentum(Momentum):
+    """The same, and a copy is handed over."""
+
+    def combine_gradients(self, jacobian, ctx):
+        return super().combine_gradients(jacobian, ctx).clone()
 
 
 class Looking(Blind):

@@ -145,3 +145,8 @@ def test_arguments_out_of_range_are_refused(name, value):
 def test_losses_must_be_positive():
     with pytest.raises(MethodError, match="must be above 0"):
         make_balancer("famo").direction(torch.eye(2), torch.tensor([-1.0, 1.0]))
+
+
+def test_losses_must_lie_above_the_lower_bound():
+    with pytest.raises(MethodError, match="each must be above 1"):
+        make_balancer("famo", lower_bound=1.0).direction(torch.eye(2), losses=torch.tensor([0.5, 3.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,7 +15,7 @@ from torch import distributed, nn
 from mtlbench.balancing import make_balancer, ranks, update
 from mtlbench.balancing import rows as row_lists
 from mtlbench.balancing.surgery import Surgery
-from mtlbench.balancing.update import Needs, Update
+from mtlbench.balancing.update import Needs, Update, needs_of
 from mtlbench.errors import DivergedError, MethodError
 from mtlbench.tensor_memory import peak_bytes
 from mtlbench.testing import TOLERANCE, difference, toy_spec, trained
@@ -117,7 +118,7 @@ def trained_scattered(spec, folder, **options):
         return trained(spec, folder, **options)
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "sdmgrad"])
+@pytest.mark.parametrize("name", ["pcgrad", "sdmgrad", "graddrop", "db_mtl"])
 def test_training_with_scattered_sums(name, pool, tmp_path):
     spec = toy_spec(TINY, balancer=name, steps=8)
     two = pool.call(trained_scattered, spec, str(tmp_path / "two"), world=2)
@@ -271,6 +272,80 @@ def test_an_overflow_is_skipped(name, tmp_path):
     assert all(value.isfinite().all() for key, value in weights.items() if key.startswith("network."))
 
 
+@pytest.mark.parametrize("name", ["db_mtl", "moco", "excess_mtl"])
+def test_an_overflow_is_not_remembered(name, tmp_path):
+    spec = toy_spec(TINY, balancer=name, steps=6, precision="32-true", ragged=False)
+    weights, scale = trained_in_fp16(spec, str(tmp_path), scale=2.0**30)
+    assert scale < 2.0**30 and all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "graddrop", "mgda_ub"])
+def test_a_step_without_labels_in_fp16(name, tmp_path):
+    spec = toy_spec("uniform", steps=4, precision="32-true")
+    spec.method["path"] = spec.method["name"] = name
+    spec = replace(spec, data={**spec.data, "module": "step_parts:Bare"})
+    weights, _ = trained_in_fp16(spec, str(tmp_path))
+    assert all(value.isfinite().all() for key, value in weights.items() if key.startswith("network."))
+
+
+@pytest.mark.parametrize("name", ["uniform", "pcgrad", "graddrop", "sdmgrad"])
+def test_diagnostics_of_ragged_micro_batches(name, tmp_path):
+    spec = toy_spec(TINY, balancer=name, steps=8, accumulate=1 if name == "sdmgrad" else 4)
+    plain = trained(spec, str(tmp_path / "plain"))
+    spec = replace(spec, local={**spec.local, "diagnose_every": 1})
+    assert difference(plain, trained(spec, str(tmp_path / "measured"))) == 0
+
+
+def test_a_regulariser_on_one_rank_only(pool, tmp_path):
+    """Ranks agree on whether there is one before they average it; here it halves, as under plain DDP."""
+    two = pool.call(trained, toy_spec("step_parts:OneSided", balancer="pcgrad", steps=2), str(tmp_path), world=2)
+    assert difference(two[0], two[1]) == 0
+
+
+def test_a_regulariser_of_value_zero_counts():
+    toy, rule = Toy(), make_balancer("mgda")
+    grads = []
+    for offset in (0.0, 1.0):
+        made = Update(Needs("gradient_weights", light=True), Surgery([toy.trunk], [[h] for h in toy.heads]), rule)
+        z, losses = toy.losses()
+        extra = (toy.trunk - toy.trunk.detach()).sum() + offset
+        made.early(losses, extra, torch.ones(()).double(), rule._by_hand(torch.ones(2, 1), None, 0), [z])
+        grads.append(toy.trunk.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_what_a_rule_remembers_is_not_clipped(tmp_path):
+    one, other = (
+        trained(toy_spec(TINY, balancer=f"step_parts:{name}", steps=5, local={"regularise": True}), str(tmp_path))
+        for name in ("Momentum", "CopiedMomentum")
+    )
+    assert difference(*({k: v for k, v in w.items() if "network" in k} for w in (one, other))) == 0
+
+
+def test_one_gradient_for_parts_of_a_sum_is_copied():
+    x, y, z = (nn.Parameter(torch.ones(n)) for n in (1, 2, 3))
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    surgery = Surgery([x, y, z], [[], []])
+    surgery.collect({i: ((torch.cat([x, y]) + z) * weights).sum() for i in range(2)}, None, torch.ones(()))
+    surgery.write(surgery.blend([2.0, 3.0], (0, 1)), (0, 1), None)
+    assert torch.equal(torch.cat([x.grad, y.grad]), 5 * weights) and torch.equal(z.grad, 5 * weights)
+
+
+def test_the_graph_does_not_outlive_the_backward_pass(tmp_path):
+    trained(toy_spec("step_parts:Holding", balancer="imtl", steps=2), str(tmp_path))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"view": "representations"}, "Unknown view 'representations'.*'representation'"), ({"batches": 3}, "several"),
+])  # fmt: skip
+def test_needs_that_cannot_be_are_refused(changes, message):
+    rule = make_balancer("step_parts:Blind")
+    for name, value in changes.items():
+        setattr(rule, name, value)
+    with pytest.raises(MethodError, match=message):
+        needs_of(lambda hook: hook == "combine_gradients", rule)
+
+
 def test_a_compiled_network(tmp_path):
     plain, compiled = (
         trained(toy_spec(TINY, balancer="pcgrad", steps=4, local={"compile": name}), str(tmp_path / (name or "plain")))
@@ -355,13 +430,13 @@ FUSED = [SimpleNamespace(param_groups=[{"fused": True}])]
     (Needs("gradient_weights"), {"precision": "16-mixed", "optimizers": FUSED}, "fused"),
     (Needs("gradient_weights", view="representation"), {"accumulate_grad_batches": 2}, "trainer.accumulate=1"),
     (Needs("gradient_weights", view="last_shared"), {}, "last_shared_parameters"),
-    (Needs("combine_gradients", light=True), {}, "Gramian of all shared parameters"),
+    (Needs("combine_gradients"), {"way": "light"}, "Gramian of all shared parameters"),
 ])  # fmt: skip
 def test_what_cannot_be_exact_is_refused(needs, changes, message):
     trainer = {"accumulate_grad_batches": 1, "strategy": None, "optimizers": [], "precision": "32-true", **changes}
     made = Update(needs, Surgery([nn.Parameter(torch.ones(2))], [[], []]), mock.Mock())
     with pytest.raises(MethodError, match=message):
-        made.settle(SimpleNamespace(**trainer))
+        made.settle(SimpleNamespace(**trainer), trainer.pop("way", "auto"))
 
 
 def test_a_rule_on_losses_takes_any_trainer():

@@ -145,6 +145,8 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
     """Refuses a balancer whose arguments are out of range, or that cannot work with the suite's trainer."""
     from mtlbench import registry
     from mtlbench.balancing import Balancer
+    from mtlbench.balancing.base import overrides
+    from mtlbench.balancing.update import needs_of, refusals
     from mtlbench.data import check_division
 
     entry = record.get("balancer") or record
@@ -152,14 +154,16 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
     if not issubclass(cls, Balancer):
         return
     balancer, trainer = cls(**entry["arguments"]), suite.trainer
-    balancer.configure(tasks)
-    if balancer.batches > 1:
-        check_division(trainer.batch_size, devices, trainer.accumulate, balancer.batches)
-    if balancer.view != "parameters" and trainer.accumulate > 1:
-        raise SuiteError(
-            f"{entry['name']} works on the view {balancer.view!r}, within one backward pass: it needs "
-            f"trainer.accumulate=1. Found {trainer.accumulate}."
-        )
+    needs = needs_of(lambda hook: overrides(balancer, Balancer, hook), balancer)
+    if tasks:  # None where the data module is at fault.
+        balancer.configure(tasks)
+    if needs.batches > 1:
+        check_division(trainer.batch_size, devices, trainer.accumulate, needs.batches)
+    faults = list(refusals(needs.chosen(trainer.surgery), trainer.accumulate))
+    if needs.view == "representation" and trainer.compile:
+        faults.append("A compiled network hides its representation: trainer.compile must be empty.")
+    if faults:
+        raise SuiteError("\n".join(f"{entry['name']}: {fault}" for fault in faults))
 
 
 def _check_option(option: str, module: Any) -> None:

@@ -85,6 +85,7 @@ class MTLMethod(TrainingStep):
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
+        self.register_buffer("_loss_weights", torch.ones(len(self.tasks)), persistent=False)
         self.last_update: Snapshot | None = None
         self._reduced: ReducedLosses | None = None
         self._last_reduced: ReducedLosses | None = None

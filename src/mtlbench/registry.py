@@ -123,7 +123,7 @@ def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
 
 
 def _fits(value: Any, default: Any) -> bool:
-    if default is None or default is inspect.Parameter.empty or value is None:
+    if default is None or default is inspect.Parameter.empty:
         return True
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)

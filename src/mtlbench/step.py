@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -45,6 +45,10 @@ class TrainingStep(L.LightningModule):
     surgery: Surgery
     update: Update
     bad_step: Tensor
+    _loss_weights: Tensor
+    _extra: Tensor | None
+    _total: Tensor | None
+    _representation: list[Tensor]
     last_update: Snapshot | None
     _reduced: ReducedLosses | None
     _last_reduced: ReducedLosses | None
@@ -76,7 +80,7 @@ class TrainingStep(L.LightningModule):
         else:  # The plain sum needs no derivative.
             weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
-        self._loss_weights = weights
+        self._loss_weights[list(ctx.active)] = weights.to(self._loss_weights)
         own = value if self.surgery.rest else value.detach()
         self._extra = sum(regularisers.values(), own)
         # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
@@ -88,20 +92,31 @@ class TrainingStep(L.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Back-propagates: once and plainly, or once per task where a gradient hook is in use."""
         if self.update.needs.hook is None:
-            if self._diagnoses():
+            if self._diagnoses(self._ctx):
                 self._measure_conflict()
             loss.backward(*args, **kwargs)
             return
-        (factor,) = torch.autograd.grad(loss, self._total, retain_graph=True)
-        extra = self._extra if self._extra.requires_grad else None
+        try:
+            self._take_apart(loss)
+        finally:  # The graph shall not outlive the backward pass.
+            self._rows, self._extra, self._total, self._representation = {}, None, None, []
+
+    def _take_apart(self, loss: Tensor) -> None:
+        (factor,) = torch.autograd.grad(loss, cast(Tensor, self._total), retain_graph=True)
+        extra = self._extra if self._extra is not None and self._extra.requires_grad else None
         if self.update.needs.early:
+            if self._scales_losses():
+                self.surgery.fill(torch.zeros((), device=self.device))  # A scaler wants a look, also without labels.
             self._with_names(
                 lambda: self.update.early(self._rows, extra, factor, self._ctx, self._representation)
             )  # fmt: skip
             return
-        self.surgery.collect(self._rows, extra, factor, self._micro_index % self.update.needs.batches)
+        elsewhere = ranks.sum_counts([int(extra is not None)], self.device)[0] > 0
+        part = self._micro_index % self.update.needs.batches
+        self.surgery.collect(self._rows, extra, factor, part, extra_elsewhere=elsewhere)
         if self._scales_losses():
-            self.surgery.fill(torch.where(self.surgery.finite() > 0, torch.inf, 0.0))
+            self._overflow = self.surgery.overflows()
+            self.surgery.fill(torch.where(self._overflow > 0, torch.inf, 0.0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
@@ -183,7 +198,7 @@ class TrainingStep(L.LightningModule):
         bad = ~reduced.totals.isfinite()
         if self.balancer.POSITIVE:
             present = torch.tensor([count > 0 for count in reduced.counts], device=bad.device)
-            bad |= (reduced.totals <= 0) & present
+            bad |= (reduced.totals * reduced.factors <= self.balancer.floor) & present
         self._mark(bad)
         self._ctx, self._ctx_of = ctx, reduced
         self._reduced = reduced if self._reduced is None else self._reduced + reduced
@@ -213,7 +228,7 @@ class TrainingStep(L.LightningModule):
         moved: list[Tensor] = [] if change is None else [*self.surgery.shared]
         # Other memory, not other values in the same: what the step's graph has saved stays as it was.
         kept = [(tensor, tensor.data) for tensor in (*moved, *self.network.buffers())]
-        devices = [self.device] if self.device.type == "cuda" else []
+        devices, representation = [self.device] if self.device.type == "cuda" else [], self._representation
         try:
             for tensor, value in kept:
                 tensor.data = value.clone()
@@ -225,6 +240,7 @@ class TrainingStep(L.LightningModule):
         finally:
             for tensor, value in kept:
                 tensor.data = value
+            self._representation = representation
         reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
         means = reduced.means()
         return (means * means.new_tensor(self._scales()))[list(active)]
@@ -232,19 +248,23 @@ class TrainingStep(L.LightningModule):
     def _scales_losses(self) -> bool:
         return self.trainer.precision == "16-mixed"
 
-    def _diagnoses(self) -> bool:
+    def _diagnoses(self, ctx: Context) -> bool:
         every = self.spec.diagnose_every
-        return every > 0 and len(self._ctx.active) > 1 and self._current_step % every == 0
+        return every > 0 and len(ctx.active) > 1 and self._current_step % every == 0
 
     def _measure_conflict(self) -> None:
         """Looks at the gradients of a rule that does not need them; leaves no trace in the step."""
         gramian = self.surgery.look(self._rows)
         ones = torch.ones(len(gramian), dtype=gramian.dtype, device=gramian.device)
-        self.last_update = Snapshot.of_weights(self._ctx.active, gramian, ones, self._loss_weights)
+        c = self._loss_weights[list(self._ctx.active)]
+        self.last_update = Snapshot.of_weights(self._ctx.active, gramian, ones, c)
 
     def _operate(self, ctx: Context) -> None:
         """Combines and writes the gradients of a rule that waits for all micro-batches."""
-        update, diagnoses = self.update, self._diagnoses()
+        update, diagnoses = self.update, self._diagnoses(ctx)
+        if self._scales_losses() and not update.needs.early and self._overflow > 0:
+            self.surgery.clear()  # The scaler skips this step; what a rule remembers shall not see it.
+            return
         if not update.needs.early:
             factor = self.surgery.factor
             scale = factor * self.trainer.accumulate_grad_batches if factor is not None else 1.0
@@ -252,7 +272,7 @@ class TrainingStep(L.LightningModule):
             if update.suspects is not None and not self._scales_losses():
                 self._mark(update.suspects)
         if diagnoses and update.seen is not None:
-            self.last_update = replace(update.seen, loss_weights=self._loss_weights)
+            self.last_update = replace(update.seen, loss_weights=self._loss_weights[list(ctx.active)])
 
     def _mark(self, bad: Tensor) -> None:
         """Remembers this step for tasks (T,) whose loss or gradient is bad, if it is their first."""

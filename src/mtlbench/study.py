@@ -201,7 +201,10 @@ def _commit() -> tuple[str | None, bool]:
 def _sources(suite: Suite) -> Iterator[str]:
     """Yields a hash of every source file that may decide a result: the package, data modules, the user's own."""
     package = Path(__file__).parent
-    names = [suite.data.module, *(str(m if isinstance(m, str) else m["name"]) for m in suite.methods)]
+    entries = [{"name": m} if isinstance(m, str) else m for m in suite.methods]
+    rules = [m["balancer"] for m in entries if m.get("balancer")]
+    entries += [{"name": rule} if isinstance(rule, str) else rule for rule in rules]
+    names = [suite.data.module, *(str(entry["name"]) for entry in entries)]
     files = set(package.rglob("*.py"))
     for name in names:
         if ":" in name:

@@ -66,7 +66,7 @@ class OptimiserSection:
 class TrainerSection:
     """Length, effective batch over all devices, precision, clipping (0 = off) and periods in steps (0 = never).
 
-    ``surgery``: how rules on gradients keep them, ``auto``, ``plain`` or ``light`` (see docs/design.md).
+    ``surgery``: how rules on gradients keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
     """
 

@@ -52,7 +52,7 @@ class Balancer(nn.Module):
     Attributes:
         VERSION: Raise it when the same arguments give another result; it enters every run's identity.
         SEARCH: Search space per argument, for tuning.
-        POSITIVE: Whether every loss must be above 0, because the rule takes logarithms or quotients of losses.
+        POSITIVE: Whether every loss must be above `floor`, because the rule takes logarithms or quotients.
         COLUMNWISE: Whether `combine_gradients` treats every column alone. It is then called with blocks of columns,
             in order, which stay in the cache, and no (A, P) matrix is made.
         view: Of what the rows are gradients: all shared ``"parameters"``; the shared ``"representation"`` that the
@@ -74,6 +74,7 @@ class Balancer(nn.Module):
     view: str = "parameters"
     batches: int = 1
     heads: str = "unit"
+    floor: float = 0.0
 
     def configure(self, tasks: int) -> None:
         """Creates the state for ``tasks`` tasks. Called once, before training or loading; extend it."""
@@ -146,9 +147,9 @@ class Balancer(nn.Module):
         if bad:
             raise MethodError(f"Gradients must be finite. Those of task {', '.join(map(str, bad))} hold NaN or inf.")
         values = torch.ones(tasks, dtype=rows.dtype, device=rows.device) if losses is None else losses.detach()
-        if self.POSITIVE and not (values > 0).all():
+        if self.POSITIVE and not (values > self.floor).all():
             raise MethodError(
-                f"{type(self).__name__} takes logarithms or quotients of losses: each must be above 0. "
+                f"{type(self).__name__} takes logarithms or quotients of losses: each must be above {self.floor:g}. "
                 f"Found {values.tolist()}."
             )
 

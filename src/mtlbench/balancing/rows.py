@@ -27,15 +27,19 @@ def filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor], given: Te
     """Returns a row that may be changed in place: zeros for None, contiguous, no two tensors in the same memory.
 
     In float32 at least: low precision would lose what rules compare. Autograd hands one tensor to two parameters
-    whose sum is taken, and may hand back what it was ``given``.
+    whose sum is taken, or parts of one to parts of a sum, and may hand back what it was ``given``.
     """
-    seen = set() if given is None else {given.data_ptr()}
+    seen = set() if given is None else {given.untyped_storage().data_ptr()}
     row = []
     for found, parameter in zip(gradients, like, strict=True):
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        tensor = torch.zeros_like(parameter, dtype=dtype) if found is None else found.to(dtype).contiguous()
-        row.append(tensor.clone() if tensor.data_ptr() in seen else tensor)
-        seen.add(tensor.data_ptr())
+        if found is None:
+            tensor = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+        else:
+            tensor = found.to(dtype).contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        row.append(tensor.clone() if place in seen else tensor)
+        seen.add(place)
     return row
 
 

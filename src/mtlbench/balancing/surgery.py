@@ -34,14 +34,20 @@ class Surgery:
         self.shared, self.owned, self.rest = list(shared), [list(o) for o in owned], list(rest)
         self.every = [*self.shared, *(p for o in self.owned for p in o), *self.rest]
         self.sizes = tuple(p.numel() for p in self.shared)
-        self.tasks, self.parts, self.needs_matrix = len(owned), 1, False
+        self.tasks, self.parts, self.needs_matrix, self.scatters = len(owned), 1, False, False
         self.factor: Tensor | None = None
         self._matrix: Tensor | None = None
         self.clear()
 
-    def configure(self, *, parts: int = 1, needs_matrix: bool = False) -> None:
-        """Sets the number of mini-batches whose rows are kept apart, and whether a rule needs the (A, P) matrix."""
-        self.parts, self.needs_matrix = parts, needs_matrix
+    def configure(self, *, parts: int = 1, needs_matrix: bool = False, scatters: bool = False) -> None:
+        """Sets how rows are kept.
+
+        Args:
+            parts: Mini-batches whose rows are kept apart.
+            needs_matrix: Whether a rule needs the (A, P) matrix.
+            scatters: Whether every rank may hold a share of the columns only: enough for weights from a Gramian.
+        """
+        self.parts, self.needs_matrix, self.scatters = parts, needs_matrix, scatters
         self.clear()
 
     def clear(self) -> None:
@@ -52,7 +58,10 @@ class Surgery:
         self._shards = False
         self.factor = None
 
-    def collect(self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, part: int = 0) -> None:
+    def collect(
+        self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, part: int = 0, *,
+        extra_elsewhere: bool = False,
+    ) -> None:  # fmt: skip
         """Adds the gradients of one micro-batch.
 
         Args:
@@ -60,6 +69,7 @@ class Surgery:
             extra: Sum of regularisers and of the balancer's own loss, or None where none has a gradient.
             factor: What precision and accumulation put on the loss; gradients carry it, as AMP needs.
             part: Which of the mini-batches of a step this is.
+            extra_elsewhere: Whether some other rank has an ``extra``: all of them average it.
         """
         last, cut = list(losses)[-1] if losses else -1, len(self.shared)
         for i, loss in losses.items():
@@ -69,6 +79,8 @@ class Surgery:
             self._heads[i] = _added(self._heads.get(i), got[cut:])
         if extra is not None:
             self._extra = _added(self._extra, gradients(extra, self.every, factor))
+        elif extra_elsewhere and self._extra is None:
+            self._extra = rows.filled([None] * len(self.every), self.every)
         self.factor = factor
 
     def look(self, losses: Mapping[int, Tensor]) -> Tensor:
@@ -77,12 +89,13 @@ class Surgery:
         found = [gradients(loss, self.shared, one, keep=True) for loss in losses.values()]
         return rows.gramian([ranks.mean_row(row) for row in found])
 
-    def finite(self) -> Tensor:
-        """Returns 0. if every collected gradient is finite on every rank, else 1. (a tensor, 0-d)."""
+    def overflows(self) -> Tensor:
+        """Returns 1. if a collected gradient is not finite on some rank, else 0. (a tensor, 0-d)."""
         found = [t for part in self._rows for row in part.values() for t in row]
         found += [t for row in (*self._heads.values(), self._extra or []) for t in row]
-        bad = torch.stack([~t.isfinite().all() for t in found]).any()
-        return ranks.any_rank(bad.float())
+        bad = [~t.isfinite().all() for t in found]
+        flag = torch.stack(bad).any().float() if bad else torch.zeros((), device=self.every[0].device)
+        return ranks.any_rank(flag)
 
     def reduce(self, scale: Tensor | float) -> None:
         """Divides by ``scale`` and averages everything over ranks.
@@ -94,8 +107,7 @@ class Surgery:
         _divide([*self._heads.values(), self._extra or []], scale)
         if ranks.world_size() == 1:
             return
-        # A rule on the matrix sees all columns on every rank; weights from a Gramian need each column on one only.
-        self._shards = ranks.scatters() and not self.needs_matrix
+        self._shards = ranks.scatters() and self.scatters
         for index, part in enumerate(self._rows):
             for i in sorted(part):
                 vector = self._vector(index, i)
@@ -112,13 +124,13 @@ class Surgery:
         return ranks.sum_(found) if self._shards else found
 
     def suspects(self) -> Tensor:
-        """Returns (T,) bool: tasks with a row that is not finite in its last tensor.
+        """Returns (T,) bool: tasks with a row that is not finite in its first or last tensor.
 
-        A bad number in a loss or head flows to every parameter below, so one tensor of a row is enough to see it.
+        A bad number flows down from where it arises, so that the first tensor of a row shows nearly all of them.
         """
         found = [self._rows[0].get(i) for i in range(self.tasks)]
         fine = torch.zeros((), dtype=torch.bool, device=self.every[0].device)
-        return torch.stack([~row[-1].sum().isfinite() if row else fine for row in found])
+        return torch.stack([~(row[0].sum() + row[-1].sum()).isfinite() if row else fine for row in found])
 
     def first_row(self, active: Sequence[int]) -> Row:
         """Returns a copy of the first active row, which combining uses up."""
@@ -156,7 +168,8 @@ class Surgery:
             return []
         if not self.needs_matrix:
             return rows.combine_by(rule, self._of(0, active))
-        return self.views(rule(self._matrix_of(active)))
+        # A copy: what a rule hands over may be what it remembers, and ``.grad`` is clipped in place.
+        return self.views(rule(self._matrix_of(active)).clone())
 
     def write(self, direction: Sequence[Tensor], active: Sequence[int], head_weights: Sequence[float] | None) -> None:
         """Writes direction, head and regulariser gradients to ``.grad``; None for tasks absent everywhere.
@@ -199,7 +212,8 @@ class Surgery:
 
     def _of(self, part: int, active: Sequence[int]) -> list[Row]:
         """Returns the rows of the active tasks; zeros for a task without a label in this mini-batch."""
-        like = next(iter(self._rows[part].values()), None) or [torch.zeros_like(p) for p in self.shared]
+        known = (row for found in self._rows for row in found.values())
+        like = next(known, None) or rows.filled([None] * len(self.shared), self.shared)
         return [self._rows[part].get(i) or [torch.zeros_like(t) for t in like] for i in active]
 
     def _matrix_of(self, active: Sequence[int]) -> Tensor:
@@ -226,8 +240,8 @@ class Surgery:
 
 def gradients(loss: Tensor, wanted: Sequence[Tensor], factor: Tensor, *, keep: bool = False) -> Row:
     """Returns the gradients of one loss, times a factor; zeros where it does not reach."""
-    if not wanted:
-        return []
+    if not wanted or not loss.requires_grad:
+        return rows.filled([None] * len(wanted), wanted)
     given = factor.to(loss)
     found = torch.autograd.grad(loss, wanted, given, retain_graph=keep, allow_unused=True)
     return rows.filled(found, wanted, given)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.balancing import ranks, rows
-from mtlbench.balancing.base import GRADIENT_HOOKS, Balancer, Context
+from mtlbench.balancing.base import GRADIENT_HOOKS, HEADS, VIEWS, Balancer, Context
 from mtlbench.balancing.rows import Row
 from mtlbench.balancing.surgery import Surgery, gradients
 from mtlbench.diagnostics import Snapshot
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, unknown_name
 
 WAYS = ("auto", "plain", "light")
 """Ways to keep the rows of a rule on the Gramian."""
@@ -65,6 +65,15 @@ class Needs:
         """Whether weights are found inside the backward pass."""
         return self.light or self.view != "parameters"
 
+    @property
+    def whole(self) -> bool:
+        """Whether the Gramian of all shared parameters, on one mini-batch, is all it needs."""
+        return self.hook == "gradient_weights" and self.view == "parameters" and self.batches == 1
+
+    def chosen(self, way: str, *, large: bool = False) -> Needs:
+        """Returns these needs with the way to keep rows: ``"plain"``, ``"light"``, or ``"auto"``, light if large."""
+        return replace(self, light=self.hook is not None and (way == "light" or way == "auto" and self.whole and large))
+
 
 class Update:
     """The balancing of one network.
@@ -79,7 +88,8 @@ class Update:
     def __init__(self, needs: Needs, surgery: Surgery, rule: Rule, last_shared: Sequence[nn.Parameter] = ()):
         self.needs, self.surgery, self.rule, self.last_shared = needs, surgery, rule, list(last_shared)
         surgery.configure(
-            parts=needs.batches, needs_matrix=needs.hook == "combine_gradients" and not needs.columnwise
+            parts=needs.batches, needs_matrix=needs.hook == "combine_gradients" and not needs.columnwise,
+            scatters=needs.hook == "gradient_weights",
         )  # fmt: skip
         self.gramian: Tensor | None = None
         self.seen: Snapshot | None = None
@@ -95,14 +105,34 @@ class Update:
         Raises:
             MethodError: With the reason.
         """
-        single, needs = trainer.accumulate_grad_batches == 1, self.needs
-        whole = needs.hook == "gradient_weights" and needs.view == "parameters" and needs.batches == 1
         large = 4 * self.surgery.tasks * sum(self.surgery.sizes) > LIGHT_ABOVE
-        if choice == "light" or choice == "auto" and whole and single and large:
-            self.needs = needs = replace(needs, light=needs.hook is not None)
-        faults = list(refusals(needs, whole, single, trainer, bool(self.last_shared)))
+        accumulate = trainer.accumulate_grad_batches // self.needs.batches
+        self.needs = self.needs.chosen(choice, large=large and accumulate == 1)
+        faults = [*refusals(self.needs, accumulate), *self._refusals(trainer)]
         if faults:
             raise MethodError("\n".join(faults))
+
+    def _refusals(self, trainer: Any) -> Iterator[str]:
+        """Yields why the rule cannot work with what is in place only now: strategy, optimisers, parameters."""
+        if self.needs.hook is None:
+            return
+        strategy = type(trainer.strategy).__name__
+        if any(name in strategy for name in ("FSDP", "DeepSpeed", "ModelParallel")):
+            yield (
+                f"A rule on gradients needs whole gradients on every rank; {strategy} cuts parameters into shards. "
+                "Use DDP, or a rule on losses."
+            )
+        fused = any(group.get("fused") for optimiser in trainer.optimizers for group in optimiser.param_groups)
+        if fused and trainer.precision == "16-mixed":
+            yield (
+                "A fused optimiser unscales fp16 gradients by itself, before a rule on gradients could see them. "
+                "Use fused=False, or trainer.precision=bf16-mixed."
+            )
+        if self.needs.view == "last_shared" and not self.last_shared:
+            yield (
+                "A rule on the last shared layer needs a network that has one (last_shared_parameters()); this one "
+                "names none, or it is frozen. Choose another network or rule."
+            )
 
     def early(
         self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, ctx: Context, z: Sequence[Tensor]
@@ -117,11 +147,6 @@ class Update:
             z: The shared representation on this rank, one tensor per stream.
         """
         surgery = self.surgery
-        if self.needs.view == "representation" and not z:
-            raise MethodError(
-                "A rule on the representation needs one tensor through which all heads read the shared parameters. "
-                "This network names none (Outputs.representation). Choose another network or the rule on parameters."
-            )
         self.gramian = self._early_gramian(list(losses.values()), factor, z)
         weights = self._weights(ctx)
         self._note(ctx, self.gramian, weights)
@@ -130,7 +155,8 @@ class Update:
             i: gradients(loss, surgery.owned[i], factor * w if weighted else factor, keep=True)
             for (i, loss), w in zip(losses.items(), weights, strict=True)
         }
-        total = sum((w * loss for w, loss in zip(weights, losses.values(), strict=True)), extra or 0.0 * factor)
+        start = 0.0 * factor if extra is None else extra
+        total = sum((w * loss for w, loss in zip(weights, losses.values(), strict=True)), start)
         trunk = [*surgery.shared, *surgery.rest]
         heads = [p for i in own for p in surgery.owned[i]]
         if extra is not None:
@@ -188,17 +214,38 @@ class Update:
             # A bad row spoils a column of all others: the diagonal tells whose it is.
             own = gramian.diagonal().isfinite().tolist()
             raise NonFinite([i for i, fine in zip(ctx.active, own, strict=True) if not fine] or list(ctx.active))
-        return self.rule.gradient_weights(gramian, ctx).tolist()
+        weights = self.rule.gradient_weights(gramian, ctx)
+        if weights.shape != gramian.shape[:1] or not weights.isfinite().all():
+            raise MethodError(
+                f"gradient_weights must return {len(gramian)} finite weights, one per active task. Found {weights}."
+            )
+        return weights.tolist()
 
     def _early_gramian(self, losses: list[Tensor], factor: Tensor, z: Sequence[Tensor]) -> Tensor:
         if self.needs.view == "representation":
             # Rows of different ranks lie side by side: their Gramians add; a loss carries a factor of ranks.
+            self._check_reached(losses, z)
             found = ranks.sum_(self._gramian_of(losses, z, factor, average=False)) / ranks.world_size() ** 2
         elif self.needs.view == "last_shared":
             found = self._gramian_of(losses, self.last_shared, factor)
         else:
             found = torch.stack([self._gramian_of(losses, c, factor) for c in self._chunks(len(losses))]).sum(0)
         return found / factor.to(found) ** 2
+
+    @staticmethod
+    def _check_reached(losses: list[Tensor], z: Sequence[Tensor]) -> None:
+        """Refuses a representation that no head reads, or that nothing below can learn from."""
+        known = [tensor for tensor in z if tensor.requires_grad]
+        if losses and not any(
+            found is not None
+            for loss in losses if known
+            for found in torch.autograd.grad(loss, known, retain_graph=True, allow_unused=True)
+        ):  # fmt: skip
+            raise MethodError(
+                "A rule on the representation needs one tensor through which all heads read the shared parameters. "
+                "This network names none (Outputs.representation), hides it (trainer.compile), or it is frozen. "
+                "Choose another network or the rule on parameters."
+            )
 
     def _gramian_of(
         self, losses: list[Tensor], wanted: Sequence[Tensor], factor: Tensor, *, average: bool = True
@@ -230,38 +277,24 @@ def needs_of(uses: Callable[[str], bool], balancer: Balancer) -> Needs:
     hook = next((hook for hook in reversed(GRADIENT_HOOKS) if uses(hook)), None)
     if hook is None:
         return Needs()
+    for what, given, known in (("view", balancer.view, VIEWS), ("heads", balancer.heads, HEADS)):
+        if given not in known:
+            raise MethodError(f"{type(balancer).__name__}: {unknown_name(what, given, known)}")
+    if hook == "combine_gradients" and (balancer.view != "parameters" or balancer.batches > 1):
+        raise MethodError("A view, or several mini-batches, is for rules that override gradient_weights alone.")
     return Needs(hook, balancer.view, balancer.batches, balancer.heads, balancer.COLUMNWISE)
 
 
-def refusals(needs: Needs, whole: bool, single: bool, trainer: Any, has_last: bool) -> Iterator[str]:
-    """Yields why a rule cannot work under a trainer."""
-    if needs.hook is None:
-        return
-    strategy = type(trainer.strategy).__name__
-    if any(name in strategy for name in ("FSDP", "DeepSpeed", "ModelParallel")):
-        yield (
-            f"A rule on gradients needs whole gradients on every rank; {strategy} cuts parameters into shards. "
-            "Use DDP, or a rule on losses."
-        )
-    fused = any(group.get("fused") for optimiser in trainer.optimizers for group in optimiser.param_groups)
-    if fused and trainer.precision == "16-mixed":
-        yield (
-            "A fused optimiser unscales fp16 gradients by itself, before a rule on gradients could see them. "
-            "Use fused=False, or trainer.precision=bf16-mixed."
-        )
-    if needs.light and not whole:
+def refusals(needs: Needs, accumulate: int) -> Iterator[str]:
+    """Yields why a rule cannot work with the trainer of a suite."""
+    if needs.light and not needs.whole:
         yield (
             "trainer.surgery=light is for rules on the Gramian of all shared parameters, on one mini-batch. "
             "Use trainer.surgery=auto for this one."
         )
-    if needs.early and not single:
+    if needs.early and accumulate > 1:
         what = "trainer.surgery=light" if needs.light else f"A rule on the view {needs.view!r}"
-        yield f"{what} finds its weights within one backward pass. Set trainer.accumulate=1."
-    if needs.view == "last_shared" and not has_last:
-        yield (
-            "A rule on the last shared layer needs a network that has one (last_shared_parameters()); this one "
-            "names none, or it is frozen. Choose another network or rule."
-        )
+        yield f"{what} finds its weights within one backward pass. Set trainer.accumulate=1. Found {accumulate}."
 
 
 class NonFinite(Exception):

@@ -49,6 +49,7 @@ class FAMO(Balancer):
             if not 0 <= value < math.inf:
                 raise MethodError(f"famo: {name} must be at least 0 and finite. Found {value}.")
         self.lr, self.weight_decay, self.lower_bound = lr, weight_decay, lower_bound
+        self.floor = lower_bound
 
     def configure(self, tasks: int) -> None:
         """Creates the logits, which no main optimiser sees, and their own Adam."""
