@@ -12,6 +12,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 from networks import CASES, Case, many_tasks
@@ -19,7 +20,9 @@ from pairs import losses_of, measure, spread
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
+from mtlbench.balancing import update
 from mtlbench.method import MTLMethod
+from mtlbench.tensor_memory import peak_bytes
 
 METHODS = ("pcgrad", "mgda", "cagrad", "upgrad", "nash_mtl", "graddrop")
 Step = Callable[[], None]
@@ -27,6 +30,7 @@ Step = Callable[[], None]
 
 def main(pairs: int = 25) -> None:
     torch.set_num_threads(1)
+    memory()
     over_the_floor(pairs)
     growth(pairs)
 
@@ -47,6 +51,35 @@ def over_the_floor(pairs: int) -> None:
         "Lightning's loop is part of ours. TorchJD: mtl_backward, jac_to_grad, AdamW.\n"
         "Aims: at most 1.05 on the ViT, 1.12 on the ResNet, for pcgrad, mgda, cagrad, upgrad and nash_mtl.\n"
     )
+
+
+def memory() -> None:
+    print("| network | way | peak over what a uniform step makes, in P numbers |\n|---|---|---|")
+    for case in CASES.values():
+        plain = _peak(case, "uniform", "plain")
+        size = 4 * sum(p.numel() for p in case.method("uniform").surgery.shared)
+        update.CHUNK = size  # P numbers: the default would hold all rows of networks as small as these
+        for name, way in (("mgda", "plain"), ("mgda", "light"), ("graddrop", "plain"), ("db_mtl", "plain")):
+            print(f"| {case.title} | {name}, {way} | {(_peak(case, name, way) - plain) / size:.2f} |", flush=True)
+    print(
+        "\nTensors made in a step are counted, not the process; P numbers are the shared parameters in float32; "
+        "the light way holds a chunk of P.\n"
+    )
+
+
+def _peak(case: Case, name: str, way: str) -> int:
+    """Returns the bytes of tensors that one training step makes at most, without the optimiser's."""
+    method = case.method(name)
+    method.update.needs = method.update.needs.chosen(way)
+    method._trainer = SimpleNamespace(
+        accumulate_grad_batches=1, global_step=0, global_rank=0, precision="32-true", world_size=1
+    )  # fmt: skip
+
+    def step() -> None:
+        method.backward(method.training_step(case.batch(), 0))
+        method.on_before_optimizer_step(None)
+
+    return peak_bytes(step)
 
 
 def growth(pairs: int) -> None:
