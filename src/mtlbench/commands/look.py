@@ -93,7 +93,7 @@ def methods(name: str | None) -> int:
     """Prints all methods, or one with its documentation and hyper-parameters."""
     if name is None:
         for key, text in registry.shipped().items():
-            print(f"{key:14} {text}")
+            print(f"{key:22} {text}")
         print("\nA method of your own: `methods: [my_module:MyMethod]`. More: mtlbench methods NAME")
         return 0
     cls = registry.find(name)
