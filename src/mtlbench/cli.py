@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
 
-    _command(commands, "methods", _methods, "list methods with their hyper-parameters").add_argument("name", nargs="?")
+    _command(commands, "methods", _methods, "list methods, or show one with its hyper-parameters").add_argument(
+        "name", nargs="?"
+    )
     _command(commands, "suites", _suites, "list suites")
     check = _command(commands, "check", _check, "run the contract tests on a method or data module: my_pkg:MyMethod")
     check.add_argument("target", help="a name, or module:Class")
