@@ -56,7 +56,7 @@ def gramian(one: Sequence[Row], other: Sequence[Row] | None = None) -> Tensor:
     """Returns the inner products (A, A) of the rows with each other, or with other rows; float64, on the device.
 
     Products of `SHORT` columns are added in float64: in float32 throughout, dependent rows would seem independent
-    (relative error 4e-7 on 11 million columns, so 5e-10, for a tenth of the time more; float64 costs twice the time).
+    (relative error 4e-7 on 11 million columns, so 5e-10, for a quarter of the time more; float64 costs twice the time).
     """
     every, count = [*one, *(other or ())], len(one)
     products = []
