@@ -80,7 +80,10 @@ class TrainingStep(L.LightningModule):
         else:  # The plain sum needs no derivative.
             weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
         self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
-        self._loss_weights[list(ctx.active)] = weights.to(self._loss_weights)
+        if len(weights) == len(self.tasks):  # An index would be copied to the device in every step.
+            self._loss_weights.copy_(weights)
+        else:
+            self._loss_weights[list(ctx.active)] = weights.to(self._loss_weights)
         own = value if self.surgery.rest else value.detach()
         self._extra = sum(regularisers.values(), own)
         # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
