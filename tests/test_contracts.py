@@ -20,7 +20,12 @@ from mtlbench.study import Local, resolve
 from mtlbench.testing import TOLERANCE, check_data_module, check_method, difference, toy_spec, trained
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPOSITIONS = [("task_moe", "pcgrad"), ("task_moe", "uncertainty"), ("task_moe", "graddrop")]
+COMPOSITIONS = [
+    ("task_moe", "pcgrad"),
+    ("task_moe", "uncertainty"),
+    ("task_moe", "graddrop"),
+    ("mod_squad", "pcgrad"),
+]
 
 
 def failures(findings):

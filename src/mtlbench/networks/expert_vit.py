@@ -1,0 +1,241 @@
+"""A timm vision transformer with experts in its blocks, whose images carry a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+
+from mtlbench.errors import MethodError, SuiteError, unknown_name
+from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.experts import ExpertAttention, ExpertLayer, ExpertMlp, LayerStatistics, TaskRouter
+from mtlbench.networks.experts.mlp import STARTS, two_layers
+from mtlbench.networks.experts.routing import TaskEmbedding
+
+PLACES = {
+    "every": lambda depth: range(depth),
+    "odd": lambda depth: range(1, depth, 2),
+    "even": lambda depth: range(0, depth, 2),
+    "none": lambda depth: range(0),
+}
+"""Which blocks of a transformer get experts, by name; blocks count from 0."""
+
+Place = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class ExpertOptions:
+    """Where experts are, and how tokens reach them.
+
+    Attributes:
+        experts: MLP experts per layer, E.
+        top_k: MLP experts per token, k. An expert's hidden width is the dense MLP's over k: equal active FLOPs.
+        placement: Blocks with MLP experts: a key of `PLACES` or indices.
+        attention_experts: Attention experts per layer; None for twice the heads.
+        attention_top_k: Attention experts per token; None for the heads. An expert is 2 · D / heads wide.
+        attention_placement: Blocks with attention experts.
+        gate: What routing depends on; see `TaskRouter`.
+        noise: Of the routers' logits in training.
+        renormalise: See `TaskRouter`.
+        task_tokens: Whether a learned vector of the task is added to every token before every block.
+        start: How MLP experts begin: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's own MLP, see
+            `ExpertMlp.upcycle`.
+        descriptions: Vectors of the tasks, for the gate ``"description"``.
+    """
+
+    experts: int = 8
+    top_k: int = 2
+    placement: Place = "odd"
+    attention_experts: int | None = None
+    attention_top_k: int | None = None
+    attention_placement: Place = "none"
+    gate: str = "token_task"
+    noise: float = 0.0
+    renormalise: bool | None = None
+    task_tokens: bool = False
+    start: str = "random"
+    descriptions: Mapping[str, Sequence[float]] | None = None
+
+
+class ExpertViT(nn.Module):
+    """Runs the blocks of an `Encoder`'s vision transformer, some of them with experts.
+
+    What no task changes runs once (`begin`); from the first block that a task changes on, the images of G tasks stand
+    one task after the other, (G · B) rows (`finish`).
+
+    Attributes:
+        layers: Every sparse layer by name, ``block<i>.attention`` or ``block<i>.mlp``, in the order of the pass.
+        aware: Whether features depend on the task.
+    """
+
+    def __init__(self, encoder: Encoder, tasks: Sequence[str], options: ExpertOptions) -> None:
+        """Replaces attention and MLPs of the encoder's blocks.
+
+        Args:
+            encoder: Around a timm `VisionTransformer` of ordinary blocks.
+            tasks: Names of all tasks.
+            options: Where and which.
+
+        Raises:
+            SuiteError: The encoder is no such transformer.
+            MethodError: A value is outside its range.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.model = model = _ordinary(encoder)
+        blocks: Any = model.blocks
+        self.embeddings = nn.ModuleDict(
+            {t: TaskEmbedding(model.embed_dim) for t in tasks} if options.task_tokens else {}
+        )
+        attention = blocks_of("attention_placement", options.attention_placement, len(blocks))
+        mlps = blocks_of("placement", options.placement, len(blocks))
+        if not attention and not mlps:
+            raise MethodError("At least one block must get experts. Set `placement` or `attention_placement`.")
+        for index in attention:
+            blocks[index].attn = _attention_layer(blocks[index].attn, tasks, options)
+        for index in mlps:
+            blocks[index].mlp = _mlp_layer(blocks[index].mlp, tasks, options)
+        self.aware = options.task_tokens or options.gate != "agnostic"
+        self.first = 0 if options.task_tokens else min((*attention, *mlps))
+        self.layers = dict(_named_layers(blocks))
+
+    def begin(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Runs what no task changes.
+
+        Args:
+            image: (B, 3, H, W) uint8, RGB.
+
+        Returns:
+            Tokens (B, N, D), and the maps so far, (B, D, h, w) each.
+        """
+        model: Any = self.model
+        pixels = self.encoder.normalise(image)
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
+        return self._run(x, range(self.first), (), {})
+
+    def finish(self, x: Tensor, tasks: Sequence[str]) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
+        """Runs the rest for the images of several tasks.
+
+        Args:
+            x: (B, N, D) of `begin`.
+            tasks: G names.
+
+        Returns:
+            The other maps, (G · B, D, h, w) each, and statistics of every sparse layer by name.
+        """
+        statistics: dict[str, LayerStatistics] = {}
+        x = x.unsqueeze(0).expand(len(tasks), -1, -1, -1).flatten(0, 1)
+        _, maps = self._run(x, range(self.first, len(self.blocks)), tasks, statistics)
+        return maps, statistics
+
+    @property
+    def blocks(self) -> Any:
+        """The transformer's blocks."""
+        return self.model.blocks
+
+    def _run(
+        self, x: Tensor, indices: range, tasks: Sequence[str], statistics: dict[str, LayerStatistics]
+    ) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for index in indices:
+            if self.embeddings:
+                x = self._tell(x, tasks)
+            block = self.blocks[index]
+            attention = self._part(block.attn, block.norm1(x), tasks, f"block{index}.attention", statistics)
+            x = x + block.drop_path1(block.ls1(attention))
+            mlp = self._part(block.mlp, block.norm2(x), tasks, f"block{index}.mlp", statistics)
+            x = x + block.drop_path2(block.ls2(mlp))
+            if index in self.encoder.trunk.out_indices:
+                maps.append(self._map(x))
+        return x, maps
+
+    @staticmethod
+    def _part(
+        module: nn.Module, x: Tensor, tasks: Sequence[str], name: str, statistics: dict[str, LayerStatistics]
+    ) -> Tensor:
+        if not isinstance(module, ExpertLayer):
+            return module(x)
+        x, statistics[name] = module(x, tasks)
+        return x
+
+    def _tell(self, x: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Adds every task's vector to the tokens of its images."""
+        table: Any = self.embeddings
+        vectors = torch.stack([table[task].vector for task in tasks]).to(x.dtype)  # (G, D)
+        return (x.unflatten(0, (len(tasks), -1)) + vectors[:, None, None]).flatten(0, 1)
+
+    def _map(self, x: Tensor) -> Tensor:
+        model: Any = self.model
+        return x[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, tuple(model.patch_embed.grid_size))
+
+
+def blocks_of(key: str, place: Place, depth: int) -> list[int]:
+    """Returns the indices of the blocks that get experts.
+
+    Args:
+        key: Name of the argument, for errors.
+        place: A key of `PLACES`, or indices.
+        depth: Blocks of the encoder.
+
+    Raises:
+        MethodError: The name is unknown, or an index is outside 0..depth - 1 or stands twice.
+    """
+    if isinstance(place, str):
+        if place not in PLACES:
+            raise MethodError(unknown_name(key, place, PLACES) + " Or give a list of block indices.")
+        return list(PLACES[place](depth))
+    indices = list(place)
+    if len(set(indices)) < len(indices) or not all(0 <= i < depth for i in indices):
+        raise MethodError(
+            f"{key} must choose from the encoder's {depth} blocks (0..{depth - 1}), each once; found {indices}."
+        )
+    return indices
+
+
+def _ordinary(encoder: Encoder) -> Any:
+    model = getattr(encoder.trunk, "model", None)
+    if isinstance(model, VisionTransformer) and all(type(block) is Block for block in model.blocks):
+        return model
+    found = type(model or encoder.trunk).__name__
+    raise SuiteError(
+        "Experts go into a plain vision transformer: timm's VisionTransformer of ordinary blocks (attention, MLP). "
+        f"This encoder is a {found}. Choose `model.encoder` accordingly, for example 'vit_tiny_patch16_224'."
+    )
+
+
+def _attention_layer(attention: Any, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
+    if type(attention) is not Attention or not isinstance(attention.q_norm, nn.Identity):
+        raise SuiteError(f"Attention experts replace plain multi-head attention; found {type(attention).__name__}.")
+    width, heads = attention.qkv.in_features, attention.num_heads
+    experts = options.attention_experts or 2 * heads
+    router = _router(width, experts, options.attention_top_k or heads, tasks, options)
+    return ExpertLayer(router, ExpertAttention(width, 2 * width // heads, experts), len(tasks))
+
+
+def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
+    if options.start not in STARTS:
+        raise MethodError(unknown_name("start", options.start, STARTS))
+    first, _ = two_layers(mlp)
+    width, hidden = first.in_features, first.out_features
+    experts = ExpertMlp(width, hidden if options.start == "copy" else max(1, hidden // options.top_k), options.experts)
+    if options.start != "random":
+        experts.upcycle(mlp, options.start)
+    return ExpertLayer(_router(width, options.experts, options.top_k, tasks, options), experts, len(tasks))
+
+
+def _router(width: int, experts: int, top_k: int, tasks: Sequence[str], options: ExpertOptions) -> TaskRouter:
+    return TaskRouter(
+        width, experts, top_k, options.gate, tasks, noise=options.noise, renormalise=options.renormalise,
+        descriptions=options.descriptions,
+    )  # fmt: skip
+
+
+def _named_layers(blocks: Any) -> Iterator[tuple[str, ExpertLayer]]:
+    for index, block in enumerate(blocks):
+        for name, module in (("attention", block.attn), ("mlp", block.mlp)):
+            if isinstance(module, ExpertLayer):
+                yield f"block{index}.{name}", module

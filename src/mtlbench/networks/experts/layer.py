@@ -1,0 +1,49 @@
+"""A sparse layer: a router and its experts, in the place of a block's attention or MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mtlbench.networks.experts.attention import ExpertAttention
+from mtlbench.networks.experts.mlp import ExpertMlp
+from mtlbench.networks.experts.routing import TaskRouter
+from mtlbench.networks.experts.statistics import LayerStatistics, RunningTables
+
+
+class ExpertLayer(nn.Module):
+    """Routes the tokens of several tasks, whose images stand one task after the other, through one set of experts."""
+
+    def __init__(self, router: TaskRouter, experts: ExpertMlp | ExpertAttention, tasks: int) -> None:
+        """Builds the layer.
+
+        Args:
+            router: Chooses among as many experts.
+            experts: MLPs or attention heads.
+            tasks: T of the network.
+        """
+        super().__init__()
+        self.router = router
+        self.experts = experts
+        self.running = RunningTables(tasks, router.experts)
+
+    def forward(self, x: Tensor, tasks: Sequence[str]) -> tuple[Tensor, LayerStatistics]:
+        """Returns the experts' output as ``x``, and the statistics of its tasks.
+
+        Args:
+            x: (G · B, N, D), B images of each task.
+            tasks: G names.
+        """
+        routing = self.router(x.flatten(0, 1), tasks)
+        return self.experts(x, routing), LayerStatistics.of(routing, self.experts.experts)
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forgets all other experts, for a network of one task.
+
+        Args:
+            experts: At least k indices, ascending.
+        """
+        self.router.keep(experts)
+        self.experts.keep(experts)
+        self.running = RunningTables(1, len(experts))

@@ -1,0 +1,108 @@
+"""Expert MLPs: the sparse form of a transformer block's MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.errors import MethodError, SuiteError
+from mtlbench.networks.dispatch import Dispatch, expert_mlp
+from mtlbench.networks.experts.precision import computing
+from mtlbench.networks.experts.routing import Routing
+
+STARTS = ("random", "split", "copy")
+"""How experts begin; see `ExpertMlp.upcycle`."""
+
+
+class ExpertMlp(nn.Module):
+    """E two-layer MLPs of width h, of which each token runs through k. Dropless: no token is left out.
+
+    The weights are stacked, so an expert without tokens gets a gradient of zero and not None. Note that weight
+    decay still shrinks it, its biases included: an optimiser that spares vectors sees matrices here.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int) -> None:
+        """Builds the experts, initialised as timm's vision transformers are.
+
+        Args:
+            width: D.
+            hidden: h.
+            experts: E.
+        """
+        super().__init__()
+        self.weight1 = nn.Parameter(torch.empty(experts, width, hidden))
+        self.weight2 = nn.Parameter(torch.empty(experts, hidden, width))
+        self.bias1 = nn.Parameter(torch.zeros(experts, hidden))
+        self.bias2 = nn.Parameter(torch.zeros(experts, width))
+        for weight in (self.weight1, self.weight2):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return len(self.weight1)
+
+    def forward(self, tokens: Tensor, routing: Routing) -> Tensor:
+        """Returns Σ_k gate · expert(token): (..., D).
+
+        Args:
+            tokens: (..., D), N in all.
+            routing: Of the same tokens.
+        """
+        dispatch = Dispatch.of(routing.chosen, self.experts)
+        x, *layers = computing(tokens.flatten(0, -2), self.weight1, self.bias1, self.weight2, self.bias2)
+        return expert_mlp(x, routing.gates, dispatch, *layers).view_as(tokens)
+
+    @torch.no_grad()
+    def upcycle(self, mlp: nn.Module, start: str) -> None:
+        """Starts from a trained dense MLP of hidden width H.
+
+        ``copy``: every expert is the whole MLP (h = H), so that renormalised gates reproduce it exactly, at k times its
+        cost. ``split``: expert e holds slice e mod (H / h) of the hidden units, its output scaled by H / h, so that
+        equal gates on one expert of each slice reproduce it.
+
+        Args:
+            mlp: With ``fc1`` and ``fc2``, as timm's.
+            start: ``"copy"`` or ``"split"``.
+
+        Raises:
+            MethodError: The experts do not divide the MLP evenly.
+        """
+        first, second = two_layers(mlp)
+        hidden, whole = self.weight1.shape[2], first.out_features
+        parts = whole // hidden
+        if whole % hidden or self.experts % parts or (start == "copy") != (parts == 1):
+            raise MethodError(
+                f"start {start!r} needs experts that cut the dense MLP evenly: hidden width {whole}, found "
+                f"{self.experts} experts of {hidden}. Make `experts` a multiple of top_k, "
+                f"and top_k a divisor of {whole}."
+            )
+        piece = torch.arange(self.experts, device=first.weight.device) % parts
+        self.weight1.copy_(first.weight.t().unflatten(1, (parts, hidden)).movedim(1, 0)[piece])
+        self.weight2.copy_(parts * second.weight.t().unflatten(0, (parts, hidden))[piece])
+        if first.bias is not None:
+            self.bias1.copy_(first.bias.unflatten(0, (parts, hidden))[piece])
+        if second.bias is not None:
+            self.bias2.copy_(second.bias.expand_as(self.bias2))
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forgets all other experts."""
+        for name in ("weight1", "bias1", "weight2", "bias2"):
+            setattr(self, name, nn.Parameter(getattr(self, name).detach()[list(experts)].clone()))
+
+
+def two_layers(mlp: nn.Module) -> tuple[Any, Any]:
+    """Returns the two linear layers of a transformer's MLP.
+
+    Raises:
+        SuiteError: It is of another form.
+    """
+    layers = [m for m in mlp.modules() if isinstance(m, nn.Linear)]
+    if len(layers) != 2 or layers[0].in_features != layers[1].out_features:
+        raise SuiteError(
+            f"Experts replace an MLP of two linear layers; found {type(mlp).__name__}. Choose another encoder."
+        )
+    return layers[0], layers[1]

@@ -1,0 +1,216 @@
+"""Routers: which k of E experts a token of a task goes to, and with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlbench.errors import MethodError, unknown_name
+
+GATES = ("agnostic", "task", "token_task", "description", "per_task")
+"""What a router's logits depend on; see `TaskRouter`."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where N tokens go, those of G tasks one task after the other.
+
+    Attributes:
+        logits: (N, E), at least float32.
+        gates: (N, k), weights of the chosen experts.
+        chosen: (N, k) int64, distinct experts of each token.
+        tasks: G.
+    """
+
+    logits: Tensor
+    gates: Tensor
+    chosen: Tensor
+    tasks: int
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(N, E), softmax over all experts."""
+        return self.logits.softmax(1)
+
+
+class TaskEmbedding(nn.Module):
+    """One learned vector, a module of its own so that its task can own it."""
+
+    def __init__(self, width: int) -> None:
+        """Draws the vector from N(0, 1), the scale of a token after LayerNorm.
+
+        Args:
+            width: Elements of the vector.
+        """
+        super().__init__()
+        self.vector = nn.Parameter(torch.randn(width))
+
+
+class TaskDescription(nn.Module):
+    """What is said about a task, as a fixed vector: an encoded text, or any features of the task."""
+
+    vector: Tensor
+
+    def __init__(self, values: Sequence[float]) -> None:
+        """Takes the vector.
+
+        Args:
+            values: Finite numbers, as many for every task.
+        """
+        super().__init__()
+        self.register_buffer("vector", torch.tensor([float(v) for v in values]), persistent=False)
+
+
+class TaskRouter(nn.Module):
+    """Chooses k of E experts for each token x of task t. Without bias and capacity.
+
+    Logits by gate: ``agnostic`` W x; ``task`` W e_t, equal for all tokens of a task; ``token_task`` W [x; e_t];
+    ``description`` W [x; MLP(d_t)] with a given vector d_t; ``per_task`` W_t x. The embeddings e_t and the matrices W_t
+    are owned by their task, W and the MLP are shared.
+
+    The gates are the softmax over all experts at the chosen ones. They are divided by their sum ("renormalised"),
+    unless k = 1: that quotient is constant, and the router would get no gradient. Without renormalisation the weights
+    of the chosen experts depend on all the others, which extraction has to keep.
+
+    Attributes:
+        kept: Experts that are left after extraction, or None.
+    """
+
+    kept: Tensor | None
+
+    def __init__(
+        self, width: int, experts: int, top_k: int, gate: str, tasks: Sequence[str], *, noise: float = 0.0,
+        renormalise: bool | None = None, descriptions: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:  # fmt: skip
+        """Builds the router.
+
+        Args:
+            width: Channels D of a token, and of a task's embedding.
+            experts: E.
+            top_k: k, 1..E.
+            gate: One of `GATES`.
+            tasks: Names of all tasks.
+            noise: Standard deviation of Gaussian noise on the logits, in training only.
+            renormalise: Whether the gates of a token sum to 1; None means where k >= 2.
+            descriptions: d_t of every task, for the gate of that name.
+
+        Raises:
+            MethodError: ``gate`` is unknown, ``top_k`` outside 1..E, ``noise`` negative, or a description is missing.
+        """
+        super().__init__()
+        if gate not in GATES:
+            raise MethodError(unknown_name("gate", gate, GATES))
+        if not 1 <= top_k <= experts:
+            raise MethodError(f"top_k must be in 1..experts; found top_k={top_k}, experts={experts}. Change one.")
+        if not noise >= 0:
+            raise MethodError(f"The noise of a router must be >= 0; found {noise}.")
+        self.experts, self.top_k, self.noise = experts, top_k, noise
+        self.renormalise = top_k > 1 if renormalise is None else renormalise
+        self.token = None if gate in ("task", "per_task") else _matrix(width, experts)
+        # W [x; e_t] is W_token x + W_task e_t: two matrices, one rule.
+        self.task = _matrix(width, experts) if gate in ("task", "token_task", "description") else None
+        known = _descriptions(tasks, descriptions) if gate == "description" else {}
+        self.descriptions = nn.ModuleDict(known)
+        self.encode = _description_mlp(known, width)
+        learned = tasks if gate in ("task", "token_task") else ()
+        self.embeddings = nn.ModuleDict({t: TaskEmbedding(width) for t in learned})
+        self.matrices = nn.ModuleDict({t: _matrix(width, experts) for t in tasks} if gate == "per_task" else {})
+        self.register_buffer("kept", None)
+
+    def owned(self, task: str) -> list[nn.Module]:
+        """Returns the modules that only this task reaches."""
+        return [table[task] for table in (self.embeddings, self.matrices) if task in table]
+
+    def logits(self, tokens: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Returns (G, M, E).
+
+        Args:
+            tokens: (G, M, D), M tokens of each task.
+            tasks: G names.
+        """
+        terms = []
+        if self.token is not None:
+            terms.append(F.linear(tokens, self.token.weight.to(tokens)))
+        if self.matrices:
+            table: Any = self.matrices
+            stacked = torch.stack([table[t].weight for t in tasks])  # (G, E, D)
+            terms.append(torch.bmm(tokens, stacked.to(tokens).transpose(1, 2)))
+        if self.task is not None:
+            term = F.linear(self._vectors(tasks).to(tokens), self.task.weight.to(tokens))  # (G, E)
+            terms.append(term.unsqueeze(1).expand(-1, tokens.shape[1], -1))
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    def forward(self, tokens: Tensor, tasks: Sequence[str]) -> Routing:
+        """Routes tokens.
+
+        Args:
+            tokens: (G · M, D), those of the first task first, in any floating type; the router computes in float32 at
+                least, also under autocast.
+            tasks: G names.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            precise = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+            logits = self.logits(precise.unflatten(0, (len(tasks), -1)), tasks).flatten(0, 1)
+            if self.noise and self.training:
+                logits = logits + self.noise * torch.randn_like(logits)
+            return Routing(logits, *self._choose(logits), len(tasks))
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forgets all other experts. Without renormalisation their logits stay, as part of the denominator.
+
+        Args:
+            experts: At least k of 0..E - 1, ascending.
+        """
+        if not self.renormalise:
+            matrix: Any = self.task if self.task is not None else self.token or next(iter(self.matrices.values()))
+            self.kept = torch.tensor(experts, device=matrix.weight.device)
+            return
+        for linear in (self.token, self.task, *self.matrices.values()):
+            if linear is not None:
+                linear.weight = nn.Parameter(linear.weight.detach()[list(experts)])  # type: ignore[operator, arg-type, index]
+        self.experts = len(experts)
+
+    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns gates and chosen experts, (N, k) each."""
+        if self.renormalise:  # The softmax over the chosen logits is the softmax over all, divided by its sum.
+            top, chosen = logits.topk(self.top_k, dim=1)
+            return top.softmax(1), chosen
+        probabilities = logits.softmax(1)
+        if self.kept is not None:
+            probabilities = probabilities[:, self.kept]
+        return probabilities.topk(self.top_k, dim=1)
+
+    def _vectors(self, tasks: Sequence[str]) -> Tensor:
+        source: Any = self.descriptions if self.encode is not None else self.embeddings
+        vectors = torch.stack([source[task].vector for task in tasks])  # (G, D)
+        return vectors if self.encode is None else self.encode(vectors)
+
+
+def _matrix(width: int, experts: int) -> nn.Linear:
+    linear = nn.Linear(width, experts, bias=False)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    return linear
+
+
+def _descriptions(tasks: Sequence[str], given: Mapping[str, Sequence[float]] | None) -> dict[str, TaskDescription]:
+    lacking = [task for task in tasks if task not in (given or {})]
+    if lacking:
+        raise MethodError(
+            f"gate 'description' needs a vector for every task in `descriptions`. Lacks {', '.join(lacking)}."
+        )
+    found = {task: TaskDescription((given or {})[task]) for task in tasks}
+    if len({len(description.vector) for description in found.values()}) != 1:
+        raise MethodError("All vectors in `descriptions` must have the same length.")
+    return found
+
+
+def _description_mlp(known: Mapping[str, TaskDescription], width: int) -> nn.Sequential | None:
+    if not known:
+        return None
+    inputs = len(next(iter(known.values())).vector)
+    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
