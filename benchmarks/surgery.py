@@ -1,6 +1,7 @@
-"""Prints what a surgery step costs: ``python benchmarks/surgery.py [pairs]``.
+"""Prints what a surgery step costs: ``python benchmarks/surgery.py [PART ...] [--pairs 25]``.
 
-Time over its floor and over a uniform step, beside TorchJD; growth with the number of tasks; peak memory.
+Time over its floor and over a uniform step, beside TorchJD; growth with the number of tasks; peak memory, up to a
+ViT-B with 13 tasks (6 GB of it); all rows in one batched backward pass.
 
 The floor is one forward pass, one `autograd.grad` per task through its head and the shared parameters, and the
 optimiser's step. Nothing is averaged, combined or copied in it. All steps take turns in one process.
@@ -8,14 +9,15 @@ optimiser's step. Nothing is averaged, combined or copied in it. All steps take 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-from networks import CASES, Case, many_tasks
+from networks import CASES, LARGE, Case, many_tasks
 from pairs import losses_of, measure, spread
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
@@ -28,11 +30,16 @@ METHODS = ("pcgrad", "mgda", "cagrad", "upgrad", "nash_mtl", "graddrop")
 Step = Callable[[], None]
 
 
-def main(pairs: int = 25) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
+    parser.add_argument("--pairs", type=int, default=25, help="interleaved steps of each kind")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    memory()
-    over_the_floor(pairs)
-    growth(pairs)
+    for part in given.parts or PARTS:
+        PARTS[part](given.pairs)
 
 
 def over_the_floor(pairs: int) -> None:
@@ -53,7 +60,7 @@ def over_the_floor(pairs: int) -> None:
     )
 
 
-def memory() -> None:
+def memory(pairs: int) -> None:
     print("| network | way | peak over what a uniform step makes, in P numbers |\n|---|---|---|")
     for case in CASES.values():
         plain = _peak(case, "uniform", "plain")
@@ -65,6 +72,17 @@ def memory() -> None:
         "\nTensors made in a step are counted, not the process; P numbers are the shared parameters in float32; "
         "the light way holds a chunk of P.\n"
     )
+
+
+def memory_growth(pairs: int) -> None:
+    print("| network, tasks | P, millions | uniform | plain | light |\n|---|---|---|---|---|")
+    for case in (*(replace(many_tasks(tasks), size=2) for tasks in (2, 5, 13, 40)), LARGE):
+        size = 4 * sum(p.numel() for p in case.method("uniform").surgery.shared)
+        update.CHUNK = min(1 << 30, size)
+        found = [_peak(case, *way) for way in (("uniform", "plain"), ("mgda", "plain"), ("mgda", "light"))]
+        megabytes = " | ".join(f"{peak / 2**20:.0f} MB" for peak in found)
+        print(f"| {case.title} | {size / 4e6:.2f} | {megabytes} |", flush=True)
+    print("\nPeak of the tensors made in a step. The light way holds a chunk of P, at most 1 GiB.\n")
 
 
 def _peak(case: Case, name: str, way: str) -> int:
@@ -95,6 +113,18 @@ def growth(pairs: int) -> None:
     print("\nViT of width 128 and depth 4 at 64 px, batch 8, depth tasks alone.")
 
 
+def batched(pairs: int) -> None:
+    print("| network | batched / loop | loop, ms |\n|---|---|---|")
+    for case in CASES.values():
+        method = case.method("uniform")
+        found = measure(method, case.batch(), floor(method, case), in_one_pass(method, case), blocks=pairs)
+        least = statistics.median(1000 * loop for _, loop, _ in found)
+        print(f"| {case.title} | {spread([b / loop for _, loop, b in found], '.2f')} | {least:.0f} |", flush=True)
+    print(
+        "\nThe loop is the floor. Batched: T passes through the heads, one with is_grads_batched through the trunk.\n"
+    )
+
+
 def _row(title: str, name: str, found: Sequence[tuple[float, ...]]) -> None:
     floor_, plain = [s / least for s, least, _ in found], [s / plain for s, _, plain in found]
     least = statistics.median(1000 * least for _, least, _ in found)
@@ -113,6 +143,27 @@ def floor(method: MTLMethod, case: Case) -> Step:
             found = torch.autograd.grad(loss, wanted, retain_graph=i + 1 < len(losses), allow_unused=True)
             for parameter, gradient in zip(wanted, found, strict=True):
                 parameter.grad = gradient
+        optimiser.step()
+
+    return step
+
+
+def in_one_pass(method: MTLMethod, case: Case) -> Step:
+    """Returns a function that does the floor's step with all rows in one batched pass through the trunk."""
+    network, optimiser, shared, owned = _parts(method)
+    batch = case.batch()
+
+    def step() -> None:
+        outputs = network(batch["image"], list(method.tasks))
+        z, cotangents = outputs.representation, []
+        for i, loss in enumerate(losses_of(method, network, batch, outputs.predictions)):
+            *heads, cotangent = torch.autograd.grad(loss, [*owned[i], z])
+            cotangents.append(cotangent)
+            for parameter, gradient in zip(owned[i], heads, strict=True):
+                parameter.grad = gradient
+        found = torch.autograd.grad(z, shared, torch.stack(cotangents), is_grads_batched=True, allow_unused=True)
+        for parameter, gradients in zip(shared, found, strict=True):
+            parameter.grad = None if gradients is None else gradients[-1]
         optimiser.step()
 
     return step
@@ -154,5 +205,10 @@ def _parts(method: MTLMethod):
     return network, optimiser, network.shared_parameters(names), [network.task_parameters(name) for name in names]
 
 
+PARTS: dict[str, Callable[[int], None]] = {
+    "memory": memory, "memory-growth": memory_growth, "floor": over_the_floor, "growth": growth, "batched": batched,
+}  # fmt: skip
+
+
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    main()

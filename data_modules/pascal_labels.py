@@ -7,22 +7,17 @@ file's name, the rule, what was found, and the remedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.io import loadmat
 
+from data_modules.dense.decoding import Bytes, Size, check_size, check_unit, check_values, fault, mat, png, reading
+from data_modules.dense.module import NO_NORMAL
 from data_modules.thinning import boundaries, thin
-from mtlbench.errors import DataError
 from mtlbench.tasks import IGNORE
-
-Bytes = NDArray[np.uint8]
-Size = tuple[int, int]
-T = TypeVar("T")
 
 SEMSEG_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -57,38 +52,34 @@ NORMALS_IDS = (
 )  # fmt: skip
 """Context classes whose normals count: those that indoor NYU data knows, for the normals come from a network trained
 there."""
-NO_NORMAL = 127
-"""Code of an invalid normal in all three channels: the shortest vector that 8 bits hold."""
-
-
-def image(path: Path) -> Bytes:
-    """Returns the photograph: RGB uint8 (H, W, 3)."""
-    return _reading(path, lambda: np.array(Image.open(path).convert("RGB")))
 
 
 def semseg(path: Path, size: Size) -> Bytes:
     """Returns VOC classes 0..20, 255 = ignore: (H, W). Palette indices, never colours."""
-    found = _png(path, ("P", "L"), size)
-    _check(path, "VOC classes are 0..20, or 255 for ignore", found, (found < len(SEMSEG_NAMES)) | (found == IGNORE))
+    found = png(path, ("P", "L"), size)
+    check_values(
+        path, "VOC classes are 0..20, or 255 for ignore", found, (found < len(SEMSEG_NAMES)) | (found == IGNORE)
+    )
     return found
 
 
 def saliency(path: Path, size: Size) -> Bytes:
     """Returns 1 where the stored foreground probability v / 255 is above 0.5, else 0: (H, W)."""
-    return (_png(path, ("L",), size) > 127).astype(np.uint8)
+    return (png(path, ("L",), size) > 127).astype(np.uint8)
 
 
 def normals(path: Path, context: NDArray[np.integer]) -> Bytes:
     """Returns 8-bit normals n = 2v/255 - 1, `NO_NORMAL` where the context class is not in `NORMALS_IDS`: (H, W, 3)."""
-    found = _png(path, ("RGB",), context.shape)
+    found = png(path, ("RGB",), (context.shape[0], context.shape[1]))
+    check_unit(path, found * np.float32(2 / 255) - 1)
     return np.where(np.isin(context, NORMALS_IDS)[..., None], found, np.uint8(NO_NORMAL))
 
 
 def context(path: Path, size: Size) -> NDArray[np.integer]:
     """Returns the 459-class map, 0..459: (H, W)."""
-    found = _reading(path, lambda: np.asarray(loadmat(path, variable_names=["LabelMap"])["LabelMap"]))
-    _same_size(path, found, size)
-    _check(path, "context classes are whole numbers 0..459", found, (found >= 0) & (found <= CONTEXT_CLASSES))
+    found = mat(path, "LabelMap")
+    check_size(path, found, size)
+    check_values(path, "context classes are whole numbers 0..459", found, (found >= 0) & (found <= CONTEXT_CLASSES))
     return found.astype(np.int32)
 
 
@@ -103,10 +94,10 @@ def parts(path: Path, size: Size) -> Bytes:
     Only persons count; later objects and parts overwrite earlier ones.
     """
     found = np.zeros(size, dtype=np.uint8)
-    for name, mask in _reading(path, lambda: list(_annotated(loadmat(path)["anno"]))):
+    for name, mask in reading(path, lambda: list(_annotated(mat(path, "anno")))):
         if name not in PART_IDS:
-            raise _fault(path, f"a person's parts have one of {len(PART_IDS)} names", f"part {name!r}")
-        _same_size(path, mask, size)
+            raise fault(path, f"a person's parts have one of {len(PART_IDS)} names", f"part {name!r}")
+        check_size(path, mask, size)
         found[mask > 0] = PART_IDS[name]
     return found
 
@@ -126,37 +117,3 @@ def _member(record: Any, name: str, position: int) -> Any:
     if names is None:
         return np.ravel(record)[position]
     return record[name if name in names else names[position]]
-
-
-def _png(path: Path, modes: tuple[str, ...], size: Size) -> Bytes:
-    def read() -> tuple[str, Bytes]:
-        with Image.open(path) as picture:
-            return picture.mode, np.array(picture)
-
-    mode, found = _reading(path, read)
-    if mode not in modes:
-        raise _fault(path, f"this label is a PNG of mode {' or '.join(modes)}", f"mode {mode}")
-    _same_size(path, found, size)
-    return found
-
-
-def _reading(path: Path, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except Exception as error:  # decoders of damaged files raise anything from struct.error to IndexError
-        fact = f"{type(error).__name__}: {error} ({path.stat().st_size} bytes)"
-        raise _fault(path, "files must be complete and readable", fact) from error
-
-
-def _same_size(path: Path, found: NDArray, size: Size) -> None:
-    if found.shape[:2] != size:
-        raise _fault(path, "a label has the size of its photograph", f"{found.shape[:2]}, the photograph {size} (h, w)")
-
-
-def _check(path: Path, rule: str, found: NDArray, fine: NDArray) -> None:
-    if not fine.all():
-        raise _fault(path, rule, f"{np.unique(found[~fine])[:5].tolist()}")
-
-
-def _fault(path: Path, rule: str, fact: str) -> DataError:
-    return DataError(f"{path}: {rule}. Found {fact}. Unpack the archive again, or take the id off its list.")

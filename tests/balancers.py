@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mtlbench.balancing import Context
+from mtlbench.noise import seed_of
 
 CONFLICT = ((1.0, 0.0), (-1.0, 1.0))
 ORTHOGONAL = ((1.0, 0.0), (0.0, 2.0))
@@ -16,6 +17,11 @@ def rows(*values):
 
 def gramian_of(jacobian):
     return (jacobian @ jacobian.T).double()
+
+
+def draws(seed, step=0):
+    """Returns the generator of a step, in a run of that seed and by hand."""
+    return torch.Generator().manual_seed(seed_of("method", seed, step))
 
 
 def context(losses, *, active=None, step=0, epoch=0, seed=0, lookahead=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,9 @@ from mtlbench.run import quiet_lightning
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_quiet_thread() -> None:
+def _one_quiet_thread(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Decoded images of the tests' small sets are not for the user's cache.
+    os.environ["MTLBENCH_CACHE"] = str(tmp_path_factory.mktemp("decoded"))
     torch.set_num_threads(1)
     quiet_lightning()
 

@@ -78,6 +78,14 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "steps"], ["override 'steps'", "must have the form key.key=value"]),
         (["digits", "trainer.steps=many"], ["override 'trainer.steps=many'", "many", "Integer"]),
         (["digits", "trainer.steps=0"], ["trainer.steps must be at least 1, found 0"]),
+        (
+            ["digits", "--dry", "methods=[{name: task_moe, balancer: mgda_ub}]"],
+            ["task_moe+mgda_ub: A rule on the representation", "names none (Outputs.representation)"],
+        ),
+        (
+            ["digits", "--dry", "methods=[{name: single_task, balancer: {name: fixed, weights: [1, 2, 3, 4, 5]}}]"],
+            ["a run of left alone", "Found 5 for 1 task", "Leave out the rule"],
+        ),
         (["digits", "seeds=[1, 1]"], ["seeds must be distinct"]),
         (["digits", "--seeds", "x"], ["SEEDS is a number of seeds, or a list", "'x'"]),
         (["digits", "optimiser.name=adamv"], ["Unknown optimiser 'adamv'", "'adamw'"]),
@@ -291,7 +299,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
-        pytest.skip("only root may mount a disk; a limit on file sizes is tested in any case")
+        pytest.skip(
+            "A full disk is a small one that this test mounts, which needs the rights of root. What a write does that "
+            "does not fit is tested without them, by a limit on file sizes: test_checkpoint_that_does_not_fit_..."
+        )
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 

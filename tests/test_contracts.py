@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+import importlib
+import inspect
 from pathlib import Path
 
 import faults
@@ -25,6 +26,10 @@ COMPOSITIONS = [
     ("task_moe", "uncertainty"),
     ("task_moe", "graddrop"),
     ("mod_squad", "pcgrad"),
+    ("mmoe", "mgda_ub"),
+    ("ple", "pcgrad"),
+    ("cross_stitch", "pcgrad"),
+    ("mtan", "uncertainty"),
 ]
 
 
@@ -96,13 +101,13 @@ def test_a_difference_sees_what_is_missing_or_not_finite():
 
 
 def data_modules():
-    """Returns ``module:Class`` of every class in data_modules/*.py with the base MTLDataModule, by their source."""
+    """Returns ``module:Class`` of every data module that data_modules/*.py defines."""
     found = []
-    for path in sorted((ROOT / "data_modules").glob("*.py")):
-        for node in ast.parse(path.read_text()).body:
-            bases = {getattr(base, "id", getattr(base, "attr", "")) for base in getattr(node, "bases", ())}
-            if isinstance(node, ast.ClassDef) and "MTLDataModule" in bases:
-                found.append(f"data_modules.{path.stem}:{node.name}")
+    for path in sorted((ROOT / "data_modules").glob("[!_]*.py")):
+        module = importlib.import_module(f"data_modules.{path.stem}")
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and issubclass(value, MTLDataModule) and value.__module__ == module.__name__:
+                found.append(f"data_modules.{path.stem}:{name}")
     return found
 
 

@@ -106,7 +106,7 @@ sys.meta_path.insert(0, Refuse())
 from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-COMMANDS = ("bench", "run", "status", "report", "predict", "methods", "suites", "check", "data")
+COMMANDS = ("bench", "run", "status", "report", "predict", "extract", "methods", "suites", "check", "data")
 
 
 @pytest.mark.parametrize("words", ["--help", *(f"{name} --help" for name in COMMANDS), "suites", "methods"])

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from data_modules import miniatures
 from data_modules.miniatures import MARK, MINIATURES, write_pascal
+from data_modules.miniatures import pascal as miniatures
 from data_modules.pascal import Pascal
 from mtlbench.errors import DataError
 

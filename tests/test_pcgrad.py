@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchjd.aggregation
-from balancers import CONFLICT, ORTHOGONAL, context, gramian_of, rows
+from balancers import CONFLICT, ORTHOGONAL, context, draws, gramian_of, rows
 from torch import distributed
 from torch.testing import assert_close
 
@@ -64,7 +64,7 @@ def test_it_is_torchjd_under_the_same_seed(seed):
     gradients = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ours = make_balancer("pcgrad").direction(gradients, seed=seed)
     # The rule takes one number from the step's generator and seeds the global one with it.
-    drawn = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)))
+    drawn = int(torch.randint(2**62, (), generator=draws(seed)))
     with torch.random.fork_rng():
         torch.manual_seed(drawn)
         assert_close(ours, torchjd.aggregation.PCGrad()(gradients), atol=1e-10, rtol=1e-10)
@@ -74,9 +74,10 @@ def test_the_gramian_is_all_it_needs():
     gradients = torch.randn(3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rule = make_balancer("pcgrad")
     turned = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(2)).double()).Q
-    weights = rule.weights(gradients @ gradients.T, seed=3)
-    assert_close(rule.direction(gradients, seed=3), weights @ gradients, atol=1e-10, rtol=0)
-    assert_close(rule.direction(gradients @ turned, seed=3), weights @ gradients @ turned, atol=1e-10, rtol=0)
+    weights = rule.weights(gradients @ gradients.T, seed=3, step=7)
+    assert_close(rule.direction(gradients, seed=3, step=7), weights @ gradients, atol=1e-10, rtol=0)
+    found = rule.direction(gradients @ turned, seed=3, step=7)
+    assert_close(found, weights @ gradients @ turned, atol=1e-10, rtol=0)
 
 
 def test_draws_come_from_the_context_alone():

@@ -98,9 +98,12 @@ def test_small_steps_do_not_chain_into_one_rank():
 def test_one_seed_ranks_by_value_and_says_so():
     board = build(*study_of({"single_task": [(0.4,)], "uniform": [(0.41,)], "b": [(0.42,)]}, seeds=(0,)))
     assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("uniform", 2), ("single_task", 3)]
+    entering = [f"{c.task} ({c.protocol})" for c in board.columns if c.in_delta_m]
+    assert entering and dict(board.rules)["Δm"].endswith("from " + ", ".join(entering))
     assert any(note.startswith("n = 1") for note in board.notes)
     assert all(c.p_holm is None for c in board.comparisons)
-    assert {c.reference for c in board.comparisons} == {"b", "uniform"}
+    pairs = [(c.label, c.reference) for c in board.comparisons]
+    assert pairs == [("uniform", "b"), ("single_task", "b"), ("single_task", "uniform")], "each pair once"
 
 
 @pytest.mark.parametrize("gap", [None, (0.5,), (0.5, float("nan"))])

@@ -222,6 +222,67 @@ def test_diagnostics_do_not_change_the_weights(name, tmp_path):
     assert logged == [1, 3, 5]  # steps 0, 2 and 4, counted once they are done
 
 
+def measured(spec, folder):
+    """Returns the rows of a run that tell of its updates, by step."""
+    lines = (RunFolder(folder, spec.run_id).path / "metrics.jsonl").read_text().splitlines()
+    found = [
+        (row["step"], {k: v for k, v in row.items() if k.startswith("gradient/")}) for row in map(json.loads, lines)
+    ]
+    return {step: row for step, row in found if row}
+
+
+@pytest.mark.parametrize("name", ["uniform", "pcgrad", "mgda_ub"])
+def test_a_run_that_was_stopped_has_the_rows_of_one_that_was_not(name, tmp_path):
+    """Neither logging nor stopping falls on a step that is measured; a row is written in the step it tells of."""
+    spec = toy_spec("uniform", steps=13, local={"log_every": 4, "diagnose_every": 3, "checkpoint_every": 7})
+    spec.method["path"] = spec.method["name"] = name
+    trained(spec, str(tmp_path / "whole"))
+    for stop in (5, 10):
+        assert trained(spec, str(tmp_path / "cut"), stop_at=stop) is None
+    trained(spec, str(tmp_path / "cut"))
+    whole = measured(spec, tmp_path / "whole")
+    assert list(whole) == [1, 4, 7, 10, 13] and measured(spec, tmp_path / "cut") == whole
+    for at in ("whole", "cut"):
+        result = json.loads((tmp_path / at / spec.run_id / "result.json").read_text())
+        assert result["conflict_share"] == sum(row["gradient/conflicts"] > 0 for row in whole.values()) / 5
+
+
+def test_diagnostics_are_of_the_shared_parameters_whatever_the_view(tmp_path):
+    """Rules on a view are measured as all others; only the weights are what they made of the view."""
+    found = {}
+    for name in ("uniform", "mgda", "mgda_ub", "gradnorm"):
+        spec = toy_spec("uniform", steps=1, local={"diagnose_every": 1})
+        spec.method["path"] = spec.method["name"] = name
+        trained(spec, str(tmp_path))
+        found[name] = measured(spec, tmp_path)[1]
+    same = [key for key in found["uniform"] if "weight" not in key and "turn" not in key]
+    for row in found.values():
+        assert {key: row[key] for key in same} == pytest.approx({key: found["uniform"][key] for key in same}, rel=1e-9)
+    weights = {name: [v for k, v in row.items() if "weight" in k] for name, row in found.items()}
+    assert weights["gradnorm"] == pytest.approx([1.0] * 4) and sum(weights["mgda_ub"]) == pytest.approx(4)
+    assert weights["mgda_ub"] != pytest.approx(weights["mgda"], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["step_parts:NothingShared", "step_parts:Frozen"])
+def test_where_nothing_is_shared_nothing_is_measured(name, tmp_path):
+    spec = toy_spec(name, balancer="pcgrad", steps=2, local={"diagnose_every": 1})
+    trained(spec, str(tmp_path))
+    found = measured(spec, tmp_path)
+    assert found == {} if name == "step_parts:NothingShared" else set(found) == {1, 2}
+
+
+def test_a_weight_of_zero_leaves_out_what_it_hides(tmp_path):
+    spec = toy_spec(TINY, balancer="fixed", steps=1, local={"diagnose_every": 1})
+    spec.method["balancer"]["arguments"]["weights"] = [1.0, 0.0, 2.0, 1.0]
+    trained(spec, str(tmp_path))
+    (row,) = measured(spec, tmp_path).values()
+    assert all(math.isfinite(value) for value in row.values()) and "gradient/turn" not in row
+    names = list(ToyData.TASKS)
+    assert row[f"gradient/weight/{names[1]}"] == 0 and row[f"gradient/weight/{names[2]}"] == 2
+    assert not [key for key in row if names[1] in key.replace("|", "/").split("/") and "weight" not in key]
+    assert sum(key.startswith("gradient/cosine/") for key in row) == 3 and 1 <= row["gradient/condition"] < 1e8
+
+
 def test_diagnostics_agree_over_ranks_and_methods(pool, tmp_path):
     found = {}
     for name in ("uniform", "pcgrad"):
@@ -264,6 +325,24 @@ def test_conflict_row():
     assert three["gradient/cosine/a|b"] == 0 and three["gradient/cosine/a|c"] == -1
     zero = conflict_row(seen(rows((0.0, 0.0), (0.0, 2.0))), ["a", "b"])
     assert zero["gradient/cosine/a|b"] == 0 and zero["gradient/conflicts"] == 0
+
+
+def test_conflict_row_has_no_numbers_that_are_none():
+    """By hand: rows (1, 0), (0, 2), and a third whose loss has weight 0."""
+    hidden = seen(rows((1.0, 0.0), (0.0, 2.0), (5.0, 5.0)), loss_weights=rows(1.0, 1.0, 0.0))
+    assert conflict_row(hidden, ["a", "b", "c"]) == pytest.approx({
+        "gradient/cosine/a|b": 0.0, "gradient/norm/a": 1.0, "gradient/norm/b": 2.0, "gradient/weight/a": 1.0,
+        "gradient/weight/b": 1.0, "gradient/weight/c": 0.0, "gradient/conflicts": 0.0, "gradient/similarity": 0.8,
+        "gradient/condition": 1.0,
+    })  # fmt: skip
+    alone = conflict_row(seen(rows(*CONFLICT), loss_weights=rows(0.0, 1.0)), ["a", "b"])
+    assert alone == pytest.approx({"gradient/norm/b": 2**0.5, "gradient/weight/a": 0.0, "gradient/weight/b": 1.0})
+    still = conflict_row(seen(torch.zeros(3, 2).double()), ["a", "b", "c"])
+    assert all(math.isfinite(value) for value in still.values())
+    assert "gradient/turn" not in still and "gradient/similarity" not in still
+    one = conflict_row(seen(rows((0.0, 0.0), (0.0, 0.0), (3.0, 0.0))), ["a", "b", "c"])
+    assert one["gradient/similarity"] == 0 and one["gradient/turn"] == pytest.approx(0)
+    assert conflict_row(seen(rows((math.inf, 0.0), (0.0, 2.0))), ["a", "b"]) == {}
 
 
 def test_conflict_row_sees_through_loss_weights():

@@ -104,7 +104,10 @@ def test_line_of_make_is_a_command(tmp_path: Path) -> None:
     assert answer.code == 0 and "4 runs: 4 to do" in answer.text, answer.text
 
 
-@pytest.mark.skipif(not (ROOT / ".venv/bin/mtlbench").exists(), reason="needs `make install`")
+@pytest.mark.skipif(
+    not (ROOT / ".venv/bin/mtlbench").exists(),
+    reason="It runs the command of the environment that `make install` creates; there is none here.",
+)
 def test_make_shows_the_message_of_a_wrong_request(tmp_path: Path) -> None:
     words = ["make", "-o", ".venv/.installed", "bench", "SUITE=digits", f"RESULTS={tmp_path}", "SET=trainer.stepz=2"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -114,4 +117,29 @@ def test_make_shows_the_message_of_a_wrong_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", suites.available())
 def test_a_comparison_named_beforehand_is_between_methods_of_the_suite(name):
     found = suites.load(name)
-    assert set(found.named) <= {entry if isinstance(entry, str) else entry["name"] for entry in found.methods}
+    labels = {e if isinstance(e, str) else e.get("label") or e["name"] for e in found.methods}
+    assert set(found.named) <= labels
+
+
+PERIODS = ("evaluate_every", "checkpoint_every", "log_every", "diagnose_every", "workers", "examples")
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "found"),
+    [("clip", "-1", "-1.0"), ("clip", ".nan", "nan"), ("clip", ".inf", "inf"), *((key, "-5", "-5") for key in PERIODS)],
+)
+def test_what_may_be_off_is_not_negative(key: str, given: str, found: str) -> None:
+    override = f"trainer.{key}={given}"
+    (fault,) = suites.read("digits", [override]).faults
+    assert fault == f"override {override!r}: trainer.{key} must be at least 0 and finite, found {found}."
+    assert not suites.read("digits", [f"trainer.{key}=0"]).faults
+
+
+def test_data_without_a_folder_says_how_to_name_it(tmp_path: Path) -> None:
+    absent = mtlbench(tmp_path, "data", "pascal")
+    assert absent.code == 2 and "data_modules.pascal:Pascal, no folder given" in absent.text
+    assert "--data FOLDER" in absent.text and "data/pascal" in absent.text and "none needed" not in absent.text
+    named = mtlbench(tmp_path, "data", "pascal", "--data", "nowhere")
+    assert named.code == 2 and "folder nowhere" in named.text and "Name the folder" not in named.text
+    none = mtlbench(tmp_path, "data", "digits")
+    assert none.code == 0 and "which needs no folder" in none.text

@@ -14,6 +14,7 @@ _HOMES = {
     "make_balancer": "balancing",
     "Task": "tasks",
     "load_run": "run",
+    "load_extracted": "extracted",
 }
 
 __all__ = list(_HOMES)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import MethodError
+from mtlbench.examine import check_run
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.plan import Plan, RunSpec
 from mtlbench.store import RunFolder
@@ -22,7 +23,7 @@ RETRIES = 2
 
 @dataclass
 class Member:
-    """One method with one seed: its plan, and the runs that the plan waits for."""
+    """One line of the study: its plan, and the runs that the plan waits for."""
 
     spec: RunSpec
     plan: Plan
@@ -53,10 +54,11 @@ class Bench:
         watch: Callable[[Bench], None] = lambda bench: None,
     ):  # fmt: skip
         self.root, self.study, self.executor, self.retry, self.watch = root, study, executor, retry, watch
-        self.members = [Member(spec, _plan_of(spec)) for spec in study.members]
+        self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
         self.kills: dict[str, int] = {}
         self.attempted: set[str] = set()
         self._states: dict[str, str] = {}
+        self._checked: set[tuple[str, ...]] = set()
         self.advance()
 
     def specs(self) -> dict[str, RunSpec]:
@@ -114,8 +116,17 @@ class Bench:
             return True
         if not member.waiting:
             raise MethodError(f"A plan must yield at least one run. {member.spec.label} yielded an empty list.")
+        for spec in member.waiting:
+            self._check(spec)
         member.seen += [spec for spec in member.waiting if spec.run_id not in {s.run_id for s in member.seen}]
         return True
+
+    def _check(self, spec: RunSpec) -> None:
+        """Refuses a run that cannot be, once for all seeds."""
+        kind = spec.label, *spec.tasks
+        if kind not in self._checked and self.state(spec.run_id) == "todo":
+            self._checked.add(kind)
+            check_run(spec)
 
     def _retriable(self, member: Member) -> bool:
         return any(self.state(s.run_id) == "failed" and s.run_id not in self.attempted for s in member.waiting)

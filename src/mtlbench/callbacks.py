@@ -91,8 +91,10 @@ class EndOfStep(L.Callback):
             return
         self.step = trainer.global_step
         last = self.step >= self.data.steps
-        if last or self._due("log_every"):
-            self._log(trainer, method)
+        row = self._losses(trainer, method) if last or self._due("log_every") else {}
+        row |= self._conflict(method)
+        if row:
+            self.write({"step": self.step, **row})
         if self._due("evaluate_every") and not last:
             self._evaluate(method)
         if last or self._due("checkpoint_every"):
@@ -129,21 +131,28 @@ class EndOfStep(L.Callback):
         every = self.periods[period]
         return every > 0 and self.step % every == 0
 
-    def _log(self, trainer: L.Trainer, method: MTLMethod) -> None:
+    def _losses(self, trainer: L.Trainer, method: MTLMethod) -> dict[str, Any]:
         method.check_finite()
-        row: dict[str, Any] = {"step": self.step, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row: dict[str, Any] = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         losses = method.last_losses
         if losses is not None:
             row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
         row |= {name: float(value) for name, value in method.diagnostics().items()}
-        if method.last_update is not None:
-            row |= conflict_row(method.last_update, [list(method.tasks)[i] for i in method.last_update.active])
-            self.measured += 1
-            self.conflicts += row["gradient/conflicts"] > 0
-            method.last_update = None
         self.clock.tick(self.step - self._logged)
         self._logged = self.step
-        self.write(row)
+        return row
+
+    def _conflict(self, method: MTLMethod) -> dict[str, float]:
+        """Returns what a measured update tells, in the step that was measured: a later one may never come."""
+        seen, method.last_update = method.last_update, None
+        if seen is None:
+            return {}
+        method.check_finite()
+        row = conflict_row(seen, [list(method.tasks)[i] for i in seen.active])
+        if "gradient/conflicts" in row:
+            self.measured += 1
+            self.conflicts += row["gradient/conflicts"] > 0
+        return row
 
     def _evaluate(self, method: MTLMethod) -> None:
         scores, loss = evaluate(method, self.data.eval_dataloader("val"), with_loss=self.select_best)

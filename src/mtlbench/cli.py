@@ -81,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
 
+    extract = _command(commands, "extract", _extract, "take one task out of a run with experts, as a small network")
+    extract.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
+    extract.add_argument("--task", action="append", default=[], help="task to take out (default: a report on all)")
+    extract.add_argument(
+        "--threshold", type=float, help="share of a task's tokens that an expert must serve (default: a report on five)"
+    )
+    extract.add_argument("--out", metavar="DIR", help="folder for model.safetensors and model.json")
+
     _command(commands, "methods", _methods, "list methods, or show one with its hyper-parameters").add_argument(
         "name", nargs="?"
     )
@@ -92,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     _suite_name(data)
     data.add_argument("--data", metavar="FOLDER")
     data.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    data.add_argument("--verify", action="store_true", help="read every file that a split names; count missing labels")
+    data.add_argument("--download", action="store_true", help="fetch and unpack what has a public address; resumes")
+    data.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
     return parser
 
 
@@ -163,6 +174,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     return predict.run(Path(arguments.run_folder), [Path(p) for p in arguments.images], Path(arguments.out))
 
 
+def _extract(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import extract
+
+    out = Path(arguments.out) if arguments.out else None
+    return extract.run(Path(arguments.run_folder), arguments.task, arguments.threshold, out)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from mtlbench.commands import check
 
@@ -172,7 +190,10 @@ def _check(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> int:
     from mtlbench.commands import data
 
-    return data.run(arguments.suite, arguments.data, arguments.set)
+    return data.run(
+        arguments.suite, arguments.data, arguments.set, verify=arguments.verify, download=arguments.download,
+        agree=arguments.agree,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mtlbench.errors import DataError, SuiteError
+from mtlbench.labels import ChangedLabels, Rules
 from mtlbench.noise import seed_of
 from mtlbench.tasks import Task
 
@@ -185,6 +186,7 @@ class MTLDataModule(L.LightningDataModule):
         VERSION: Raise it when the same options give other samples; it enters every run's identity.
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
+        labels: What a study does to training labels, by task; see `mtlbench.labels`.
     """
 
     VERSION: ClassVar[int] = 1
@@ -200,10 +202,19 @@ class MTLDataModule(L.LightningDataModule):
         self.tasks = dict(tasks if tasks is not None else self.TASKS)
         self.batch_size, self.steps, self.seed, self.workers, self.micro = batch_size, steps, seed, workers, micro
         self.batches = batches
+        self.labels: Rules = {}
 
     @abstractmethod
     def samples(self, split: str) -> Samples:
         """Returns the samples of one split, labels of `self.tasks` only, without augmentation."""
+
+    def originals(self, split: str) -> Samples:
+        """Returns the samples as their files hold them, for `verify`. Default: those of `samples`."""
+        return self.samples(split)
+
+    def downloads(self) -> list[Any]:
+        """Returns the files that can be fetched from public addresses; see `mtlbench.download`. Default: none."""
+        return []
 
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Returns a randomly changed training sample; draws from ``generator`` alone. Default: unchanged."""
@@ -226,11 +237,16 @@ class MTLDataModule(L.LightningDataModule):
 
     def steps_per_epoch(self) -> int:
         """Returns optimiser steps in one pass over the training split."""
-        return max(1, len(self.samples("train")) // self.batch_size)
+        return max(1, len(self.training_samples()) // self.batch_size)
+
+    def training_samples(self) -> Samples:
+        """Returns the training samples with the labels that the study leaves them."""
+        samples = self.samples("train")
+        return ChangedLabels(samples, self.labels, self.tasks, self.seed, self.batch_size) if self.labels else samples
 
     def train_dataloader(self) -> DataLoader:
         """Returns micro-batches from the trainer's current step to the end of the run, in one go."""
-        samples = self.samples("train")
+        samples = self.training_samples()
         trainer = self.trainer
         batches = StepBatches(
             len(samples), self.batch_size, self.steps, self.seed, micro=self.micro, batches=self.batches,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ class Snapshot:
 
     Attributes:
         active: Indices of the tasks, A of them.
-        gramian: (A, A) of their gradients as the rule saw them: loss weights included.
+        gramian: (A, A) of their gradients on the shared parameters, loss weights included.
         along: (A,) inner products of the same gradients with the update.
         length: Squared norm of the update.
         weights: (A,) weights of the gradients in the update, or None where the rule gives none.
@@ -51,25 +53,32 @@ def conflict_row(seen: Snapshot, tasks: Sequence[str]) -> dict[str, float]:
     over pairs, 1 for equal norms; ``condition``, the condition number of the Jacobian of unit rows, at most 1e8;
     ``turn``, the angle between the update and the plain sum of gradients, in degrees.
 
+    What cannot be told is left out: the gradient of a task whose loss has weight 0, and with it the plain sum; the
+    similarity of two zeros, and the angle of one; everything in a step that overflowed.
+
     Args:
         seen: The update.
         tasks: Names of its active tasks.
     """
     seen = _on(torch.device("cpu"), seen)
+    if not seen.gramian.isfinite().all():
+        return {}
     c = seen.loss_weights
+    known = [i for i in range(len(tasks)) if c[i] != 0]
     raw = seen.gramian / (c[:, None] * c[None, :])
     cosine, norms = cosines(seen.gramian), raw.diagonal().clamp(min=0).sqrt()
-    pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+    pairs = list(itertools.combinations(known, 2))
     row = {f"gradient/cosine/{tasks[i]}|{tasks[j]}": float(cosine[i, j]) for i, j in pairs}
-    row |= {f"gradient/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
+    row |= {f"gradient/norm/{tasks[i]}": float(norms[i]) for i in known}
     weights = seen.weights if seen.weights is not None else torch.linalg.pinv(seen.gramian) @ seen.along
     row |= {f"gradient/weight/{task}": w for task, w in zip(tasks, (weights * c).tolist(), strict=True)}
-    row["gradient/conflicts"] = sum(bool(cosine[i, j] < 0) for i, j in pairs) / max(1, len(pairs))
-    row["gradient/similarity"] = _similarity(norms, pairs)
-    row["gradient/condition"] = _condition(cosine)
+    if pairs:
+        row["gradient/conflicts"] = sum(bool(cosine[i, j] < 0) for i, j in pairs) / len(pairs)
+        row["gradient/similarity"] = _similarity(norms, pairs)
+        row["gradient/condition"] = _condition(cosine[known][:, known])
     turned = (seen.along / c).sum() / (seen.length.clamp(min=0) * raw.sum().clamp(min=0)).sqrt()
     row["gradient/turn"] = round(float(turned.clamp(-1, 1).acos().rad2deg()), 4)
-    return row
+    return {key: value for key, value in row.items() if math.isfinite(value)}
 
 
 def _on(device: torch.device, seen: Snapshot) -> Snapshot:
@@ -82,7 +91,8 @@ def _on(device: torch.device, seen: Snapshot) -> Snapshot:
 
 def _similarity(norms: Tensor, pairs: Sequence[tuple[int, int]]) -> float:
     found = [float(2 * norms[i] * norms[j] / (norms[i] ** 2 + norms[j] ** 2)) for i, j in pairs]
-    return sum(found) / max(1, len(found))
+    told = [value for value in found if value == value]  # Not so for two gradients of zero.
+    return sum(told) / len(told) if told else math.nan
 
 
 def _condition(cosine: Tensor) -> float:

@@ -6,16 +6,34 @@ Imports methods and data modules (and so torch) when called. Collects every faul
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from mtlbench.errors import MtlbenchError, SuiteError, unknown_name
-from mtlbench.suite import Suite
+from mtlbench import protocols, registry
+from mtlbench.errors import MethodError, MtlbenchError, SuiteError, unknown_name
+from mtlbench.plan import RunSpec
+from mtlbench.protocols import Scope, StudyProtocol
+from mtlbench.suite import ModelSection, Suite
 
 Place = Callable[[str], str]
 """Tells where a dotted key was given: ``file:line``, an override, or the key itself."""
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One line of ``methods``.
+
+    Attributes:
+        label: Row of the leaderboard.
+        record: ``name``, ``path``, ``version``, ``arguments`` with defaults, ``balancer``.
+        model: The suite's model with the changes of this line.
+    """
+
+    label: str
+    record: dict[str, Any]
+    model: ModelSection
 
 
 @dataclass(frozen=True)
@@ -25,14 +43,16 @@ class Examined:
     Attributes:
         module: Class of the data module, or None.
         tasks: Tasks by name with the suite's changes.
-        methods: Label and resolved record of every method.
+        methods: Every method.
         faults: Everything that is wrong, each with its place.
+        protocol: What varies besides method and seed, or None.
     """
 
     module: Any
     tasks: Mapping[str, Any]
-    methods: list[tuple[str, dict[str, Any]]]
+    methods: list[MethodEntry]
     faults: list[str]
+    protocol: StudyProtocol | None = None
 
 
 def examine(suite: Suite, devices: int, place: Place) -> Examined:
@@ -55,7 +75,34 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     ]
     for key, check in _training_checks(suite, devices).items():
         faults.catch(key, check)
-    return Examined(module, tasks, [found for found in methods if found], faults.found)
+    known = [found for found in methods if found]
+    protocol = _protocol(suite, module, list(tasks), [entry.label for entry in known], faults) if tasks else None
+    return Examined(module, tasks, known, faults.found, protocol)
+
+
+def check_run(spec: RunSpec) -> None:
+    """Looks whether the rule of a run that a plan yields fits its tasks and its network, before it is started.
+
+    Raises:
+        MethodError: If the rule cannot be made for so many tasks, or looks at a part that the network does not have.
+    """
+    import torch
+
+    from mtlbench.method import MethodSpec
+    from mtlbench.run import build_method, build_tasks
+
+    tasks = build_tasks(spec, registry.load(spec.data["module"]))
+    try:
+        method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
+    except MethodError as error:
+        remedy = "Leave out the rule, or what it is given per task."
+        raise MethodError(f"{spec.label} has a run of {', '.join(tasks)} alone. {error} {remedy}") from error
+    if method.balancer.view == "parameters":
+        return
+    method.configure_model()
+    outputs = method.network.eval()(torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8), list(tasks))
+    for fault in method.update.view_refusals([outputs.representation]):
+        raise MethodError(f"{spec.label}: {fault}")
 
 
 class _Faults:
@@ -75,7 +122,6 @@ class _Faults:
 
 
 def _data_module(path: str) -> Any:
-    from mtlbench import registry
     from mtlbench.data import MTLDataModule
 
     cls = registry.load(path)
@@ -100,9 +146,20 @@ def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
     return tasks
 
 
-def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> tuple[str, dict[str, Any]]:
-    """Returns label and resolved record of one line of ``methods``; makes its balancer once, to see that it can be."""
+def _protocol(suite: Suite, module: Any, tasks: list[str], labels: list[str], faults: _Faults) -> StudyProtocol | None:
+    if not suite.study:
+        return None
+    # Every method is known, also one that was not chosen this time (METHODS=).
+    scope = Scope(tasks, [*labels, *registry.names()], module.SPLITS)
+    protocol, found = protocols.read(suite.study, scope)
+    faults.found += [f"{faults.place(f'study.{key}'.rstrip('.'))}: {text}" for key, text in found]
+    return protocol
+
+
+def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodEntry:
+    """Returns one line of ``methods``; makes its balancer once, to see that it can be."""
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    model = _changed_model(suite.model, options.pop("model", None) or {})
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
     record = _resolved(name, options)
     if balancer:
@@ -111,11 +168,27 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> tuple[s
         _check_pair(record)
     _check_balancer(record, suite, tasks, devices)
     short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
-    return str(label or short), record
+    return MethodEntry(str(label or short), record, model)
+
+
+def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
+    """Returns the suite's model with the changes of one method; encoder options are added to the suite's."""
+    from mtlbench.networks.encoder import encoder_exists
+
+    if not isinstance(changes, Mapping):
+        raise SuiteError(f"model of a method maps keys of the suite's model section to values; found {changes!r}.")
+    known = {field.name for field in fields(ModelSection)} - {"image_size"}
+    faults = [unknown_name("key of a method's model", str(key), known) for key in changes if key not in known]
+    if faults:
+        raise SuiteError("\n".join(faults))
+    options = {**model.encoder_options, **(changes.get("encoder_options") or {})}
+    changed = replace(model, **{**changes, "encoder_options": options})
+    if changed.encoder != model.encoder:
+        encoder_exists(changed.encoder)
+    return changed
 
 
 def _resolved(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    from mtlbench import registry
 
     cls: Any = registry.find(name)
     registry.check_arguments(name, cls, arguments)
@@ -125,7 +198,6 @@ def _resolved(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _check_pair(record: Mapping[str, Any]) -> None:
     """Refuses a balancer on a method that balances by itself, and one that is no balancer."""
-    from mtlbench import registry
     from mtlbench.balancing import Balancer
     from mtlbench.balancing.base import BALANCING_HOOKS
     from mtlbench.method import MTLMethod
@@ -143,7 +215,6 @@ def _check_pair(record: Mapping[str, Any]) -> None:
 
 def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices: int) -> None:
     """Refuses a balancer whose arguments are out of range, or that cannot work with the suite's trainer."""
-    from mtlbench import registry
     from mtlbench.balancing import Balancer
     from mtlbench.balancing.base import overrides
     from mtlbench.balancing.update import needs_of, refusals
@@ -167,7 +238,6 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
 
 
 def _check_option(option: str, module: Any) -> None:
-    from mtlbench import registry
     from mtlbench.data import MTLDataModule
 
     _known("option", option, registry.arguments_of(module).keys() - registry.arguments_of(MTLDataModule))

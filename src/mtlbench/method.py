@@ -118,6 +118,10 @@ class MTLMethod(TrainingStep):
         """Returns scalar tensors by name that are recorded whenever losses are, for example the load of experts."""
         return {}
 
+    def summary(self) -> dict[str, Any]:
+        """Returns plain values by name that are stored beside the result, for example which task uses which expert."""
+        return {}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the optimiser's groups. Default: no weight decay on vectors and on balancer parameters."""
         matrices = [p for p in self.network.parameters() if p.requires_grad and p.ndim > 1]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 Result = dict[str, Any]
 Serving = dict[str, str]
 Plan = Generator[list["RunSpec"], list[Result], Serving]
+MethodPlan = Callable[["RunSpec"], Plan]
+"""Returns the plan that a run's method has for it."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class RunSpec:
         seed: Seed of everything random.
         method: ``name``, ``path`` (where its class is), ``version``, ``arguments`` with defaults, ``balancer``.
         tasks: Description of every task of this run, by name.
-        data: ``module``, ``version``, ``options``, ``fingerprint``.
+        data: ``module``, ``version``, ``options``, ``fingerprint``; ``labels`` where some are cut, see `labels.py`.
         model: Section ``model`` of the suite and the identity of pretrained weights.
         optimiser: Section ``optimiser`` of the suite.
         trainer: What changes the result: steps, effective batch, precision, clipping, evaluation.
+        start: Whose weights it begins with: ``run``, ``hash``, ``related`` and ``freeze``, see `start.py`. None for
+            fresh ones; part of the identity only where it is set.
         local: What does not: paths, workers, devices, logging. Recorded, never hashed.
     """
 
@@ -45,11 +49,13 @@ class RunSpec:
     optimiser: Mapping[str, Any]
     trainer: Mapping[str, Any]
     local: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
         """Returns all that decides the result, as plain JSON values."""
         keys = ("suite", "seed", "method", "tasks", "data", "model", "optimiser", "trainer")
-        return json.loads(json.dumps({key: getattr(self, key) for key in keys}))
+        start = {"start": self.start} if self.start else {}
+        return json.loads(json.dumps({key: getattr(self, key) for key in keys} | start))
 
     @property
     def hash(self) -> str:
@@ -62,8 +68,14 @@ class RunSpec:
         return f"{self.method['name']}-s{self.seed}-{self.hash[:8]}"
 
     def with_tasks(self, *names: str) -> RunSpec:
-        """Returns the same run on some of its tasks."""
-        return replace(self, tasks={name: self.tasks[name] for name in names})
+        """Returns the same run on some of its tasks; what is said about the labels of others is forgotten."""
+        labels = {task: rule for task, rule in self.data.get("labels", {}).items() if task in names}
+        return replace(self, tasks={name: self.tasks[name] for name in names}).with_labels(labels)
+
+    def with_labels(self, labels: Mapping[str, Any]) -> RunSpec:
+        """Returns the same run with other rules on its training labels, by task; none leaves them as they are."""
+        data = {key: value for key, value in self.data.items() if key != "labels"}
+        return replace(self, data={**data, "labels": dict(labels)} if labels else data)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record that is stored beside a run."""
@@ -73,6 +85,25 @@ class RunSpec:
     def from_json(cls, record: Mapping[str, Any]) -> RunSpec:
         """Reads what `to_json` wrote."""
         return cls(**{key: value for key, value in record.items() if key != "hash"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a study: one method with one seed under one condition.
+
+    Attributes:
+        spec: What is trained in the end; its tasks are scored, its label is the row.
+        condition: What varies besides method and seed; ``""`` where nothing does.
+        plan: Returns the runs that lead there, from the case and the plans of methods.
+    """
+
+    spec: RunSpec
+    condition: str = ""
+    plan: Callable[[MethodPlan], Plan] | None = None
+
+    def begin(self, method_plan: MethodPlan) -> Plan:
+        """Returns the plan: the method's own, unless the case has another."""
+        return self.plan(method_plan) if self.plan else method_plan(self.spec)
 
 
 def one_run(spec: RunSpec) -> Plan:

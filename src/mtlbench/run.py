@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mtlbench import __version__, checkpoint, registry
+from mtlbench import __version__, checkpoint, registry, start
 from mtlbench.allocator import keep_freed_memory
 from mtlbench.callbacks import EndOfStep, Heartbeat, flat
 from mtlbench.data import MTLDataModule, seed_of
@@ -101,6 +101,7 @@ def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
         local.get("root"), tasks=tasks, batch_size=trainer["batch_size"], steps=trainer["steps"], seed=spec.seed,
         workers=local.get("workers", 0), micro=trainer["accumulate"], **spec.data["options"],
     )  # fmt: skip
+    data.labels = spec.data.get("labels", {})
     method_spec = MethodSpec(
         tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"],
         data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0), local.get("surgery", "auto"),
@@ -159,13 +160,9 @@ def train(
         listen: Puts the handlers of signals that `stop` tells of in place.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
-    method, data = build(spec)
-    # Every rank starts from the same weights, and every method with the same seed from the same encoder.
-    torch.manual_seed(seed_of("weights", spec.seed))
-    method.configure_model()
-    if spec.trainer["precision"] == "64-true":
-        # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
-        method.double()
+    method, data = _with_network(spec)
+    if spec.start:
+        start.begin(method, spec, folder.root, lambda other: _with_network(other)[0])
     if spec.local.get("compile"):
         method.network.compile(backend=spec.local["compile"])
     resume = checkpoint.newest(folder.path)
@@ -195,6 +192,18 @@ def train(
     return not end.stopped
 
 
+def _with_network(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
+    """Returns method and data of a run with a fresh network."""
+    method, data = build(spec)
+    # Every rank starts from the same weights, and every method with the same seed from the same encoder.
+    torch.manual_seed(seed_of("weights", spec.seed))
+    method.configure_model()
+    if spec.trainer["precision"] == "64-true":
+        # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
+        method.double()
+    return method, data
+
+
 def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep) -> None:
     """Scores the selected weights and writes what a finished run leaves behind."""
     if spec.trainer["selection"] == "best":
@@ -202,6 +211,8 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     split = data.SPLITS[-1]
     scores, _ = evaluate(method, data.eval_dataloader(split))
     end.write({"step": end.step, **flat(scores, split)})
+    # What a plan may choose by, where it has several starts to choose from.
+    validation = evaluate(method, data.eval_dataloader("val"))[0] if spec.start and split != "val" else None
     weights = method.state_dict()
     cost = {**end.clock.summary(), **_cost(method, end.seconds(), method.trainer.world_size)}
     if not method.trainer.is_global_zero:
@@ -209,9 +220,11 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])
     np.savez_compressed(folder.path / "examples.npz", **pictures)
     checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / "final.ckpt")
+    write_json(folder.path / "summary.json", method.summary())
     result = {
         "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
         "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
+        "validation": validation, "task_gates": any(len(method.network.task_modules(task)) > 1 for task in spec.tasks),
         "conflict_share": end.conflicts / end.measured if end.measured else None, "weights_sha256": digest(weights),
         "optimiser_sha256": digest(method.trainer.optimizers[0].state_dict()),
         "versions": versions(), "threads": torch.get_num_threads(), "started": end.started, "finished": time.time(),

@@ -110,8 +110,9 @@ class TrainingStep(L.LightningModule):
         if self.update.needs.early:
             if self._scales_losses():
                 self.surgery.fill(torch.zeros((), device=self.device))  # A scaler wants a look, also without labels.
+            look = self._diagnoses(self._ctx)
             self._with_names(
-                lambda: self.update.early(self._rows, extra, factor, self._ctx, self._representation)
+                lambda: self.update.early(self._rows, extra, factor, self._ctx, self._representation, look=look)
             )  # fmt: skip
             return
         elsewhere = ranks.sum_counts([int(extra is not None)], self.device)[0] > 0
@@ -181,14 +182,20 @@ class TrainingStep(L.LightningModule):
             if outputs.representation is not None:
                 self._representation.append(outputs.representation)
             for name in names:
-                prediction = full_precision(outputs.predictions[name])
-                sums[name] = self.tasks[name].loss(prediction, stream["targets"][name])
+                sums[name] = self._loss(name, outputs, stream["targets"][name])
             for key, value in self.regularisation(outputs, stream).items():
                 regularisers[key] = regularisers[key] + value if key in regularisers else value
         lacking = [name for name in self.tasks if name not in sums]
         if lacking:
             raise MethodError(f"Every batch must hold every task of the run (blank where unlabelled). Lacks {lacking}.")
         return [sums[name] for name in self.tasks], regularisers
+
+    def _loss(self, name: str, outputs: Outputs, target: Tensor) -> Tensor:
+        """Returns the loss sum of one task, that of its auxiliary predictions included."""
+        task = self.tasks[name]
+        own = task.loss(full_precision(outputs.predictions[name]), target)
+        more = (weight * task.loss(full_precision(p), target) for weight, p in outputs.auxiliary.get(name, ()))
+        return sum(more, own)
 
     def _counts(self, batch: Batch) -> list[int]:
         return [sum(stream["counts"].get(name, 0) for stream in streams(batch)) for name in self.tasks]
@@ -253,11 +260,12 @@ class TrainingStep(L.LightningModule):
 
     def _diagnoses(self, ctx: Context) -> bool:
         every = self.spec.diagnose_every
-        return every > 0 and len(ctx.active) > 1 and self._current_step % every == 0
+        due = every > 0 and self._current_step % every == 0
+        return due and len(ctx.active) > 1 and bool(self.surgery.shared)
 
     def _measure_conflict(self) -> None:
         """Looks at the gradients of a rule that does not need them; leaves no trace in the step."""
-        gramian = self.surgery.look(self._rows)
+        gramian = self.update.look(list(self._rows.values()), torch.ones(()))
         ones = torch.ones(len(gramian), dtype=gramian.dtype, device=gramian.device)
         c = self._loss_weights[list(self._ctx.active)]
         self.last_update = Snapshot.of_weights(self._ctx.active, gramian, ones, c)

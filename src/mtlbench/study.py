@@ -19,10 +19,11 @@ from typing import Any
 
 from mtlbench import __version__
 from mtlbench.errors import DataError, SuiteError
-from mtlbench.examine import Place, examine
-from mtlbench.plan import RunSpec
+from mtlbench.examine import Examined, Place, examine
+from mtlbench.plan import Case, RunSpec
+from mtlbench.protocols import StudyProtocol
 from mtlbench.store import read_json, write_json
-from mtlbench.suite import Suite
+from mtlbench.suite import ModelSection, Suite
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,15 @@ class Local:
 
 @dataclass
 class Study:
-    """Everything the bench needs: the record for the report, and one specification per method and seed."""
+    """Everything the bench needs: the record for the report, and its lines: method, seed and condition."""
 
     record: dict[str, Any]
-    members: list[RunSpec] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[RunSpec]:
+        """What every line trains in the end; the start of a second run is decided when the first is done."""
+        return [case.spec for case in self.cases]
 
 
 def key_of(suite: Suite, local: Local) -> str:
@@ -94,14 +100,31 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     root = root_of(suite, local)
     data = _open_data(suite, module, tasks, root)
     removed = _drop_absent(data, tasks)
+    protocol = _checked_protocol(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
-    members = [
-        RunSpec(suite=suite.name, label=label, seed=seed, method=entry, **shared)
-        for label, entry in found.methods
+    specs = [
+        RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **_with_model(shared, entry.model))
+        for entry in found.methods
         for seed in suite.seeds
     ]
-    record = _record(suite, local, data, tasks, removed, overrides, members)
-    return Study(record, members)
+    cases = [case for spec in specs for case in (protocol.cases(spec) if protocol else [Case(spec)])]
+    record = _record(suite, local, data, tasks, removed, overrides, cases)
+    if protocol:
+        record["study"] = {**suite.study, **protocol.described()}
+    return Study(record, cases)
+
+
+def _checked_protocol(found: Examined, data: Any, tasks: Mapping[str, Any]) -> StudyProtocol | None:
+    """Returns the protocol, once it is certain that its task and as many images as it asks for are there."""
+    protocol = found.protocol
+    if protocol is None:
+        return None
+    if protocol.task not in tasks:
+        raise DataError(f"A study needs the data of its task. {protocol.task}: absent in {data.root}.")
+    needed = protocol.images_needed()
+    if needed and needed > (size := len(data.samples("train"))):
+        raise DataError(f"A study cannot ask for more images than there are: {needed} of {size} training images.")
+    return protocol
 
 
 def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:
@@ -132,14 +155,8 @@ def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
-    from mtlbench.networks.encoder import weights_identity
-
     trainer = asdict(suite.trainer)
     own = ("checkpoint_every", "log_every", "diagnose_every", "workers", "examples", "surgery", "compile")
-    model = asdict(suite.model)
-    weights = model["weights"]
-    # Identity knows what the weights are; where they lie is a local matter.
-    model["weights"] = weights_identity(model["encoder"], weights)
     module = type(data)
     return {
         "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},
@@ -147,19 +164,26 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
             "module": suite.data.module, "version": module.VERSION, "options": suite.data.options,
             "fingerprint": data.fingerprint(),
         }),
-        "model": _plain(model),
         "optimiser": asdict(suite.optimiser),
         "trainer": {
             **{key: value for key, value in trainer.items() if key not in own},
             "selection": suite.selection, "protocol": suite.protocol, "suite_version": suite.version,
         },
-        "local": {**{key: trainer[key] for key in own}, "root": root, "weights": weights, "devices": local.devices},
+        "local": {**{key: trainer[key] for key in own}, "root": root, "devices": local.devices},
     }  # fmt: skip
+
+
+def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
+    """Returns the parts of a run with its model. Identity knows what the weights are; where they lie is local."""
+    from mtlbench.networks.encoder import weights_identity
+
+    identity = {**asdict(model), "weights": weights_identity(model.encoder, model.weights)}
+    return {**shared, "model": _plain(identity), "local": {**shared["local"], "weights": model.weights}}
 
 
 def _record(
     suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], removed: list[dict[str, str]],
-    overrides: list[str], members: list[RunSpec],
+    overrides: list[str], cases: list[Case],
 ) -> dict[str, Any]:  # fmt: skip
     commit, dirty = _commit()
     described = {
@@ -176,7 +200,11 @@ def _record(
         "named": list(suite.named), "search": suite.search, "seeds": list(suite.seeds), "tasks": described,
         "removed": removed,
         "rows": [
-            {"label": m.label, "method": m.method["name"], "seed": m.seed, "runs": [], "serving": {}} for m in members
+            {
+                "label": case.spec.label, "method": case.spec.method["name"], "seed": case.spec.seed,
+                **({"condition": case.condition} if case.condition else {}), "runs": [], "serving": {},
+            }
+            for case in cases
         ],
         "commit": commit, "dirty": dirty, "package": __version__,
         "data": f"{suite.data.module}, fingerprint {data.fingerprint() or 'none'}",

@@ -6,6 +6,7 @@ Every fault of a file and of the overrides is reported at once, with its line.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from mtlbench.errors import SuiteError, unknown_name
 
 FORMAT = 1
 SELECTIONS = ("last", "best")
+NOT_NEGATIVE = (
+    "clip", "evaluate_every", "checkpoint_every", "log_every", "diagnose_every", "workers", "examples",
+)  # fmt: skip
 
 
 @dataclass
@@ -105,6 +109,8 @@ class Suite:
     protocol: str = "delta_m@1"
     # Two labels of methods: the one comparison named beforehand, whose p-value needs no correction.
     named: list[str] = field(default_factory=list)
+    # What varies besides method and seed: ``kind`` (a file of `mtlbench.protocols`) and its options; empty for nothing.
+    study: dict[str, Any] = field(default_factory=dict)
     search: str = "none: every method runs with its declared defaults"
 
 
@@ -243,6 +249,10 @@ class _Reader:
                 self._fault(
                     f"trainer.{key}", where, f"trainer.{key} must be at least 1, found {self.config.trainer[key]}."
                 )
+        for key in NOT_NEGATIVE:
+            if f"trainer.{key}" not in missing and not 0 <= self.config.trainer[key] < math.inf:
+                found = self.config.trainer[key]
+                self._fault(f"trainer.{key}", where, f"trainer.{key} must be at least 0 and finite, found {found}.")
         if self.config.format != FORMAT:
             self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
         if len(self.config.named) not in (0, 2):

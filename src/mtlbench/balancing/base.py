@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.errors import MethodError, unknown_name
+from mtlbench.noise import seed_of
 
 GRADIENT_HOOKS = ("gradient_weights", "combine_gradients")
 BALANCING_HOOKS = ("combine_losses", *GRADIENT_HOOKS)
@@ -76,9 +77,15 @@ class Balancer(nn.Module):
     heads: str = "unit"
     floor: float = 0.0
 
+    # By hand: number of the next step, epoch of the last one, and its context until `after_step` has seen it.
+    _next_step: int = 0
+    _epoch: int = 0
+    _unfinished: Context | None = None
+
     def configure(self, tasks: int) -> None:
         """Creates the state for ``tasks`` tasks. Called once, before training or loading; extend it."""
         self.tasks = tasks
+        self._next_step, self._epoch, self._unfinished = 0, 0, None
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Combines (A,) losses, averaged over ranks, into a scalar. May be non-linear. Default: their sum."""
@@ -98,38 +105,49 @@ class Balancer(nn.Module):
     def epoch_end(self) -> None:
         """Is called after the last step of every pass over the training data, after `after_step`."""
 
-    def weights(self, gramian: Tensor, losses: Tensor | None = None, *, seed: int = 0) -> Tensor:
-        """Returns the task weights (T,) for a (T, T) Gramian, by hand and outside any training.
+    def weights(
+        self, gramian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0
+    ) -> Tensor:  # fmt: skip
+        """Returns the task weights (T,) for a (T, T) Gramian, by hand and outside any training: one step.
 
         Args:
             gramian: G Gᵀ, or G₁ G₂ᵀ for a rule on three batches.
             losses: Current losses (T,); ones if not given.
-            seed: Seed of rules that draw at random.
+            seed: What the rule draws is a function of seed and step, the same as in a run of that seed.
+            step: Number of the step, from 0; one more than in the last call if not given.
+            epoch: Passes over the data that are complete.
 
         Raises:
-            TypeError: If the rule is not a function of the Gramian.
-            MethodError: If a value is not finite, or a loss not positive where it must be.
+            MethodError: If the rule is not a function of the Gramian, a value is not finite, or a loss not positive
+                where it must be.
         """
         if not overrides(self, Balancer, "gradient_weights"):
-            raise TypeError(f"{type(self).__name__} is not a function of the Gramian: use direction().")
-        ctx = self._by_hand(gramian, losses, seed)
+            raise MethodError(
+                f"Weights are those of a rule on the Gramian; {type(self).__name__} is none. Use direction(), which "
+                "takes the (T, P) Jacobian and the losses."
+            )
+        ctx = self._by_hand(gramian, losses, seed, step, epoch)
         return self.gradient_weights(gramian.detach().double().cpu(), ctx).to(gramian)
 
-    def direction(self, jacobian: Tensor, losses: Tensor | None = None, *, seed: int = 0) -> Tensor:
-        """Returns the update direction (P,) for a (T, P) Jacobian and (T,) losses, by hand.
+    def direction(
+        self, jacobian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0
+    ) -> Tensor:  # fmt: skip
+        """Returns the update direction (P,) for a (T, P) Jacobian and (T,) losses, by hand: one step.
 
         Loss weights apply first: row i is multiplied by ∂ combine_losses / ∂ L_i, as in training.
 
         Args:
             jacobian: One gradient per task; (3, T, P) for a rule on three batches.
             losses: Current losses; ones if not given.
-            seed: Seed of rules that draw at random.
+            seed: What the rule draws is a function of seed and step, the same as in a run of that seed.
+            step: Number of the step, from 0; one more than in the last call if not given.
+            epoch: Passes over the data that are complete.
 
         Raises:
             MethodError: If a value is not finite, or a loss not positive where it must be.
         """
         parts = jacobian.expand(self.batches, *jacobian.shape[-2:])
-        ctx = self._by_hand(parts[-1], losses, seed)
+        ctx = self._by_hand(parts[-1], losses, seed, step, epoch)
         parts = loss_weights(self.combine_losses, ctx)[0][:, None] * parts
         if overrides(self, Balancer, "combine_gradients"):
             return self.combine_gradients(parts[0], ctx)
@@ -139,25 +157,54 @@ class Balancer(nn.Module):
             return weights.to(parts) @ parts[-1]
         return parts[0].sum(0)
 
-    def _by_hand(self, rows: Tensor, losses: Tensor | None, seed: int) -> Context:
+    def end_step(self, losses: Tensor | None = None) -> None:
+        """Ends the step of the last call by hand with what the rule does after an optimiser step.
+
+        The next call does it too. Call it before ``state_dict()``, and where the rule looks at the losses after the
+        step (`famo`).
+
+        Args:
+            losses: Losses (T,) of the same batch after the step.
+
+        Raises:
+            MethodError: If the rule needs the losses and there are none.
+        """
+        if self._unfinished is not None:
+            ctx = self._unfinished
+            self.after_step(ctx if losses is None else replace(ctx, lookahead=lambda change: losses.detach()))
+        self._unfinished = None
+
+    def _by_hand(
+        self, rows: Tensor, losses: Tensor | None, seed: int = 0, step: int | None = None, epoch: int = 0
+    ) -> Context:  # fmt: skip
+        """Ends the step of the last call and returns the context of the next one."""
         tasks = len(rows)
         if self.tasks != tasks:
             self.configure(tasks)
+        self._check(rows, losses, epoch)
+        self.end_step()
+        if self._next_step and epoch > self._epoch:
+            self.epoch_end()
+        step = self._next_step if step is None else step
+        values = torch.ones(tasks, dtype=rows.dtype, device=rows.device) if losses is None else losses.detach()
+        generator = torch.Generator().manual_seed(seed_of("method", seed, step))
+        ctx = Context(tuple(range(tasks)), values, step, epoch, generator, _no_lookahead)
+        self._next_step, self._epoch, self._unfinished = step + 1, epoch, ctx
+        return ctx
+
+    def _check(self, rows: Tensor, losses: Tensor | None, epoch: int) -> None:
         bad = [i for i, row in enumerate(rows) if not row.isfinite().all()]
         if bad:
             raise MethodError(f"Gradients must be finite. Those of task {', '.join(map(str, bad))} hold NaN or inf.")
-        values = torch.ones(tasks, dtype=rows.dtype, device=rows.device) if losses is None else losses.detach()
-        if self.POSITIVE and not (values > self.floor).all():
+        if self.POSITIVE and losses is not None and not (losses > self.floor).all():
             raise MethodError(
                 f"{type(self).__name__} takes logarithms or quotients of losses: each must be above {self.floor:g}. "
-                f"Found {values.tolist()}."
+                f"Found {losses.tolist()}."
             )
-
-        def no_lookahead(step: Tensor | None) -> Tensor:
-            raise RuntimeError("A look-ahead needs a network; it exists only in training.")
-
-        generator = torch.Generator().manual_seed(seed)
-        return Context(tuple(range(tasks)), values, 0, 0, generator, no_lookahead)
+        if epoch < self._epoch:
+            raise MethodError(
+                f"Epochs go forward. Found epoch {epoch} after {self._epoch}. configure({self.tasks}) starts anew."
+            )
 
 
 class GradientRule(Balancer):
@@ -187,6 +234,13 @@ class GradientRule(Balancer):
         if natural == self.scale:
             return value
         return value * tasks if self.scale == "sum" else value / tasks
+
+
+def _no_lookahead(change: Tensor | None) -> Tensor:
+    raise MethodError(
+        "This rule looks at the losses of the batch after a change of the parameters, which needs a network. By hand, "
+        "give it those after the step: end_step(losses) between two calls."
+    )
 
 
 def overrides(instance: object, base: type, hook: str) -> bool:

@@ -83,12 +83,6 @@ class Surgery:
             self._extra = rows.filled([None] * len(self.every), self.every)
         self.factor = factor
 
-    def look(self, losses: Mapping[int, Tensor]) -> Tensor:
-        """Returns the Gramian (A, A) of the shared gradients, averaged over ranks, and keeps the graph."""
-        one = torch.ones(())
-        found = [gradients(loss, self.shared, one, keep=True) for loss in losses.values()]
-        return rows.gramian([ranks.mean_row(row) for row in found])
-
     def overflows(self) -> Tensor:
         """Returns 1. if a collected gradient is not finite on some rank, else 0. (a tensor, 0-d)."""
         found = [t for part in self._rows for row in part.values() for t in row]

@@ -31,6 +31,12 @@ LIGHT_ABOVE = 2 << 30
 CHUNK = 1 << 30
 """Bytes of the Jacobian that the light way holds at once."""
 
+NO_REPRESENTATION = (
+    "A rule on the representation needs one tensor through which all heads read the shared parameters. "
+    "This network names none (Outputs.representation), hides it (trainer.compile), or it is frozen. "
+    "Choose another network or the rule on parameters."
+)
+
 
 class Rule(Protocol):
     """The hooks of a method."""
@@ -128,15 +134,26 @@ class Update:
                 "A fused optimiser unscales fp16 gradients by itself, before a rule on gradients could see them. "
                 "Use fused=False, or trainer.precision=bf16-mixed."
             )
+        yield from self.view_refusals()
+
+    def view_refusals(self, z: Sequence[Tensor | None] = ()) -> Iterator[str]:
+        """Yields why the network cannot give what the rule looks at.
+
+        Args:
+            z: The representation of a forward pass, where there was one.
+        """
         if self.needs.view == "last_shared" and not self.last_shared:
             yield (
                 "A rule on the last shared layer needs a network that has one (last_shared_parameters()); this one "
                 "names none, or it is frozen. Choose another network or rule."
             )
+        if self.needs.view == "representation" and z and not any(t is not None and t.requires_grad for t in z):
+            yield NO_REPRESENTATION
 
     def early(
-        self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, ctx: Context, z: Sequence[Tensor]
-    ) -> None:
+        self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, ctx: Context, z: Sequence[Tensor],
+        *, look: bool = False,
+    ) -> None:  # fmt: skip
         """Finds weights and back-propagates the weighted sum, all within the backward pass.
 
         Args:
@@ -145,11 +162,13 @@ class Update:
             factor: What precision puts on the loss.
             ctx: Context of the step.
             z: The shared representation on this rank, one tensor per stream.
+            look: Keep what `seen` tells of the update: of the shared parameters, whatever the view of the rule.
         """
-        surgery = self.surgery
+        surgery, self.seen = self.surgery, None
         self.gramian = self._early_gramian(list(losses.values()), factor, z)
         weights = self._weights(ctx)
-        self._note(ctx, self.gramian, weights)
+        if look:
+            self._note(ctx, self.gramian if self.needs.light else self.look(list(losses.values()), factor), weights)
         weighted = self.needs.heads == "weighted"
         own = {
             i: gradients(loss, surgery.owned[i], factor * w if weighted else factor, keep=True)
@@ -188,6 +207,16 @@ class Update:
             direction = surgery.blend(weights, active)
         surgery.write(direction, active, weights if self.needs.heads == "weighted" else None)
         surgery.clear()
+
+    def look(self, losses: Sequence[Tensor], factor: Tensor) -> Tensor:
+        """Returns the Gramian (A, A) of the shared gradients, averaged over ranks, and keeps the graph.
+
+        Args:
+            losses: Of the active tasks.
+            factor: What precision puts on a loss; the Gramian is free of it.
+        """
+        found = torch.stack([self._gramian_of(losses, c, factor) for c in self._chunks(len(losses))]).sum(0)
+        return found / factor.to(found) ** 2
 
     def _combined(self, ctx: Context, *, look: bool) -> Row:
         surgery, active = self.surgery, ctx.active
@@ -229,7 +258,7 @@ class Update:
         elif self.needs.view == "last_shared":
             found = self._gramian_of(losses, self.last_shared, factor)
         else:
-            found = torch.stack([self._gramian_of(losses, c, factor) for c in self._chunks(len(losses))]).sum(0)
+            return self.look(losses, factor)
         return found / factor.to(found) ** 2
 
     @staticmethod
@@ -241,14 +270,10 @@ class Update:
             for loss in losses if known
             for found in torch.autograd.grad(loss, known, retain_graph=True, allow_unused=True)
         ):  # fmt: skip
-            raise MethodError(
-                "A rule on the representation needs one tensor through which all heads read the shared parameters. "
-                "This network names none (Outputs.representation), hides it (trainer.compile), or it is frozen. "
-                "Choose another network or the rule on parameters."
-            )
+            raise MethodError(NO_REPRESENTATION)
 
     def _gramian_of(
-        self, losses: list[Tensor], wanted: Sequence[Tensor], factor: Tensor, *, average: bool = True
+        self, losses: Sequence[Tensor], wanted: Sequence[Tensor], factor: Tensor, *, average: bool = True
     ) -> Tensor:
         found = [gradients(loss, wanted, factor, keep=True) for loss in losses]
         return rows.gramian([ranks.mean_row(row) for row in found] if average else found)

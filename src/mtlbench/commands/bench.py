@@ -39,7 +39,8 @@ def _work(arguments: argparse.Namespace, asked: request.Request, root: Path) -> 
     from mtlbench.executors.local import LocalExecutor
 
     study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
-    _prepare(asked.suite, asked.local)
+    if not arguments.dry:
+        _prepare(asked.suite, asked.local)
     devices = asked.local.devices
     jobs, threads = _share_cores(arguments.jobs, devices)
     executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads)

@@ -13,9 +13,10 @@ from mtlbench.store import RunFolder
 
 if TYPE_CHECKING:
     from mtlbench.bench import Bench
+    from mtlbench.plan import RunSpec
 
 LINE_EVERY_S = 20.0
-"""Seconds between progress lines where the output is not a terminal."""
+"""Most seconds between progress lines where the output is not a terminal; there is one for every run that ends, too."""
 
 
 def print_plan(bench: Bench, jobs: int, threads: int) -> None:
@@ -36,6 +37,7 @@ class Progress:
         self.started = time.monotonic()
         self.shown: float = 0.0
         self.work_at_start: float | None = None
+        self.told: set[str] | None = None
         terminal = self.console.is_terminal
         self.live = Live(console=self.console, refresh_per_second=2, transient=True) if terminal else None
 
@@ -50,8 +52,9 @@ class Progress:
         """Takes in the state of a bench; cheap enough to be called several times a second."""
         if self.live and not self.live.is_started:
             self.live.start()
+        ended = [] if self.live else self._ended(bench)
         period = 0.5 if self.live else LINE_EVERY_S
-        if time.monotonic() - self.shown < period:
+        if not ended and time.monotonic() - self.shown < period:
             return
         self.shown = time.monotonic()
         rows, share = self._rows(bench)
@@ -62,8 +65,17 @@ class Progress:
         if self.live:
             self.live.update(self._table(f"{head}, {left}", rows))
         else:
-            running = "; ".join(f"{label} {step}/{steps}" for label, step, steps in rows)
-            print(f"[{head}, {left}] {running}", flush=True)
+            running = [f"{label} {step}/{steps}" for label, step, steps in rows]
+            print(f"[{head}, {left}] {'; '.join([*ended, *running])}", flush=True)
+
+    def _ended(self, bench: Bench) -> list[str]:
+        """Returns what has ended since the last call; nothing in the first, which finds earlier work."""
+        states = bench.states()
+        every = {run_id for run_id, state in states.items() if state in ("done", "failed")}
+        new = every - (every if self.told is None else self.told)
+        self.told = every
+        specs = bench.specs()
+        return [f"{_name(specs[run_id])} {states[run_id]}" for run_id in sorted(new)]
 
     def _rows(self, bench: Bench) -> tuple[list[tuple[str, int, int]], float]:
         """Returns label, step and steps of running runs, and the share of all work that is done."""
@@ -76,8 +88,7 @@ class Progress:
             elif state == "running":
                 progress = RunFolder(bench.root, run_id).progress()
                 step, steps = int(progress.get("step", 0)), int(spec.trainer["steps"])
-                only = f" [{next(iter(spec.tasks))}]" if len(spec.tasks) == 1 else ""
-                rows.append((f"{spec.label}{only} s{spec.seed}", step, steps))
+                rows.append((_name(spec), step, steps))
                 done += step / steps
         return rows, done / max(1, len(specs))
 
@@ -96,3 +107,8 @@ class Progress:
             filled = int(30 * step / max(1, steps))
             table.add_row(label, "█" * filled + "·" * (30 - filled), f"{step}/{steps}")
         return table
+
+
+def _name(spec: RunSpec) -> str:
+    only = f" [{next(iter(spec.tasks))}]" if len(spec.tasks) == 1 else ""
+    return f"{spec.label}{only} s{spec.seed}"

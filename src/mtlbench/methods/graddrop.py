@@ -21,9 +21,11 @@ class GradDrop(Balancer):
     Args:
         leak: Share of a dropped coordinate that passes all the same, in [0, 1]; the paper uses 0.
 
-    Differences from the paper: it works on the gradients of the shared parameters, not of a representation, so that
-    it holds under accumulation and for every network. A step is repeated draw for draw on every rank and on resuming;
-    called with blocks of columns, the rule draws for each, so that blocks of another size give other draws.
+    Differences from the paper: it works on the gradients of the shared parameters, not of a representation z, so that
+    it holds under accumulation and for every network. The paper's form is not here: its p takes g_i ⊙ sign(z) summed
+    over all samples of all ranks, so a rule would have to see z and add over ranks itself, in the one micro-batch whose
+    graph is alive; no other rule needs that. A step is repeated draw for draw on every rank and on resuming; called
+    with blocks of columns, the rule draws for each, so that blocks of another size give other draws.
 
     Example:
         >>> import torch

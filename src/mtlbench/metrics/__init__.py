@@ -7,9 +7,18 @@ from typing import Any
 
 _HOMES = {
     "delta_m": "relative",
+    "Protocol": "protocol",
     "MeanIoU": "segmentation",
     "NormalsError": "geometry",
     "DepthError": "geometry",
+    "MaxF": "saliency",
+    "SaliencyIoU": "saliency",
+    "EdgeODSF": "edges",
+    "edge_protocols": "edges",
+    "MapError": "maps",
+    "SoftAccuracy": "maps",
+    "SoftCrossEntropy": "maps",
+    "Joint": "joint",
     "Accuracy": "scalar",
     "SquaredError": "scalar",
     "MeanLoss": "scalar",

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mtlbench.metrics.protocol import higher, lower
+
 
 class _HasLoss(Protocol):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor: ...
     def count(self, target: Tensor) -> int: ...
 
 
-class _Mean(Metric):
+class RunningMean(Metric):
     """A sum and a count that add over batches and ranks."""
 
     full_state_update = False
@@ -26,17 +28,24 @@ class _Mean(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def add(self, values: Tensor) -> None:
+        """Adds values (N,)."""
+        self.total += values.double().sum()
+        self.count += values.numel()
+
     def mean(self) -> Tensor:
         """Returns total / count, NaN for an empty set."""
         return self.total / self.count
 
 
-class Accuracy(_Mean):
+class Accuracy(RunningMean):
     """Share of images whose highest score is the labelled class.
 
     Args:
         ignore: Label of an unlabelled image.
     """
+
+    protocols = higher("accuracy@1")
 
     def __init__(self, *, ignore: int = -1):
         super().__init__()
@@ -45,29 +54,36 @@ class Accuracy(_Mean):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Counts (B, C) scores against int (B,) labels."""
         valid = target != self.ignore
-        self.total += ((prediction.argmax(1) == target) & valid).sum()
-        self.count += valid.sum()
+        highest, guess = prediction.max(1)
+        self.add(torch.where(highest.isnan(), torch.nan, (guess == target).double())[valid])
 
     def compute(self) -> dict[str, float]:
-        """Returns the share in [0, 1]."""
+        """Returns the share in [0, 1]; NaN without labels, or if a labelled prediction was NaN."""
         return {"accuracy@1": float(self.mean())}
 
 
-class SquaredError(_Mean):
-    """Root mean square error of one number for an image; NaN labels do not count."""
+class SquaredError(RunningMean):
+    """Root mean square error of one number for an image; NaN labels do not count.
+
+    Args:
+        unit: Unit of the target.
+    """
+
+    def __init__(self, *, unit: str = ""):
+        super().__init__()
+        self.protocols = lower("rmse@1", unit=unit)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds (B, 1) predictions against float (B,) labels."""
         valid = ~target.isnan()
-        self.total += (prediction[:, 0] - target)[valid].double().square().sum()
-        self.count += valid.sum()
+        self.add((prediction[:, 0] - target)[valid].double().square())
 
     def compute(self) -> dict[str, float]:
         """Returns the error in the unit of the target."""
         return {"rmse@1": float(self.mean().sqrt())}
 
 
-class MeanLoss(_Mean):
+class MeanLoss(RunningMean):
     """A task's own loss, averaged over all valid elements of the set.
 
     Args:
@@ -78,6 +94,7 @@ class MeanLoss(_Mean):
     def __init__(self, task: _HasLoss, *, protocol: str):
         super().__init__()
         self.task, self.protocol = task, protocol
+        self.protocols = lower(protocol)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds the loss of one batch."""

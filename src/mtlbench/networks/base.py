@@ -19,11 +19,14 @@ class Outputs:
         representation: The one tensor through which the shared parameters reach all heads, or None where there is
             none; for rules on its gradient.
         statistics: Whatever a regulariser of the method needs, for example router probabilities.
+        auxiliary: Further predictions of a task, each in the form of `predictions` and with the weight of its loss in
+            the task's own: deep supervision. Balancing sees their sum as one loss; evaluation ignores them.
     """
 
     predictions: dict[str, Tensor]
     representation: Tensor | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
+    auxiliary: dict[str, list[tuple[float, Tensor]]] = field(default_factory=dict)
 
 
 class MTLNetwork(nn.Module, ABC):
@@ -44,7 +47,22 @@ class MTLNetwork(nn.Module, ABC):
 
     @abstractmethod
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the modules that only this task reaches."""
+        """Returns the modules that only this task reaches: its head first, then what its gates are made of."""
+
+    def inherit(self, task: str, related: str) -> None:
+        """Starts a task's gates from those of another: copies all that the other task owns but its head.
+
+        Args:
+            task: Task whose gates are new.
+            related: Task of the same network whose gates are trained.
+        """
+        for new, known in zip(self.task_modules(task)[1:], self.task_modules(related)[1:], strict=True):
+            new.load_state_dict(known.state_dict())
+
+    @property
+    def routers(self) -> Sequence[nn.Module]:
+        """Modules that choose which experts a token goes to; none in dense networks."""
+        return ()
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the last layer that all tasks share; none if there is no such layer."""

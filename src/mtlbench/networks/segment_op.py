@@ -1,25 +1,87 @@
 """Products of sorted rows with one matrix per expert, as custom operators of PyTorch.
 
-Rows of expert e lie side by side, so every expert's product is one matrix product that reads and writes a slice: no
-copy, no padding, any floating type, any size. The number of rows per expert is read on the host, which is free on a
-CPU; on a GPU it waits for the device.
+Rows of one expert lie side by side, so its product is one matrix product that reads and writes a slice: any floating
+type, any width, nothing concatenated. How many rows an expert has is read on the host: free on a CPU, a wait on a GPU.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+_STEP = 16  # rows
 
-def segments(sizes: Tensor) -> list[slice]:
-    """Returns the rows of every expert; reads ``sizes`` (E,) on the host."""
-    ends = [0, *itertools.accumulate(sizes.tolist())]
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of every expert lie in a buffer, with spare rows behind them where that pays.
+
+    oneDNN, which multiplies 16-bit numbers on a CPU, compiles a kernel for each new shape, at about half a millisecond.
+    Routing makes new shapes in every step. So there, counts are rounded up to a few values, by at most 16 rows + 1/32.
+
+    Attributes:
+        parts: The buffer's rows of every expert, spare ones included.
+        gaps: The spare rows.
+        source: (P,) int64, the row without spares that each of the buffer's P rows holds; any for a spare one.
+        place: (R,) int64, its inverse.
+    """
+
+    parts: list[slice]
+    gaps: list[slice]
+    source: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, sizes: Tensor, like: Tensor) -> Layout:
+        """Lays out a buffer.
+
+        Args:
+            sizes: (E,) int64, rows per expert.
+            like: A tensor of the type and on the device of the rows.
+        """
+        used = sizes.tolist()
+        taken = [_rounded(size) for size in used] if _compiles_per_shape(like) else used
+        starts, ends = [0, *itertools.accumulate(used)], [0, *itertools.accumulate(taken)]
+        parts = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        gaps = [slice(p.start + n, p.stop) for p, n in zip(parts, used, strict=True) if p.start + n < p.stop]
+        place = source = torch.arange(starts[-1], device=sizes.device)
+        if gaps:
+            shift = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)][:-1])
+            place = source + shift.to(sizes.device).repeat_interleave(sizes, output_size=starts[-1])
+            source = source.new_zeros(ends[-1]).scatter_(0, place, source)
+        return cls(parts, gaps, source, place)
+
+    def take(self, values: Tensor, index: Tensor | None = None) -> Tensor:
+        """Returns the buffer that holds ``values`` (R, ...), taken by ``index`` (P,) if given; spare rows are zero."""
+        if index is None and not self.gaps:
+            return values
+        buffer = values.index_select(0, self.source if index is None else index)
+        for gap in self.gaps:
+            buffer[gap] = 0
+        return buffer
+
+    def give(self, buffer: Tensor) -> Tensor:
+        """Returns the rows of a buffer without the spare ones: (R, ...)."""
+        return buffer.index_select(0, self.place) if self.gaps else buffer
+
+
+def most_rows(rows: Any, experts: Any, like: Tensor) -> Any:
+    """Returns how many rows a buffer can have at most, without a look at the sizes."""
+    return rows + rows // 32 + _STEP * experts if _compiles_per_shape(like) else rows
+
+
+def _compiles_per_shape(like: Tensor) -> bool:
+    return like.dtype.itemsize < 4 and like.device.type == "cpu"
+
+
+def _rounded(size: int) -> int:
+    step = max(_STEP, 2 ** max(0, size.bit_length() - 6))
+    return -(-size // step) * step
 
 
 @torch.library.custom_op("mtlbench::segment_matmul", mutates_args=())
@@ -32,18 +94,15 @@ def matmul(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor) -> 
         bias: (E, N) or None.
         sizes: (E,) int64, rows per expert; they sum to R.
     """
-    result = rows.new_empty(len(rows), weight.shape[2])
-    for e, part in enumerate(segments(sizes)):
+    layout = Layout.of(sizes, rows)
+    buffer = layout.take(rows)
+    result = buffer.new_empty(len(buffer), weight.shape[2])
+    for e, part in enumerate(layout.parts):
         if bias is None:
-            torch.mm(rows[part], weight[e], out=result[part])
+            torch.mm(buffer[part], weight[e], out=result[part])
         else:
-            torch.addmm(bias[e], rows[part], weight[e], out=result[part])
-    return result
-
-
-@matmul.register_fake
-def _(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor) -> Tensor:
-    return rows.new_empty(len(rows), weight.shape[2])
+            torch.addmm(bias[e], buffer[part], weight[e], out=result[part])
+    return layout.give(result)
 
 
 @torch.library.custom_op("mtlbench::segment_outer", mutates_args=())
@@ -55,15 +114,22 @@ def outer(left: Tensor, right: Tensor, sizes: Tensor) -> Tensor:
         right: (R, N).
         sizes: (E,) int64.
     """
+    layout = Layout.of(sizes, left)
+    left, right = layout.take(left), layout.take(right)
     result = left.new_empty(len(sizes), left.shape[1], right.shape[1])
-    for e, part in enumerate(segments(sizes)):
+    for e, part in enumerate(layout.parts):
         torch.mm(left[part].t(), right[part], out=result[e])
     return result
 
 
+@matmul.register_fake
+def _(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[2])
+
+
 @outer.register_fake
 def _(left: Tensor, right: Tensor, sizes: Tensor) -> Tensor:
-    return left.new_empty(len(sizes), left.shape[1], right.shape[1])
+    return left.new_empty(sizes.shape[0], left.shape[1], right.shape[1])
 
 
 def _keep_matmul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -75,11 +141,12 @@ def _keep_matmul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _matmul_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     rows, weight, sizes = ctx.saved_tensors
     needs = ctx.needs_input_grad
+    gradient = gradient.contiguous()
     to_rows = matmul(gradient, weight.transpose(1, 2), None, sizes) if needs[0] else None
     to_weight = outer(rows, gradient, sizes) if needs[1] else None
     to_bias = None
     if ctx.has_bias and needs[2]:
-        to_bias = outer(gradient.new_ones(len(gradient), 1), gradient, sizes).squeeze(1)
+        to_bias = outer(gradient.new_ones(gradient.shape[0], 1), gradient, sizes).squeeze(1)
     return to_rows, to_weight, to_bias, None
 
 
@@ -99,13 +166,10 @@ outer.register_autograd(_outer_backward, setup_context=_keep_outer)
 
 
 @register_flop_formula(torch.ops.mtlbench.segment_matmul)
-def _matmul_flops(rows: Any, weight: Any, bias: Any, sizes: Any, *_: Any, **__: Any) -> int:
+def _matmul_flops(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
     return 2 * rows[0] * weight[1] * weight[2]
 
 
 @register_flop_formula(torch.ops.mtlbench.segment_outer)
-def _outer_flops(left: Any, right: Any, sizes: Any, *_: Any, **__: Any) -> int:
+def _outer_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
     return 2 * left[0] * left[1] * right[1]
-
-
-assert F

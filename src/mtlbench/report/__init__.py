@@ -6,25 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtlbench.report import conditions
 from mtlbench.report.leaderboard import build
 from mtlbench.report.read import Study, read_study
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtlbench.report.board import Leaderboard
+    from mtlbench.report.tables import AnyBoard
 
 __all__ = ["build", "load", "show", "write"]
 
 
-def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[Study, Leaderboard]:
-    """Reads a results folder and builds its leaderboard.
+def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[Study, AnyBoard]:
+    """Reads a results folder and builds its leaderboard, or its table of methods by conditions.
 
     Args:
         folder: ``results/<suite>``.
         states: State per run id, see `build`.
     """
     study = read_study(folder)
+    if "study" in study.plan:
+        return study, conditions.build(study.plan, study.results, states, study.errors)
     return study, build(study.plan, study.results, states, study.errors)
 
 
@@ -38,8 +41,12 @@ def show(folder: Path, states: Mapping[str, str] | None = None, console: Console
 
 
 def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
-    """Writes ``leaderboard.md``, ``.csv``, ``.tex`` and ``report.html`` into a results folder; returns their paths."""
+    """Writes ``leaderboard.md``, ``.csv``, ``.tex`` and ``report.html`` into a results folder; returns their paths.
+
+    Where methods have experts, ``experts.json`` tells which task uses which.
+    """
     from mtlbench.report import export, page
+    from mtlbench.report.usage import read_usage, usage_json
 
     study, board = load(folder, states)
     files = {
@@ -48,6 +55,8 @@ def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
         "leaderboard.tex": export.latex(board),
         "report.html": page.render(study, board),
     }
+    if read_usage(study):
+        files["experts.json"] = usage_json(study)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in files]

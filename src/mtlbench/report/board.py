@@ -128,36 +128,23 @@ class Problem:
     reason: str
 
 
-@dataclass(frozen=True)
-class Leaderboard:
-    """The comparison of one suite.
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """What all tables of a study have.
 
     Attributes:
         suite: Name of the suite.
         title: One line about it.
-        baseline: Row that Δm refers to.
         rules: What was compared and how, as (word, text); printed above the table.
-        columns: All metrics; those with ``primary`` form the table.
-        rows: Ranked rows first, best first.
         notes: How to read the table; printed beneath.
-        comparisons: Against the best row and against ``uniform``.
         problems: Runs without a result.
     """
 
     suite: str
     title: str
-    baseline: str
     rules: tuple[tuple[str, str], ...]
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    comparisons: tuple[Comparison, ...] = ()
     problems: tuple[Problem, ...] = ()
-
-    @property
-    def primary(self) -> tuple[Column, ...]:
-        """The columns of the table."""
-        return tuple(c for c in self.columns if c.primary)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -165,3 +152,71 @@ class Leaderboard:
         states = {(p.run or f"{p.label}-{p.seed}"): p.state for p in self.problems}
         failed = sum(state == "failed" for state in states.values())
         return {"failed": failed, "unfinished": len(states) - failed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard(Board):
+    """The comparison of one suite.
+
+    Attributes:
+        baseline: Row that Δm refers to.
+        columns: All metrics; those with ``primary`` form the table.
+        rows: Ranked rows first, best first.
+        comparisons: Against the best row and against ``uniform``.
+    """
+
+    baseline: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def primary(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return tuple(c for c in self.columns if c.primary)
+
+
+@dataclass(frozen=True)
+class ConditionRow:
+    """One label of a study that varies conditions.
+
+    Attributes:
+        label: Name in the table.
+        method: Method behind it.
+        planned: Seeds that the suite asks for.
+        values: The number that the study is about, by condition and seed.
+        scores: All scores, by condition, metric and seed.
+        cost: Costs of one seed and condition, ``None`` while none is done.
+    """
+
+    label: str
+    method: str
+    planned: tuple[int, ...]
+    values: dict[str, dict[int, float]]
+    scores: dict[str, dict[tuple[str, str], dict[int, float]]]
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionBoard(Board):
+    """Methods by conditions, see `mtlbench.protocols`.
+
+    Attributes:
+        quantity: What a cell holds.
+        digits: Decimals of a cell.
+        signed: Whether cells are shown with a sign.
+        conditions: Columns of the table.
+        columns: All metrics.
+        rows: In the order of the suite.
+        reference: Row that the others are compared with.
+        comparisons: By condition; differences in ``quantity``.
+    """
+
+    quantity: str
+    digits: int
+    signed: bool
+    conditions: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[ConditionRow, ...]
+    reference: str
+    comparisons: tuple[tuple[str, Comparison], ...] = ()

@@ -1,4 +1,4 @@
-"""The leaderboard as Markdown, tidy CSV and a LaTeX table."""
+"""The tables of a study as Markdown, tidy CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 
 from mtlbench.metrics.relative import PROTOCOL
-from mtlbench.report.board import Leaderboard, Row
-from mtlbench.report.grid import Part, comparison_grid, leaderboard_grid, problem_summary
-from mtlbench.report.statistics import Estimate
+from mtlbench.report import tables
+from mtlbench.report.board import Column, ConditionBoard, ConditionRow, Cost, Leaderboard, Row
+from mtlbench.report.grid import Part, problem_summary
+from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.words import Cell
 
 FIELDS = ("label", "method", "rank", "quantity", "protocol", "unit", "better", "mean", "std", "n", "low", "high")
 """Columns of the CSV: one line per number."""
 
+CONDITION_FIELDS = ("label", "method", "condition", *FIELDS[3:])
+"""The same where conditions vary, and nothing is ranked."""
 
-def markdown(board: Leaderboard) -> str:
-    """Returns the whole leaderboard as Markdown."""
+
+def markdown(board: tables.AnyBoard) -> str:
+    """Returns the whole comparison as Markdown."""
     lines = [f"# {_md(board.suite)}", "", _md(board.title), ""]
     lines += [f"- **{word}**: {_md(text)}" for word, text in board.rules]
-    lines += ["", *_md_table(leaderboard_grid(board)), ""]
+    lines += ["", *_md_table(tables.main(board)), ""]
     lines += [f"- {_md(note)}" for note in board.notes]
-    if board.comparisons:
-        lines += ["", "## Differences in Δm, paired by seed", "", *_md_table(comparison_grid(board))]
+    if others := tables.published(board):
+        lines += ["", f"## {_md(others[0])}", "", *_md_table(others[1])]
+    if compared := tables.differences(board):
+        lines += ["", f"## {_md(compared[0])}", "", *_md_table(compared[1])]
     if board.problems:
         lines += ["", f"## Without a result: {problem_summary(board)}", ""]
         lines += [
@@ -33,21 +39,29 @@ def markdown(board: Leaderboard) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tidy_csv(board: Leaderboard) -> str:
-    """Returns one line per label and quantity, in full precision."""
+def tidy_csv(board: tables.AnyBoard) -> str:
+    """Returns one line per label, condition where there are several, and quantity, in full precision."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+    if isinstance(board, Leaderboard):
+        fields, records = (
+            FIELDS,
+            [{"rank": row.rank, **_named(row, r)} for row in board.rows for r in _records(board, row)],
+        )
+    else:
+        fields, records = (
+            CONDITION_FIELDS,
+            [_named(row, r) for row in board.rows for r in _condition_records(board, row)],
+        )
+    writer = csv.DictWriter(stream, fields, lineterminator="\n")
     writer.writeheader()
-    for row in board.rows:
-        for record in _records(board, row):
-            writer.writerow({"label": row.label, "method": row.method, "rank": row.rank, **record})
+    writer.writerows(records)
     return stream.getvalue()
 
 
-def latex(board: Leaderboard) -> str:
+def latex(board: tables.AnyBoard) -> str:
     """Returns a table for the package booktabs; what was compared stands in comments above it."""
-    parts = [p for p in leaderboard_grid(board) if p.head not in ("95 % interval", "train")]
-    align = "".join("l" if p.head == "method" else "r" for p in parts)
+    parts = [p for p in tables.main(board) if p.head not in ("95 % interval", "train")]
+    align = "".join("l" if p.head in tables.TEXTUAL else "r" for p in parts)
     comments = [f"% {word}: {' '.join(text.split())}" for word, text in board.rules]
     rows = [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in zip(*(p.cells for p in parts), strict=True)]
     head = " & ".join(_tex(p.head) for p in parts) + r" \\"
@@ -58,20 +72,39 @@ def latex(board: Leaderboard) -> str:
 def _records(board: Leaderboard, row: Row) -> Iterator[dict[str, object]]:
     for column in board.columns:
         if column.key in row.cells:
-            better = "higher" if column.higher_is_better else "lower"
-            about = {"quantity": column.task, "protocol": column.protocol, "unit": column.unit, "better": better}
-            yield about | _numbers(row.cells[column.key])
+            yield _about(column) | _numbers(row.cells[column.key])
     if row.delta:
         yield {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"} | _numbers(row.delta)
-    for name, unit in {
-        "seconds_per_step": "s",
-        "peak_memory_gib": "GiB",
-        "parameters": "",
-        "train_seconds": "s",
-    }.items():
-        value = getattr(row.cost, name) if row.cost else None
+    yield from _cost_records(row.cost)
+
+
+def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dict[str, object]]:
+    for condition, scores in row.scores.items():
+        for column in board.columns:
+            if values := scores[column.key]:
+                yield {"condition": condition, **_about(column)} | _numbers(estimate(values.values()))
+    for condition, values in row.values.items() if board.signed else ():
+        if values:
+            drop = {"condition": condition, "quantity": "drop", "unit": "%", "better": "lower"}
+            yield drop | _numbers(estimate(values.values()))
+    yield from _cost_records(row.cost)
+
+
+def _cost_records(cost: Cost | None) -> Iterator[dict[str, object]]:
+    units = {"seconds_per_step": "s", "peak_memory_gib": "GiB", "parameters": "", "train_seconds": "s"}
+    for name, unit in units.items():
+        value = getattr(cost, name) if cost else None
         if value is not None:
             yield {"quantity": name, "unit": unit, "better": "lower", "mean": value}
+
+
+def _named(row: Row | ConditionRow, record: dict[str, object]) -> dict[str, object]:
+    return {"label": row.label, "method": row.method, **record}
+
+
+def _about(column: Column) -> dict[str, object]:
+    better = "higher" if column.higher_is_better else "lower"
+    return {"quantity": column.task, "protocol": column.protocol, "unit": column.unit, "better": better}
 
 
 def _numbers(estimate: Estimate) -> dict[str, object]:
@@ -87,7 +120,7 @@ def _md(text: str) -> str:
 
 def _md_table(parts: Sequence[Part]) -> Iterable[str]:
     yield "| " + " | ".join(_md(p.head) for p in parts) + " |"
-    yield "|" + "|".join(" :-- " if p.head in ("method", "against") else " --: " for p in parts) + "|"
+    yield "|" + "|".join(" :-- " if p.head in tables.TEXTUAL else " --: " for p in parts) + "|"
     for row in zip(*(p.cells for p in parts), strict=True):
         yield "| " + " | ".join(_md_cell(cell) for cell in row) + " |"
 

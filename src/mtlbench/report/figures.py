@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mtlbench.report.board import Leaderboard
+from mtlbench.report.board import ConditionBoard, Leaderboard
 from mtlbench.report.series import Series, labels_with
-
-COLOURS = ("#4c78a8", "#e4803a", "#54a24b", "#c8504f", "#8b6cb5", "#3aa6a0", "#b58b2e", "#d57aa5", "#7f7f7f", "#9c6b4e")
-"""Mid-tones that read on white and on near black."""
+from mtlbench.report.statistics import estimate
+from mtlbench.report.style import COLOURS, safe, style
 
 SHOWN = 6
 """Curves visible at first; the legend shows the others."""
-
-LINE = "rgba(128,128,128,0.28)"
 
 COSINE, WEIGHT = "gradient/cosine/", "gradient/weight/"
 
@@ -57,19 +53,35 @@ def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
     return {title: figure for title, figure in found.items() if figure is not None}
 
 
+def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
+    """Returns what the study is about over its conditions, one line per label, with 95 % intervals."""
+    figure = go.Figure()
+    for i, row in enumerate(board.rows):
+        known = {c: estimate(row.values[c].values()) for c in board.conditions if row.values.get(c)}
+        half = [(e.high - e.mean) if e.high is not None else 0 for e in known.values()]
+        figure.add_scatter(
+            x=[safe(c) for c in known], y=[e.mean for e in known.values()], name=safe(row.label),
+            error_y={"array": half, "thickness": 1.4, "width": 4}, mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)], "width": 1.8}, customdata=[[e.n] for e in known.values()],
+            hovertemplate=f"{safe(row.label)}, %{{x}}: %{{y:.4g}}, n = %{{customdata[0]}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
+    return {board.quantity: style(figure, 420)} if figure.data else {}
+
+
 def gains(board: Leaderboard) -> go.Figure | None:
     """Returns the relative gain over single-task per task, paired by seed, with 95 % intervals."""
     tasks = [c.task for c in board.primary if any(c.task in row.gains for row in board.rows)]
     rows = [row for row in board.rows if row.gains][::-1]
     if not tasks:
         return None
-    figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=[_safe(t) for t in tasks])
+    figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=[safe(t) for t in tasks])
     for column, task in enumerate(tasks, start=1):
         known = [(row.label, row.gains[task].estimate) for row in rows if task in row.gains]
         half = [(e.high - e.mean) if e.high is not None else 0 for _, e in known]
         figure.add_scatter(
             x=[e.mean for _, e in known],
-            y=[_safe(label) for label, _ in known],
+            y=[safe(label) for label, _ in known],
             error_x={"array": half, "thickness": 1.4, "width": 4, "color": "rgba(128,128,128,0.9)"},
             mode="markers",
             marker={"size": 8, "color": [COLOURS[2] if e.mean >= 0 else COLOURS[3] for _, e in known]},
@@ -79,7 +91,7 @@ def gains(board: Leaderboard) -> go.Figure | None:
         )  # fmt: skip
         figure.add_vline(x=0, line={"color": "rgba(128,128,128,0.8)", "width": 1}, row=1, col=column)  # type: ignore
         figure.update_xaxes(title_text="gain in %" if column == 1 else "", row=1, col=column)
-    return _style(figure, 120 + 30 * len(rows), legend=False)
+    return style(figure, 120 + 30 * len(rows), legend=False)
 
 
 def cost(board: Leaderboard) -> go.Figure | None:
@@ -99,15 +111,15 @@ def cost(board: Leaderboard) -> go.Figure | None:
             y=[delta.mean],
             error_y={"array": [half], "thickness": 1.4, "width": 4},
             mode="markers+text",
-            text=[_safe(row.label) if row.label in named else ""],
-            hovertext=[_safe(row.label)],
+            text=[safe(row.label) if row.label in named else ""],
+            hovertext=[safe(row.label)],
             textposition="top right" if i % 2 else "bottom right",  # Neighbours in rank are often near in cost.
             marker={"size": 10, "color": COLOURS[i % len(COLOURS)]},
             hovertemplate=f"%{{hovertext}}<br>%{{x:.3g}} s per step<br>Δm %{{y:+.2f}} %, n = {delta.n}<extra></extra>",
         )
     _cost_axis(figure, [seconds for _, _, seconds in known])
     figure.update_yaxes(title_text="Δm in %")
-    return _style(figure, 460, legend=False)
+    return style(figure, 460, legend=False)
 
 
 def _named(board: Leaderboard, points: list[tuple[str, float, float]]) -> set[str]:
@@ -134,7 +146,7 @@ def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list
         return None
     wide = min(3, len(kept))
     high = math.ceil(len(kept) / wide)
-    figure = make_subplots(high, wide, subplot_titles=[_safe(t) for _, t in kept], vertical_spacing=0.14 / high + 0.05)
+    figure = make_subplots(high, wide, subplot_titles=[safe(t) for _, t in kept], vertical_spacing=0.14 / high + 0.05)
     labels = [row.label for row in board.rows if row.label in series]
     first = _visible(board, labels)
     named: set[str] = set()
@@ -151,7 +163,7 @@ def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list
                 named.add(label)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
-    return _style(figure, 110 + 250 * high)
+    return style(figure, 110 + 250 * high)
 
 
 def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figure | None:
@@ -161,11 +173,11 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
         return None
     wide = min(3, len(logged))
     high = math.ceil(len(logged) / wide)
-    figure = make_subplots(high, wide, subplot_titles=[_safe(x) for x in logged], horizontal_spacing=0.09)
+    figure = make_subplots(high, wide, subplot_titles=[safe(x) for x in logged], horizontal_spacing=0.09)
     for place, label in enumerate(logged):
         values = _matrix(series[label], tasks)
         figure.add_heatmap(
-            z=values, x=[_safe(t) for t in tasks], y=[_safe(t) for t in tasks], zmin=-1, zmax=1,
+            z=values, x=[safe(t) for t in tasks], y=[safe(t) for t in tasks], zmin=-1, zmax=1,
             texttemplate="%{z:.2f}", hoverongaps=False, coloraxis="coloraxis",
             hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>", row=place // wide + 1, col=place % wide + 1,
         )  # fmt: skip
@@ -174,7 +186,7 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
     figure.update_xaxes(constrain="domain")
     _colour(figure)
     figure.update_yaxes(autorange="reversed")
-    return _style(figure, 110 + 300 * high, legend=False)
+    return style(figure, 110 + 300 * high, legend=False)
 
 
 def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None:
@@ -185,10 +197,10 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     if not shown:
         return None
     pairs = [name for name in series[shown[0]] if name.startswith(COSINE)]
-    names = [_safe(pair.removeprefix(COSINE).replace("|", ", ")) for pair in pairs]
+    names = [safe(pair.removeprefix(COSINE).replace("|", ", ")) for pair in pairs]
     wide = min(2, len(shown))
     high = math.ceil(len(shown) / wide)
-    figure = make_subplots(high, wide, subplot_titles=[_safe(x) for x in shown], shared_yaxes=True)
+    figure = make_subplots(high, wide, subplot_titles=[safe(x) for x in shown], shared_yaxes=True)
     for place, label in enumerate(shown):
         known = [series[label].get(pair) for pair in pairs]
         figure.add_heatmap(
@@ -198,7 +210,7 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     _colour(figure)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
-    return _style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False)
+    return style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False)
 
 
 def _colour(figure: go.Figure) -> None:
@@ -213,8 +225,8 @@ def _line(figure: go.Figure, label: str, s: Series, colour: str, listed: bool, l
         )  # fmt: skip
     mode = "lines" if len(s.steps) > 3 else "lines+markers"  # A single point makes no line.
     figure.add_scatter(
-        x=s.steps, y=s.mean, name=_safe(label), mode=mode, line={"color": colour, "width": 1.8},
-        showlegend=listed, hovertemplate=f"{_safe(label)}: %{{y:.4g}} at step %{{x}}, n = {s.n}<extra></extra>", **look,
+        x=s.steps, y=s.mean, name=safe(label), mode=mode, line={"color": colour, "width": 1.8},
+        showlegend=listed, hovertemplate=f"{safe(label)}: %{{y:.4g}} at step %{{x}}, n = {s.n}<extra></extra>", **look,
     )  # fmt: skip
 
 
@@ -230,23 +242,3 @@ def _matrix(by_name: Mapping[str, Series], tasks: list[str]) -> list[list[float 
         if name.startswith(COSINE):
             mean[frozenset(name.removeprefix(COSINE).split("|"))] = sum(s.mean) / len(s.mean)
     return [[mean.get(frozenset([a, b])) for b in tasks] for a in tasks]
-
-
-def _style(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
-    """Makes a figure plain and transparent: the page decides what is light and what is dark."""
-    clear = "rgba(0,0,0,0)"
-    figure.update_layout(
-        template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, showlegend=legend,
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        margin={"l": 60, "r": 20, "t": 36, "b": 50},
-        legend={"orientation": "h", "yanchor": "top", "y": -56 / (height - 86)},  # 56 pixels, under the axis title
-    )  # fmt: skip
-    figure.update_annotations(font_size=13)
-    figure.update_xaxes(gridcolor=LINE, zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor=LINE, zeroline=False, automargin=True)
-    return figure
-
-
-def _safe(text: str) -> str:
-    # Plotly reads a little HTML in its texts; a name is only ever a name.
-    return html.escape(text, quote=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mtlbench.report import words
-from mtlbench.report.board import Leaderboard
+from mtlbench.report.board import Board, Leaderboard
 from mtlbench.report.words import Cell
 
 
@@ -25,6 +26,11 @@ class Part:
     group: str
     tip: str = ""
 
+    @classmethod
+    def of(cls, head: str, texts: Iterable[str], group: str, tip: str = "") -> Part:
+        """Returns a column of plain text."""
+        return cls(head, tuple(Cell(text) for text in texts), group, tip)
+
 
 def leaderboard_grid(board: Leaderboard) -> tuple[Part, ...]:
     """Returns the main table: rank, label, Δm, one column per task, costs."""
@@ -39,13 +45,13 @@ def leaderboard_grid(board: Leaderboard) -> tuple[Part, ...]:
         "train": (words.hours, "training time of all runs, per seed"),
     }
     return (
-        _part("#", [str(row.rank or words.BLANK) for row in rows], "name", "rank"),
-        _part("method", [row.label for row in rows], "name"),
-        _part("n", [words.seeds(row) for row in rows], "name", "seeds with every cell"),
+        Part.of("#", [str(row.rank or words.BLANK) for row in rows], "name", "rank"),
+        Part.of("method", [row.label for row in rows], "name"),
+        Part.of("n", [words.seeds(row) for row in rows], "name", "seeds with every cell"),
         Part("Δm % ↑", tuple(words.delta_cells(rows)), "delta", "mean relative gain over single-task training"),
-        _part("95 % interval", [words.interval(row.delta) for row in rows], "delta", "t interval of Δm"),
+        Part.of("95 % interval", [words.interval(row.delta) for row in rows], "delta", "t interval of Δm"),
         *scores,
-        *(_part(head, [show(row.cost) for row in rows], "cost", tip) for head, (show, tip) in costs.items()),
+        *(Part.of(head, [show(row.cost) for row in rows], "cost", tip) for head, (show, tip) in costs.items()),
     )
 
 
@@ -53,22 +59,22 @@ def comparison_grid(board: Leaderboard) -> tuple[Part, ...]:
     """Returns the pairwise comparisons; no row where there is nothing to compare."""
     every = board.comparisons
     return (
-        _part("method", [f"{c.label}{' *' if c.named else ''}" for c in every], "name", "*: named beforehand"),
-        _part("against", [c.reference for c in every], "name"),
-        _part("difference in Δm", [words.number(c.difference.estimate.mean, 2, sign=True) for c in every], "score"),
-        _part("95 % interval", [words.interval(c.difference.estimate) for c in every], "score"),
-        _part("n", [str(c.difference.estimate.n) for c in every], "score", "seeds in common"),
-        _part("p (Holm)", [words.probability(c.p_holm) for c in every], "score", "corrected per reference row"),
+        Part.of("method", [f"{c.label}{' *' if c.named else ''}" for c in every], "name", "*: named beforehand"),
+        Part.of("against", [c.reference for c in every], "name"),
+        Part.of("difference in Δm", [words.number(c.difference.estimate.mean, 2, sign=True) for c in every], "score"),
+        Part.of("95 % interval", [words.interval(c.difference.estimate) for c in every], "score"),
+        Part.of("n", [str(c.difference.estimate.n) for c in every], "score", "seeds in common"),
+        Part.of("p (Holm)", [words.probability(c.p_holm) for c in every], "score", "corrected per reference row"),
     )
 
 
 def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
     """Returns every metric of every task, those outside the ranking included."""
     return (
-        _part("method", [row.label for row in board.rows], "name"),
+        Part.of("method", [row.label for row in board.rows], "name"),
         *(
             Part(
-                f"{c.task} {c.protocol}{f' [{c.unit}]' if c.unit else ''} {c.arrow}",
+                words.metric(c),
                 tuple(words.score_cells(board.rows, c)),
                 "score",
             )
@@ -77,10 +83,6 @@ def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
     )
 
 
-def problem_summary(board: Leaderboard) -> str:
+def problem_summary(board: Board) -> str:
     """Returns the count of failed and unfinished runs, ``""`` when there is none."""
     return ", ".join(f"{count} {what}" for what, count in board.counts.items() if count)
-
-
-def _part(head: str, cells: list[str], group: str, tip: str = "") -> Part:
-    return Part(head, tuple(Cell(text) for text in cells), group, tip)

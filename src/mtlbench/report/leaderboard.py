@@ -38,10 +38,10 @@ def build(
     Raises:
         StoreError: If a run reports another protocol or split than its column.
     """
-    columns = _columns(study)
-    known = _states(study, results, states, errors or {})
+    columns = columns_of(study)
+    known = states_of(study, results, states, errors or {})
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
-    drafts = [_draft(study, entries, columns, done) for entries in _by_label(study["rows"]).values()]
+    drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
     named = study.get("named") or ()
     rows = order(_finish(draft, baseline, columns) for draft in drafts)
@@ -54,7 +54,7 @@ def build(
         rows=rows,
         notes=notes(rows, named),
         comparisons=compare(rows, named),
-        problems=tuple(_problems(study["rows"], known, errors or {})),
+        problems=tuple(problems_of(study["rows"], known, errors or {})),
     )
 
 
@@ -66,7 +66,8 @@ class _Draft:
     scores: Scores
 
 
-def _columns(study: Record) -> tuple[Column, ...]:
+def columns_of(study: Record) -> tuple[Column, ...]:
+    """Returns every metric of every task of a study."""
     return tuple(
         Column(task, p["id"], p["higher_is_better"], p.get("unit", ""), i == 0, i == 0 and about["in_delta_m"])
         for task, about in study["tasks"].items()
@@ -74,15 +75,17 @@ def _columns(study: Record) -> tuple[Column, ...]:
     )
 
 
-def _states(
+def states_of(
     study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
 ) -> dict[str, str]:
+    """Returns the state of every run of a study: as given, else guessed from what it left behind."""
     runs = {run for entry in study["rows"] for run in runs_of(entry)}
     guess = {run: "done" if run in results else "failed" if run in errors else "todo" for run in runs}
     return guess | dict(states or {})
 
 
-def _by_label(entries: Iterable[Record]) -> dict[str, list[Record]]:
+def by_label(entries: Iterable[Record]) -> dict[str, list[Record]]:
+    """Returns the entries of every row."""
     grouped: dict[str, list[Record]] = {}
     for entry in entries:
         grouped.setdefault(entry["label"], []).append(entry)
@@ -94,7 +97,7 @@ def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], do
     for entry in entries:
         for column in columns:
             result = done.get(entry["serving"].get(column.task, ""))
-            value = None if result is None else _score(result, column, study["split"])
+            value = None if result is None else score_of(result, column, study["split"])
             if value is not None:
                 scores[column.key][entry["seed"]] = value
     planned = sorted({*study["seeds"], *(entry["seed"] for entry in entries)})
@@ -105,7 +108,7 @@ def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], do
     return _Draft(row, scores)
 
 
-def _score(result: Record, column: Column, split: str) -> float | None:
+def score_of(result: Record, column: Column, split: str) -> float | None:
     """Returns one cell, ``None`` where it is missing or not a number."""
     if result.get("split", split) != split:
         raise StoreError(
@@ -172,7 +175,10 @@ def _gains(draft: _Draft, baseline: _Draft | None, scored: list[Column]) -> dict
     return gains
 
 
-def _problems(entries: Iterable[Record], states: Mapping[str, str], errors: Mapping[str, Record]) -> Iterable[Problem]:
+def problems_of(
+    entries: Iterable[Record], states: Mapping[str, str], errors: Mapping[str, Record]
+) -> Iterable[Problem]:
+    """Yields what has no result, run by run."""
     for entry in entries:
         label, seed = entry["label"], entry["seed"]
         broken = [run for run in runs_of(entry) if states.get(run, "todo") != "done"]

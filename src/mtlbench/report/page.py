@@ -9,17 +9,19 @@ import jinja2
 from markupsafe import Markup
 
 from mtlbench.pictures import SEGMENTATION, palette
+from mtlbench.report import tables
 from mtlbench.report.board import Leaderboard
-from mtlbench.report.figures import figures
+from mtlbench.report.figures import conditions, figures
 from mtlbench.report.gallery import exhibits
-from mtlbench.report.grid import comparison_grid, leaderboard_grid, metrics_grid, problem_summary
+from mtlbench.report.grid import problem_summary
 from mtlbench.report.read import Study
 from mtlbench.report.series import read_series
+from mtlbench.report.usage import usage_figures
 
 TEMPLATE = "report.html.jinja"
 
 
-def render(study: Study, board: Leaderboard) -> str:
+def render(study: Study, board: tables.AnyBoard) -> str:
     """Returns the report as HTML. Every name and message in it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -28,18 +30,27 @@ def render(study: Study, board: Leaderboard) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = {title: figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG) for title, figure in (
-        figures(board, read_series(study)).items())}  # fmt: skip
-    broken = {p.run for p in board.problems}
+    ranked = isinstance(board, Leaderboard)
+    series = read_series(study)
+    plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
+    plots |= usage_figures(study, series)
+    drawn = {
+        title: figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
+        for title, figure in plots.items()
+    }
+    done = set(study.results) - {p.run for p in board.problems}
     return environment.get_template(TEMPLATE).render(
         board=board,
-        table=leaderboard_grid(board),
-        comparisons=comparison_grid(board),
-        metrics=metrics_grid(board),
+        heading="Leaderboard" if ranked else "Methods by conditions",
+        textual=tables.TEXTUAL,
+        table=tables.main(board),
+        published=tables.published(board),
+        differences=tables.differences(board),
+        metrics=tables.every_metric(board),
         problems=problem_summary(board),
         figures={title: Markup(text) for title, text in drawn.items()},
         plotly=Markup(_plotly()) if drawn else "",
-        exhibits=exhibits(study, [r.label for r in board.rows], set(study.results) - broken),
+        exhibits=exhibits(study, [r.label for r in board.rows], done) if ranked else [],
         legends=_legends(study),
     )
 

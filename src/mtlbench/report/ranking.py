@@ -38,10 +38,12 @@ def compare(rows: tuple[Row, ...], named: Sequence[str] = ()) -> tuple[Compariso
     ranked = [r for r in rows if r.delta]
     best = ranked[:1]
     uniform = [r for r in ranked if r.label == REFERENCE] or [r for r in ranked if r.method == REFERENCE]
-    references = dict.fromkeys(r.label for r in best + uniform[:1])
+    references = list(dict.fromkeys(r.label for r in best + uniform[:1]))
     alone = [r for r in ranked if r.label in named]
     first = [replace(c, named=True) for c in _family(alone, named[1])] if len(alone) == 2 else []
-    return (*first, *(c for label in references for c in _family(ranked, label)))
+    families = [c for label in references for c in _family(ranked, label)]
+    # The two references are a pair of both families; it is shown as `uniform` against the best row, and not mirrored.
+    return (*first, *(c for c in families if (c.label, c.reference) != tuple(references)))
 
 
 def _merit(row: Row) -> tuple[float, str]:

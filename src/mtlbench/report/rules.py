@@ -11,13 +11,16 @@ from mtlbench.report.board import Column, Row
 
 def rules(study: Mapping[str, Any], columns: Iterable[Column]) -> tuple[tuple[str, str], ...]:
     """Returns (word, text) lines that make two tables comparable, or show why they are not."""
-    entering = ", ".join(c.protocol for c in columns if c.in_delta_m)
+    entering = ", ".join(f"{c.task} ({c.protocol})" for c in columns if c.in_delta_m)
     lines = {
         "Suite": f"{study['suite']}, version {study.get('version', '?')}",
         "Scores": f"on the {study['split']} split; weights chosen by: {study['selection']}",
         "Tuning budget": study["search"],
         "Seeds": ", ".join(map(str, study["seeds"])),
-        "Δm": f"{PROTOCOL} in %, higher is better, against {study['baseline']} on the same seeds, from {entering}",
+        "Study": study["study"]["text"] if "study" in study else "",
+        "Δm": ""
+        if "study" in study
+        else f"{PROTOCOL} in %, higher is better, against {study['baseline']} on the same seeds, from {entering}",
         "Data": study.get("data", ""),
         "Removed tasks": "; ".join(f"{r['task']} ({r['reason']})" for r in study.get("removed", [])),
         "Overrides": ", ".join(study.get("overrides", [])),

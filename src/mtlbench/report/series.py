@@ -56,7 +56,7 @@ def _counts(name: str, run: str, serving: dict[str, str]) -> bool:
     group, _, rest = name.partition("/")
     if group in ("loss", "val"):
         return serving.get(rest.split("/")[0], run) == run
-    return group == "gradient" and run in (set(serving.values()) or {run})
+    return group in ("gradient", "experts") and run in (set(serving.values()) or {run})
 
 
 def _average(curves: Curves) -> Series | None:

@@ -1,4 +1,4 @@
-"""The leaderboard in the terminal."""
+"""The tables of a study in the terminal."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mtlbench.report.board import Leaderboard, Problem
-from mtlbench.report.grid import Part, comparison_grid, leaderboard_grid, problem_summary
+from mtlbench.report import tables
+from mtlbench.report.board import Problem
+from mtlbench.report.grid import Part, problem_summary
 from mtlbench.report.words import Cell
 
 
-def show_board(board: Leaderboard, console: Console) -> None:
+def show_board(board: tables.AnyBoard, console: Console) -> None:
     """Prints rules, table, notes, comparisons and problems."""
     console.print(Text(f"{board.suite}: {board.title}" if board.title else board.suite, style="bold"))
     console.print(_lines(board.rules))
-    for table in _fit(leaderboard_grid(board), console):
+    for table in _fit(tables.main(board), console):
         console.print(table)
         console.print()
     for note in board.notes:
         console.print(Text(note, style="dim"))
-    if board.comparisons:
-        console.print(Text("\nDifferences in Δm, paired by seed", style="bold"))
-        console.print(_table(comparison_grid(board)))
+    if others := tables.published(board):
+        console.print(Text(f"\n{others[0]}", style="bold"))
+        for table in _fit(others[1], console):
+            console.print(table)
+    if compared := tables.differences(board):
+        console.print(Text(f"\n{compared[0]}", style="bold"))
+        console.print(_table(compared[1]))
     if board.problems:
         console.print(Text(f"\nWithout a result: {problem_summary(board)}", style="bold"))
         console.print(_problems(board.problems))
@@ -59,7 +64,7 @@ def _fits(parts: Sequence[Part], console: Console) -> bool:
 def _table(parts: Sequence[Part]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for part in parts:
-        names = part.head in ("method", "against")
+        names = part.head in tables.TEXTUAL
         table.add_column(escape(part.head), justify="left" if names else "right", no_wrap=not names, overflow="fold")
     for row in zip(*(part.cells for part in parts), strict=True):
         table.add_row(*(_cell(cell) for cell in row))

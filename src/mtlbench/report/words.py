@@ -44,6 +44,19 @@ def decimals(values: Iterable[float]) -> int:
     return 3 if largest < 10 else 2 if largest < 100 else 1
 
 
+def numbers(values: Iterable[float | None]) -> list[str]:
+    """Returns a column of numbers with one count of decimals."""
+    every = list(values)
+    digits = decimals(v for v in every if v is not None)
+    return [BLANK if v is None else number(v, digits) for v in every]
+
+
+def metric(column: Column) -> str:
+    """Returns a metric in full: task, protocol, unit and direction."""
+    unit = f" [{column.unit}]" if column.unit else ""
+    return f"{column.task} {column.protocol}{unit} {column.arrow}"
+
+
 def score_cells(rows: Iterable[Row], column: Column) -> list[Cell]:
     """Returns one column of scores."""
     every = [(row, row.cells.get(column.key)) for row in rows]
@@ -62,11 +75,11 @@ def delta_cells(rows: Iterable[Row]) -> list[Cell]:
     return [Cell(number(d.mean, 2, sign=True), _spread(d, 2), best=d.mean == best) if d else Cell(BLANK) for d in every]
 
 
-def interval(estimate: Estimate | None, digits: int = 2) -> str:
-    """Returns the interval of a signed quantity."""
+def interval(estimate: Estimate | None, digits: int = 2, sign: bool = True) -> str:
+    """Returns an interval, by default of a signed quantity."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return BLANK
-    return f"[{number(estimate.low, digits, sign=True)}, {number(estimate.high, digits, sign=True)}]"
+    return f"[{number(estimate.low, digits, sign)}, {number(estimate.high, digits, sign)}]"
 
 
 def probability(p: float | None) -> str:

@@ -1,30 +1,19 @@
-"""Small rendered data sets on disk, in the true layouts of the real ones: what ``SAMPLE=1`` writes.
-
-They exercise every reader and every label rule without a download. Their scores mean nothing.
-"""
+"""A small PASCAL-Context."""
 
 from __future__ import annotations
 
-import io
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.io import savemat
 
+from data_modules.miniatures.writing import palette, photo, save, save_mat, whole, write_lists
 from data_modules.pascal_labels import PART_NAMES, PARTS, SEMSEG_NAMES
 from data_modules.pascal_labels import PERSON as VOC_PERSON
 from data_modules.rendering import SEMSEG_CLASSES, render
 from data_modules.rendering.renderer import Rendered
 from data_modules.thinning import boundaries, thin
-from mtlbench.errors import DataError
 from mtlbench.tasks import IGNORE
 
 STAND_INS = {
@@ -38,9 +27,6 @@ VOC_IDS = (0, 2, 23, 25, 31, 34, 45, 59, 65, 72, 98, 397, 113, 207, 258, 284, 30
 
 NOT_VOC = {"background": 440, "ground": 158}
 """Rendered class without a VOC class -> its id in ``LabelMap``: any two whose normals are valid."""
-
-MARK = "MINIATURE.json"
-"""File in a miniature that tells it from the real data and says how it was made."""
 
 VERSION = 1
 """Raise it when the same arguments give other files."""
@@ -66,51 +52,13 @@ def write_pascal(folder: Path, *, train: int = 24, val: int = 12, seed: int = 0,
         DataError: Something else lies there.
     """
     recipe = {"set": "pascal", "version": VERSION, "train": train, "val": val, "seed": seed, "normals": normals}
-    with _whole(Path(folder) / "PASCAL_MT", recipe) as target:
+    with whole(Path(folder) / "PASCAL_MT", recipe) as target:
         if target is not None:
             ids = [f"2008_{number:06d}" for number in range(train + val)]
-            lists = target / "ImageSets" / "Context"
-            lists.mkdir(parents=True)
-            (lists / "train.txt").write_text("".join(f"{name}\n" for name in ids[:train]))
-            (lists / "val.txt").write_text("".join(f"{name}\n" for name in ids[train:]))
+            write_lists(target / "ImageSets" / "Context", ids, train)
             for number, name in enumerate(ids):
                 _write_image(target, name, number, seed, normals)
     return Path(folder)
-
-
-MINIATURES: dict[str, Callable[..., Path]] = {"pascal": write_pascal}
-"""Data module -> writer of its miniature: ``writer(folder) -> root``."""
-
-
-@contextmanager
-def _whole(target: Path, recipe: dict[str, Any]) -> Iterator[Path | None]:
-    """Gives a temporary folder that becomes ``target`` when all went well; None if the same lies there already."""
-    if target.exists():
-        _check_same(target, recipe)
-        yield None
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield temporary
-        (temporary / MARK).write_text(json.dumps(recipe, indent=1) + "\n")
-        temporary.chmod(0o755)  # mkdtemp lets nobody else read
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was quicker
-            _check_same(target, recipe)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check_same(target: Path, recipe: dict[str, Any]) -> None:
-    mark = target / MARK
-    found = json.loads(mark.read_text()) if mark.is_file() else "no miniature"
-    if found != recipe:
-        raise DataError(
-            f"A miniature never replaces other data. {target} exists and is {found}, wanted {recipe}. "
-            "Remove it or give another root."
-        )
 
 
 def _write_image(target: Path, name: str, number: int, seed: int, normals: bool) -> None:
@@ -120,20 +68,18 @@ def _write_image(target: Path, name: str, number: int, seed: int, normals: bool)
     semseg = np.array([voc.get(label, 0) for label in SEMSEG_CLASSES])[scene.semseg[0]]
     ids = {label: VOC_IDS[number] for label, number in voc.items()} | NOT_VOC
     context = np.array([ids[label] for label in SEMSEG_CLASSES])[scene.semseg[0]]
-    photo = np.ascontiguousarray(scene.image[0].transpose(1, 2, 0))
-    _save(Image.fromarray(photo), target / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+    save(photo(scene.image[0]), target / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
     folder = "pascal-context" if number % 4 == 3 else "VOC12"
     if folder == "VOC12":  # VOC leaves borders undecided, maps reduced from PASCAL-Context do not
         semseg = np.where(thin(boundaries(semseg)), IGNORE, semseg)
-    _save(palette(semseg.astype(np.uint8)), target / "semseg" / folder / f"{name}.png")
-    _save(Image.fromarray(scene.saliency[0] * np.uint8(255)), target / "sal_distill" / f"{name}.png")
-    _save_mat(target / "pascal-context" / "trainval" / f"{name}.mat", {"LabelMap": context.astype(np.uint16)})
+    save(palette(semseg.astype(np.uint8)), target / "semseg" / folder / f"{name}.png")
+    save(scene.saliency[0] * np.uint8(255), target / "sal_distill" / f"{name}.png")
+    save_mat(target / "pascal-context" / "trainval" / f"{name}.mat", {"LabelMap": context.astype(np.uint16)})
     anno = _anno(name, scene, annotated=number % 5 != 4)
-    _save_mat(target / "human_parts" / f"{name}.mat", {"anno": anno})
+    save_mat(target / "human_parts" / f"{name}.mat", {"anno": anno})
     if normals:
         left_up = scene.normals[0].transpose(1, 2, 0) * (-1, 1, 1)
-        coded = Image.fromarray(((left_up + 1) * 127.5).round().astype(np.uint8))
-        _save(coded, target / "normals_distill" / f"{name}.png")
+        save(((left_up + 1) * 127.5).round().astype(np.uint8), target / "normals_distill" / f"{name}.png")
 
 
 def _anno(name: str, scene: Rendered, *, annotated: bool) -> dict[str, Any]:
@@ -166,27 +112,3 @@ def _struct(rows: list[tuple], names: tuple[str, ...]) -> NDArray:
     if not rows:
         return np.zeros((0, 0))
     return np.array([rows], dtype=[(name, object) for name in names])
-
-
-def palette(labels: NDArray[np.uint8]) -> Image.Image:
-    """Returns a palette image in VOC's colours, whose bits are dealt from the class id."""
-    picture = Image.fromarray(labels, mode="P")
-    ids = np.arange(256)[:, None]
-    channels = np.arange(3)
-    colours = sum((ids >> (3 * bit + channels) & 1) << (7 - bit) for bit in range(8))
-    picture.putpalette(np.asarray(colours, dtype=np.uint8).tobytes())
-    return picture
-
-
-def _save(picture: Image.Image, path: Path, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
-
-
-def _save_mat(path: Path, content: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    savemat(buffer, content, do_compression=True)
-    # The format opens with 116 characters of free text, into which scipy writes the time.
-    header = b"MATLAB 5.0 MAT-file, rendered by mtlbench".ljust(116)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header + buffer.getvalue()[len(header) :])

@@ -1,0 +1,304 @@
+"""`DenseData`: the base of data sets that consist of photographs and label files."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_modules.dense.cache import Decoded, Stored, cached
+from data_modules.dense.decoding import Array, Bytes
+from data_modules.dense.files import Files
+from data_modules.transforms import Protocol
+from data_modules.warp import AXES, SHORT
+from mtlbench.data import MTLDataModule, Sample
+from mtlbench.download import Download
+from mtlbench.errors import DataError, SuiteError, unknown_name
+from mtlbench.tasks import IGNORE
+
+CATEGORICAL = ("semantic_segmentation", "human_parts")
+BINARY = ("saliency", "edges")
+NO_NORMAL = 127
+"""Code of an invalid 8-bit normal in all three channels: the shortest vector that 8 bits hold."""
+
+
+class DenseData(MTLDataModule):
+    """Photographs with dense labels in files, read-only. A subclass says where files lie and how one is decoded.
+
+    A single-task and a multi-task run see the same images. Labels that an image lacks are missing targets.
+
+    Args:
+        root: The folder of the data set, or the one that contains it.
+        size: Height and width of the samples in pixels; one number makes a square; None = the protocol's.
+        protocol: Key of `PROTOCOLS`: the recipe of the literature for size, augmentation and test view.
+        flip: Probability of a mirrored training image; None = the protocol's. So for the next three.
+        scale: Smallest and largest enlargement of a training image, or the choices of protocols in steps.
+        rotation: Largest turn of a training image, degrees, to either side.
+        fill: Label of pixels that the warp brings in from outside: 255 = ignore, or 0 = background, as in the
+            reference code of ASTMT and Vandenhende. Depth and normals are ignored there in any case.
+        normals_axes: Where the stored channels 0 and 1 of the normals point: a key of `data_modules.warp.AXES`;
+            None = what the reference code assumes.
+        **common: ``tasks``, ``batch_size``, ``steps``, ``seed``, ``workers``, ``micro`` of `MTLDataModule`.
+
+    Attributes:
+        FILES: Finds the files.
+        PROTOCOLS: Name -> protocol, the default first.
+        AXES: Default of ``normals_axes``.
+
+    Raises:
+        SuiteError: An option is outside its range.
+    """
+
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
+    FILES: ClassVar[type[Files]]
+    PROTOCOLS: ClassVar[Mapping[str, Protocol]]
+    AXES: ClassVar[str] = "left-up"
+
+    def __init__(
+        self, root: str | None = None, *, size: int | Sequence[int] | None = None, protocol: str | None = None,
+        flip: float | None = None, scale: Sequence[float] | None = None, rotation: float | None = None,
+        fill: int | None = None, normals_axes: str | None = None, **common: Any,
+    ):  # fmt: skip
+        super().__init__(root, **common)
+        name = protocol or next(iter(self.PROTOCOLS))
+        if name not in self.PROTOCOLS:
+            raise SuiteError(unknown_name("protocol", name, self.PROTOCOLS) + " Change data.protocol in the suite.")
+        own = self.PROTOCOLS[name]
+        if size is None:
+            size = own.size
+        shape = (size, size) if isinstance(size, int) else tuple(size)
+        self._require(len(shape) == 2 and min(shape) > 0, "size", "a positive number or [height, width]", size)
+        changes: dict[str, Any] = {
+            "size": shape, "flip": flip, "scale": tuple(scale) if scale is not None else None, "rotation": rotation,
+            "fill": fill,
+        }  # fmt: skip
+        self.protocol = replace(own, **{key: value for key, value in changes.items() if value is not None})
+        self.normals_axes = normals_axes or self.AXES
+        self._check()
+        self.files = self.open_files(root)
+        self._samples: dict[str, _Samples] = {}
+
+    @abstractmethod
+    def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
+        """Returns one photograph (H, W, 3) and its labels in few bytes, of the same height and width.
+
+        Class ids are uint8; binary maps uint8 0, 1 or 255; normals (H, W, 3) 8-bit codes or floats with 0 for none;
+        depth float32 metres, 0 = none. Whole-image labels are (C,). A label that is missing is left out.
+
+        Raises:
+            DataError: A file is absent, damaged, of another size than the photograph, or holds a wrong value.
+        """
+
+    def open_files(self, root: str | None) -> Files:
+        """Returns the files; a subclass may hand on options."""
+        return self.FILES(root)
+
+    def target(self, task: str, label: Array) -> NDArray[Any]:
+        """Returns a stored label, (H, W), (C, H, W) or (C,), in the form that its task wants."""
+        kind = self.tasks[task].kind
+        if kind in CATEGORICAL:
+            return label.astype(np.int64)
+        if kind == "normals":
+            return unit_normals(label)
+        if kind in ("depth", "inverse_depth"):
+            return np.where(label > 0, label, np.float32(IGNORE)).astype(np.float32)[None]
+        return label.astype(np.float32)[None] if label.ndim == 2 else label.astype(np.float32)
+
+    def samples(self, split: str) -> _Samples:
+        """Returns one split: ``image`` uint8 (3, H, W), targets as their tasks say, ``frame`` and ``aspect``.
+
+        Raises:
+            DataError: Files are absent (at once) or unreadable (when read; at once if a cache is built).
+        """
+        if split not in self._samples:
+            stored = cached(f"{type(self).__name__.lower()}-{split}", lambda: self._key(split), self._decoder(split))
+            self._samples[split] = _Samples(self, split, stored)
+        return self._samples[split]
+
+    def originals(self, split: str) -> _Samples:
+        """Returns the samples of a split straight from the files, whatever a cache holds."""
+        return _Samples(self, split, self._decoder(split))
+
+    def downloads(self) -> list[Download]:
+        """Returns the archives that a program may fetch; none where a registration or a browser is needed."""
+        return []
+
+    def prepare_data(self) -> None:
+        """Decodes into the cache what is not there yet."""
+        for split in self.SPLITS:
+            self.samples(split)
+
+    def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """Returns the sample as the protocol changes it; labels follow by their own rules."""
+        changed = self.protocol.augment(sample, generator, self.tasks, self.normals_axes)
+        targets = {name: t for name, t in changed["targets"].items() if not self.lost(name, t.numpy())}
+        return {**changed, "targets": targets}
+
+    def lost(self, task: str, target: NDArray[Any]) -> bool:
+        """Returns whether a label means nothing any more: human parts without a person."""
+        return self.tasks[task].kind == "human_parts" and not ((target != 0) & (target != IGNORE)).any()
+
+    def missing(self) -> list[str]:
+        """Returns what the requested tasks lack; optional tasks whose folders are all absent are no fault."""
+        return self.files.missing(self.readable(), self.SPLITS)
+
+    def absent_tasks(self) -> set[str]:
+        """Returns the tasks for which a whole folder is absent."""
+        return {task for task in self.tasks if self.files.absent(task)}
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the ids of the splits and the sizes of the files that this run reads."""
+        return self.files.fingerprint(self.readable(), self.SPLITS)
+
+    def steps_per_epoch(self) -> int:
+        """Returns optimiser steps in one pass over the training split, without decoding it."""
+        if self.labels:
+            return super().steps_per_epoch()
+        return max(1, len(self.files.ids("train")) // self.batch_size)
+
+    def readable(self) -> list[str]:
+        """Returns the tasks that are read: all but optional ones without data."""
+        absent = self.absent_tasks()
+        return [name for name, task in self.tasks.items() if not (task.optional and name in absent)]
+
+    def _decoder(self, split: str) -> _Decoder:
+        absent = self.missing()
+        if absent:
+            raise DataError("\n".join(absent))
+        return _Decoder(self, self.files.ids(split))
+
+    def _key(self, split: str) -> str:
+        files = self.files.fingerprint(self.readable(), [split], dates=True) if self.files.folder else ""
+        how = (self.protocol.fit, self.protocol.stored, self.protocol.outside, self.protocol.image_how)
+        return repr((type(self).__qualname__, self.VERSION, sorted(self.readable()), how, files))
+
+    def _check(self) -> None:
+        protocol = self.protocol
+        self._require(0 <= protocol.flip <= 1, "flip", "a probability", protocol.flip)
+        ordered = all(value > 0 for value in protocol.scale) and list(protocol.scale) == sorted(protocol.scale)
+        pair = len(protocol.scale) == 2 or protocol.stepped and len(protocol.scale) > 0
+        self._require(ordered and pair, "scale", "[lowest, highest] above 0, or choices in order", protocol.scale)
+        self._require(0 <= protocol.rotation <= 180, "rotation", "0..180 degrees", protocol.rotation)
+        self._require(protocol.fill in (0, IGNORE), "fill", f"0 or {IGNORE}", protocol.fill)
+        self._require(self.normals_axes in AXES, "normals_axes", f"one of {', '.join(AXES)}", self.normals_axes)
+
+    def _require(self, fine: bool, option: str, rule: str, found: Any) -> None:
+        if not fine:
+            name = type(self).__name__
+            raise SuiteError(f"{name}'s {option} must be {rule}. Found {found!r}. Change data.{option} in the suite.")
+
+
+class _Decoder:
+    """Decodes an image when asked for it, and brings image and labels to the stored size."""
+
+    def __init__(self, data: DenseData, ids: list[str]):
+        self.data, self.ids = data, ids
+        self.tasks = data.readable()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Decoded:
+        photo, labels = self.data.decode(self.ids[index], self.tasks)
+        protocol = self.data.protocol
+        fit = Fit.stretch if protocol.fit == "stretch" else Fit.pad
+        return fit(photo, labels, protocol)
+
+
+class Fit:
+    """How a photograph of any size becomes a picture of the stored size, labels by the nearest pixel."""
+
+    @staticmethod
+    def stretch(photo: Bytes, labels: Mapping[str, Array], protocol: Protocol) -> Decoded:
+        """Returns image and labels at the stored size, the ratio of the sides not kept."""
+        size, (height, width) = protocol.stored, photo.shape[:2]
+        found = {task: _nearest(label, size) if label.ndim > 1 else label for task, label in labels.items()}
+        image = _channels_first(_resized(photo, size, protocol.image_how))
+        return Decoded(image, found, (0, 0, *size), height / width)
+
+    @staticmethod
+    def pad(photo: Bytes, labels: Mapping[str, Array], protocol: Protocol) -> Decoded:
+        """Returns image and labels in the middle of the stored size; larger photographs are first shrunk to fit."""
+        (height, width), original = protocol.stored, photo.shape[:2]
+        factor = min(1.0, height / original[0], width / original[1])
+        inner = (max(1, round(original[0] * factor)), max(1, round(original[1] * factor)))
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        place = (..., slice(top, top + inner[0]), slice(left, left + inner[1]))
+
+        def padded(inside: Array, fill: float) -> Array:
+            whole = np.full((*inside.shape[:-2], height, width), fill, inside.dtype)
+            whole[place] = inside
+            return whole
+
+        image = np.empty((3, height, width), np.uint8)
+        image[:] = np.array(protocol.outside, np.uint8)[:, None, None]
+        image[place] = _channels_first(_resized(photo, inner, protocol.image_how))
+        found = {
+            task: padded(_nearest(label, inner), outside(label)) if label.ndim > 1 else label
+            for task, label in labels.items()
+        }
+        return Decoded(image, found, (top, left, *inner), original[0] / original[1])
+
+
+def outside(label: Array) -> float:
+    """Returns the stored code of pixels without a label: none for normals and depth, else 255 = ignore."""
+    if label.ndim == 3:
+        return NO_NORMAL if label.dtype == np.uint8 else 0
+    return IGNORE if label.dtype == np.uint8 else 0
+
+
+def unit_normals(label: Array) -> NDArray[np.float32]:
+    """Returns unit vectors, 255 where there is none, from 8-bit codes n = 2v/255 - 1 or floats: (3, H, W)."""
+    vectors = label.astype(np.float32)
+    if label.dtype == np.uint8:
+        vectors *= np.float32(2 / 255)
+        vectors -= 1
+    length = np.sqrt(np.einsum("chw,chw->hw", vectors, vectors))
+    valid = length >= SHORT
+    vectors /= np.where(valid, length, 1)
+    vectors[:, ~valid] = IGNORE
+    return vectors
+
+
+def _resized(photo: Bytes, size: tuple[int, int], how: Image.Resampling) -> Bytes:
+    if photo.shape[:2] == tuple(size):
+        return photo
+    return np.array(Image.fromarray(photo).resize((size[1], size[0]), how))
+
+
+def _nearest(label: Array, size: tuple[int, int]) -> Array:
+    """Returns a label (H, W) or (H, W, C) at another size, channels first."""
+    (rows, columns), (height, width) = label.shape[:2], size
+    if (rows, columns) != (height, width):
+        row = ((np.arange(height) + 0.5) * (rows / height)).astype(np.intp)
+        column = ((np.arange(width) + 0.5) * (columns / width)).astype(np.intp)
+        label = label[row][:, column]
+    return _channels_first(label) if label.ndim == 3 else np.ascontiguousarray(label)
+
+
+def _channels_first(pixels: Array) -> Array:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class _Samples:
+    """One split as the contract of `mtlbench.data` wants it. Splits other than training are in the test view."""
+
+    def __init__(self, data: DenseData, split: str, stored: Stored):
+        self.data, self.stored, self.ids, self.training = data, stored, data.files.ids(split), split == "train"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        found = self.stored[index]
+        made = {task: self.data.target(task, label) for task, label in found.labels.items()}
+        targets = {task: torch.from_numpy(target) for task, target in made.items() if not self.data.lost(task, target)}
+        sample = {"image": torch.from_numpy(found.image), "targets": targets, "id": self.ids[index],
+                  "frame": found.frame, "aspect": found.aspect}  # fmt: skip
+        return sample if self.training else self.data.protocol.view(sample)

@@ -1,0 +1,27 @@
+"""Small rendered data sets on disk, in the true layouts of the real ones: what ``SAMPLE=1`` writes.
+
+They exercise every reader and every label rule without a download. Their scores mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_modules.miniatures.cityscapes import write_cityscapes
+from data_modules.miniatures.nyud import write_nyud
+from data_modules.miniatures.nyuv2 import write_nyuv2
+from data_modules.miniatures.pascal import write_pascal
+from data_modules.miniatures.taskonomy import write_taskonomy
+from data_modules.miniatures.writing import MARK, palette
+
+__all__ = [
+    "MARK", "MINIATURES", "palette", "write_cityscapes", "write_nyud", "write_nyuv2", "write_pascal",
+    "write_taskonomy",
+]  # fmt: skip
+
+MINIATURES: dict[str, Callable[..., Path]] = {
+    "pascal": write_pascal, "nyud": write_nyud, "nyuv2": write_nyuv2, "cityscapes": write_cityscapes,
+    "taskonomy": write_taskonomy,
+}  # fmt: skip
+"""Data module -> writer of its miniature: ``writer(folder) -> root``."""

@@ -1,0 +1,131 @@
+"""NYUD-v2 with four dense tasks, in the three encodings that its archives have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_modules.dense import DenseData
+from data_modules.dense import decoding as read
+from data_modules.dense.decoding import Array, Bytes, Size
+from data_modules.dense.files import ListedFiles
+from data_modules.transforms import AboutCentre, Protocol, ScaledCrop
+from mtlbench.download import Download
+from mtlbench.tasks import IGNORE, Depth, Edges, Normals, SemanticSegmentation, Task
+
+SEMSEG_NAMES = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
+    "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books",
+    "refridgerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
+    "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+)  # fmt: skip
+
+
+class NyudFiles(ListedFiles):
+    """``NYUD_MT`` of ASTMT, ``NYUD_MT`` of Vandenhende and ATRC, or ``NYUDv2`` of InvPT.
+
+    The archives share names and folders but not encodings, so each file is taken in the encoding it has.
+    """
+
+    TITLE: ClassVar[str] = "NYUD-v2"
+    FOLDERS: ClassVar[tuple[str, ...]] = ("", "NYUD_MT", "NYUDv2")
+    LISTS: ClassVar[str] = "gt_sets"
+    SOURCES: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {
+        "image": (("images", ".jpg"), ("images", ".png")),
+        "semseg": (("segmentation", ".png"), ("segmentation", ".mat")),
+        "depth": (("depth", ".npy"), ("depth", ".mat")),
+        "normals": (("normals", ".npy"), ("normals", ".png"), ("normals", ".jpg")),
+        "edges": (("edge", ".npy"), ("edge", ".png")),
+    }
+    NEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {name: (name,) for name in ("semseg", "depth", "normals", "edges")}
+    REMEDY: ClassVar[str] = (
+        "Unpack NYUD_MT.tgz (Google Drive id 14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw, by browser; or the older archive of "
+        "that name at data.vision.ee.ethz.ch/kmaninis/share/MTL/NYUD_MT.tgz) or NYUDv2.tar.gz (OneDrive folder linked "
+        "in the InvPT README) and give the folder that holds it as the root. The terms are those of NYU Depth V2. "
+        "SAMPLE=1 renders a miniature instead."
+    )
+
+
+class Nyud(DenseData):
+    """NYUD-v2: 795 training and 654 test images of rooms.
+
+    Protocols: ``vandenhende``: stretched to 480 x 640, scale 1, 1.2 or 1.5, flip. ``astmt``: stretched to 512 x 512,
+    scale 0.75..1.25, turn -20..20 degrees, flip, depth not divided by the scale. ``invpt`` (448 x 576) and ``atrc``
+    (425 x 560): padded; scale 0.5..2, crop, flip, colours. Classes are the 40 of all protocols but ASTMT's, which keeps
+    "unlabelled" as one more.
+
+    Args:
+        **options: Of `DenseData`.
+    """
+
+    FILES = NyudFiles
+    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+        "vandenhende": AboutCentre(size=(480, 640), scale=(1.0, 1.2, 1.5), stepped=True),
+        "astmt": AboutCentre(scale=(0.75, 1.25), rotation=20.0, nearer=False),
+        "invpt": ScaledCrop(size=(448, 576)),
+        "atrc": ScaledCrop(size=(425, 560)),
+    }
+    TASKS: ClassVar[Mapping[str, Task]] = {
+        "semseg": SemanticSegmentation("semseg", classes=len(SEMSEG_NAMES), class_names=SEMSEG_NAMES),
+        "depth": Depth("depth"),
+        "normals": Normals("normals", scale=10.0),
+        "edges": Edges("edges", scale=50.0, max_distance=0.011),
+    }
+
+    def downloads(self) -> list[Download]:
+        """Returns ASTMT's archive; the others need a browser."""
+        terms = "NYUD-v2: the terms of NYU Depth V2, see cs.nyu.edu."
+        return [Download("https://data.vision.ee.ethz.ch/kmaninis/share/MTL/NYUD_MT.tgz", terms)]
+
+    def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
+        """Returns the photograph and the labels of ``tasks``; see `DenseData.decode`."""
+        pixels = read.photo(self.files.path("image", image))
+        size = (pixels.shape[0], pixels.shape[1])
+        return pixels, {task: READERS[task](self.files.path(task, image), size) for task in tasks}
+
+
+def semseg(path: Path, size: Size) -> Bytes:
+    """Returns classes 0..39, 255 = ignore: (H, W). Stored: 0 = unlabelled, else class + 1."""
+    found = np.squeeze(read.mat(path, "segmentation")) if path.suffix == ".mat" else read.png(path, ("L", "P"), size)
+    read.check_size(path, found, size)
+    fine = ((found >= 0) & (found <= len(SEMSEG_NAMES)) & (found == np.floor(found))) | (found == IGNORE)
+    read.check_values(path, f"classes are 0 (unlabelled) or 1..{len(SEMSEG_NAMES)}", found, fine)
+    return np.where((found == 0) | (found == IGNORE), IGNORE, found - 1).astype(np.uint8)
+
+
+def depth(path: Path, size: Size) -> NDArray[np.float32]:
+    """Returns metres, 0 = no measurement: (H, W)."""
+    return read.depth(path, read.mat(path, "depth") if path.suffix == ".mat" else read.npy(path), size)
+
+
+def normals(path: Path, size: Size) -> Array:
+    """Returns 8-bit codes or float16 vectors, as stored: (H, W, 3)."""
+    if path.suffix != ".npy":
+        codes = read.png(path, ("RGB",), size)
+        read.check_unit(path, codes * np.float32(2 / 255) - 1)
+        return codes
+    found = read.npy(path)
+    read.check_size(path, found, size)
+    if found.ndim != 3 or found.shape[2] != 3:
+        raise read.fault(path, "normals have three components", f"the shape {found.shape}")
+    read.check_unit(path, found)
+    return found.astype(np.float16)
+
+
+def edges(path: Path, size: Size) -> Bytes:
+    """Returns 0 or 1: (H, W)."""
+    if path.suffix == ".png":
+        return (read.png(path, ("L", "1"), size) > 127).astype(np.uint8)
+    found = np.squeeze(read.npy(path))
+    read.check_size(path, found, size)
+    read.check_values(path, "edges lie in 0..1", found, (found >= 0) & (found <= 1))
+    return (found > 0.5).astype(np.uint8)
+
+
+READERS: dict[str, Callable[[Path, Size], Array]] = {
+    "semseg": semseg, "depth": depth, "normals": normals, "edges": edges,
+}  # fmt: skip

@@ -1,0 +1,67 @@
+"""NYUv2 with three tasks at 288 x 384 and 13 classes: the form of MTAN, LibMTL and auto-lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar
+
+from data_modules.dense import DenseData, numbered
+from data_modules.dense import decoding as read
+from data_modules.dense.decoding import Array, Bytes
+from data_modules.transforms import Protocol, ZoomedCrop
+from mtlbench.map_tasks import CosineNormals
+from mtlbench.tasks import Depth, SemanticSegmentation, Task
+
+
+class NYUv2Files(numbered.NumberedFiles):
+    """``nyuv2/{train,val}/{image,label,depth,normal}/<n>.npy``."""
+
+    TITLE: ClassVar[str] = "NYUv2 of MTAN"
+    FOLDERS: ClassVar[tuple[str, ...]] = ("", "nyuv2", "NYUv2")
+    SOURCES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "image": ("image", ".npy"),
+        "semseg": ("label", ".npy"),
+        "depth": ("depth", ".npy"),
+        "normals": ("normal", ".npy"),
+    }
+    NEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {name: (name,) for name in ("semseg", "depth", "normals")}
+    REMEDY: ClassVar[str] = (
+        "Get the folder nyuv2 from the Dropbox link in the README of MTAN (lorenmt/mtan) and give it as the root. The "
+        "terms are those of NYU Depth V2. SAMPLE=1 renders a miniature instead."
+    )
+
+
+class NYUv2(DenseData):
+    """NYUv2 at 288 x 384: 795 training and 654 test images, 13 classes, depth in metres, normals.
+
+    Protocols: ``mtan``: no augmentation, as in the paper. ``mtan_augmented``: a crop of 1, 1/1.2 or 1/1.5 of the sides
+    enlarged back, depth divided by the same, and a flip. The image is normalised as the encoder wants it; MTAN and
+    LibMTL feed values in [0, 1]. Normals are invalid where their length is 0, not where their sum is.
+
+    Args:
+        **options: Of `DenseData`.
+    """
+
+    FILES = NYUv2Files
+    AXES: ClassVar[str] = "right-up"
+    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+        "mtan": ZoomedCrop(size=(288, 384), flip=0.0, scale=(1.0,)),
+        "mtan_augmented": ZoomedCrop(size=(288, 384)),
+    }
+    TASKS: ClassVar[Mapping[str, Task]] = {
+        "semseg": SemanticSegmentation("semseg", classes=13),
+        "depth": Depth("depth"),
+        "normals": CosineNormals("normals"),
+    }
+
+    def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
+        """Returns the image and the labels of ``tasks``; see `DenseData.decode`."""
+        files = self.files
+        pixels = numbered.image(files.path("image", image))
+        size = (pixels.shape[0], pixels.shape[1])
+        readers: dict[str, Callable[[], Array]] = {
+            "semseg": lambda: numbered.classes(files.path("semseg", image), 13, size),
+            "depth": lambda: read.depth(files.path("depth", image), read.npy(files.path("depth", image)), size),
+            "normals": lambda: numbered.normals(files.path("normals", image), size),
+        }
+        return pixels, {task: readers[task]() for task in tasks}

@@ -1,0 +1,54 @@
+"""ASTMT: attentive single-tasking of multiple tasks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mtlbench.errors import MethodError
+from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.networks.astmt import ASTMTNetwork
+from mtlbench.networks.base import MTLNetwork
+
+
+class ASTMT(MTLMethod):
+    """ASTMT: attentive single-tasking of multiple tasks (https://arxiv.org/abs/1904.08918, 2019).
+
+    Rule: One network for all, run once per task. After each stage of the encoder, and after the neck, task t changes
+    the map x to 2 σ(S_t(mean y)) ⊙ y with y = x + A_t x: a residual adapter, and squeeze-and-excitation that picks
+    the channels which the task attends to.
+
+    Symbols: A_t 1 x 1 convolution of task t; S_t two linear layers of task t.
+
+    Args:
+        reduction: Channels over hidden width of S_t, >= 1; of squeeze-and-excitation: 16.
+
+    Differences from the official code: modulation is per stage, where it modulates every residual block, so that any
+    timm encoder that runs by stages will do (the paper: ResNet-26, 50 and 101); the factor 2 and zeros at the start
+    make the network begin as the plain shared one. The discriminator that makes gradients of tasks
+    indistinguishable is not there: it needs second derivatives, and any balancer of this package may take its
+    place. BatchNorm statistics of the encoder are those of all tasks together; choose an encoder without BatchNorm
+    where that matters.
+
+    Example:
+        >>> import torch
+        >>> from mtlbench.method import MethodSpec
+        >>> from mtlbench.tasks import Depth, Normals
+        >>> model = {"encoder": "test_resnet", "image_size": [32, 48], "decoder_channels": 8}
+        >>> method = ASTMT(MethodSpec({"depth": Depth("depth"), "normals": Normals("normals")}, model))
+        >>> method.configure_model()
+        >>> method(torch.zeros(2, 3, 32, 48, dtype=torch.uint8), ["normals"])["normals"].shape
+        torch.Size([2, 3, 32, 48])
+    """
+
+    SEARCH: ClassVar[dict[str, Any]] = {"reduction": [4, 16]}
+
+    def __init__(self, spec: MethodSpec, *, reduction: int = 16) -> None:
+        """Takes and checks the hyper-parameters."""
+        super().__init__(spec)
+        if not reduction >= 1:
+            raise MethodError(f"astmt: reduction must be >= 1; found {reduction}.")
+        self.reduction = reduction
+
+    def build_network(self) -> MTLNetwork:
+        """Returns the modulated network."""
+        return ASTMTNetwork(self.tasks, reduction=self.reduction, **self.spec.model)

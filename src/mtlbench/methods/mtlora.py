@@ -1,0 +1,63 @@
+"""MTLoRA: low-rank adaptation for several tasks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mtlbench.errors import MethodError
+from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.networks.base import MTLNetwork
+from mtlbench.networks.mtlora import MTLoRANetwork
+
+
+class MTLoRA(MTLMethod):
+    """MTLoRA: low-rank adaptation for several tasks (https://arxiv.org/abs/2403.20320, 2024).
+
+    Rule: Every linear layer W of a pretrained transformer's blocks is frozen and returns W x + s B A x. The last
+    block of each stage runs once per task t, where its layers return W x + s B A x + s B_t A_t x; its output is
+    the map of that stage for the task. For the next stage it runs without the last term. B and B_t start as zero.
+
+    Symbols: A, B of rank r, shared by all tasks; A_t, B_t of rank r_t, of task t; s a constant.
+
+    Args:
+        rank: r, >= 1; the paper's is 64. A rank above the sides of a layer is cut down to them.
+        task_rank: r_t, >= 1; the paper's is 4.
+        scale: s; the paper's is 4.
+        dropout: On what A and A_t read, in [0, 1). The paper's is 0.05. Here 0, because what is dropped differs
+            between ranks, and two ranks would not equal one process.
+
+    Trained are A, B, A_t, B_t, the neck and the heads; all else of the encoder is frozen, so give it pretrained
+    `weights`. The paper: Swin-T at 448 pixels, batch 32, 300 epochs.
+
+    Differences from the official code: the task's stream keeps the shared term (there the mode 'matrixv2'; 'matrix'
+    leaves it out); norms, biases and embeddings stay frozen; neck and heads are this package's. That the streams of
+    tasks part in the last block of a stage is our reading. A vision transformer's stages are its blocks between two
+    maps.
+
+    Example:
+        >>> import torch
+        >>> from mtlbench.method import MethodSpec
+        >>> from mtlbench.tasks import Depth, Normals
+        >>> model = {"encoder": "test_vit", "image_size": [32, 48], "decoder_channels": 8}
+        >>> method = MTLoRA(MethodSpec({"depth": Depth("depth"), "normals": Normals("normals")}, model), rank=8)
+        >>> method.configure_model()
+        >>> method(torch.zeros(2, 3, 32, 48, dtype=torch.uint8), ["normals"])["normals"].shape
+        torch.Size([2, 3, 32, 48])
+    """
+
+    SEARCH: ClassVar[dict[str, Any]] = {"rank": [16, 64], "task_rank": [4, 16]}
+
+    def __init__(
+        self, spec: MethodSpec, *, rank: int = 64, task_rank: int = 4, scale: float = 4.0, dropout: float = 0.0
+    ) -> None:
+        """Takes and checks the hyper-parameters."""
+        super().__init__(spec)
+        if not (rank >= 1 and task_rank >= 1):
+            raise MethodError(f"mtlora: rank and task_rank must be >= 1; found {rank} and {task_rank}.")
+        if not 0 <= dropout < 1:
+            raise MethodError(f"mtlora: dropout must be in [0, 1); found {dropout}.")
+        self.options: dict[str, Any] = {"rank": rank, "task_rank": task_rank, "scale": scale, "dropout": dropout}
+
+    def build_network(self) -> MTLNetwork:
+        """Returns the network with low-rank changes."""
+        return MTLoRANetwork(self.tasks, **self.options, **self.spec.model)

@@ -1,0 +1,152 @@
+"""Blocks that several architectures are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlbench.networks.encoder import Encoder
+from mtlbench.noise import seed_of
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Returns a GroupNorm of at most 8 groups, of 4 channels or more: a 1 x 1 map keeps something to normalise."""
+    return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    """Returns a convolution that keeps the size, without bias."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns a map (B, C, h, w) resampled bilinearly to ``size``; the map itself where it has that size."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]) -> nn.ModuleDict:
+    """Returns one module per task, which starts the same whichever other tasks there are.
+
+    Args:
+        label: Place in the network: modules of one task at different places start differently.
+        names: Tasks.
+        build: Makes the module of a task.
+    """
+    modules = nn.ModuleDict()
+    for name in names:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(label, torch.initial_seed(), name))
+            modules[name] = build(name)
+    return modules
+
+
+class Residual(nn.Module):
+    """ReLU(body(x) + skip(x)); the skip is a 1 x 1 convolution where the number of channels changes."""
+
+    def __init__(self, body: nn.Module, inputs: int, outputs: int) -> None:
+        """Builds the block.
+
+        Args:
+            body: From ``inputs`` to ``outputs`` channels.
+            inputs: Input channels.
+            outputs: Output channels.
+        """
+        super().__init__()
+        self.body = body
+        same = inputs == outputs
+        self.skip = nn.Identity() if same else nn.Sequential(conv(inputs, outputs, 1), norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, outputs, h, w)."""
+        return F.relu(self.body(x) + self.skip(x))
+
+
+def basic_block(inputs: int, outputs: int) -> Residual:
+    """Returns a residual block of two 3 x 3 convolutions."""
+    body = nn.Sequential(conv(inputs, outputs), norm(outputs), nn.ReLU(), conv(outputs, outputs), norm(outputs))
+    return Residual(body, inputs, outputs)
+
+
+def bottleneck(inputs: int, outputs: int) -> Residual:
+    """Returns a residual block of 1 x 1, 3 x 3 and 1 x 1 convolutions, a quarter as wide inside."""
+    inner = max(4, outputs // 4)
+    body = nn.Sequential(
+        conv(inputs, inner, 1), norm(inner), nn.ReLU(),
+        conv(inner, inner), norm(inner), nn.ReLU(),
+        conv(inner, outputs, 1), norm(outputs),
+    )  # fmt: skip
+    return Residual(body, inputs, outputs)
+
+
+class SqueezeExcite(nn.Module):
+    """x · σ(W₂ ReLU(W₁ mean(x))): a gate in (0, 1) per image and channel."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        """Builds the gate.
+
+        Args:
+            channels: Of the map.
+            reduction: Channels over hidden width; at least 4 hidden ones are kept.
+        """
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.gate = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the gated map (B, C, h, w)."""
+        return x * self.gate(x.mean((2, 3)))[:, :, None, None]
+
+
+class Predictor(nn.Conv2d):
+    """1 x 1 convolution to a task's channels, then bilinear upsampling to the image."""
+
+    def __init__(self, width: int, outputs: int, image_size: Sequence[int]) -> None:
+        """Builds the layer.
+
+        Args:
+            width: Input channels.
+            outputs: Channels to predict.
+            image_size: Height and width of the prediction.
+        """
+        super().__init__(width, outputs, 1)
+        self.image_size = tuple(image_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, outputs, H, W), at least float32: autocast's bfloat16 is too coarse for losses."""
+        y = super().forward(x)
+        return resize(y.to(torch.promote_types(y.dtype, torch.float32)), self.image_size)
+
+
+class Pyramid(nn.Module):
+    """The maps of an encoder with equal channels, at falling resolution.
+
+    A CNN's maps keep their strides. Those of a vision transformer, all on one grid, are resampled to strides 4, 8,
+    16, ..., shallow ones to the fine strides.
+
+    Attributes:
+        sizes: Height and width of each map, finest first.
+    """
+
+    def __init__(self, encoder: Encoder, width: int, image_size: Sequence[int]) -> None:
+        """Builds the projections.
+
+        Args:
+            encoder: Gives the maps.
+            width: Channels of the results.
+            image_size: Height and width of images.
+        """
+        super().__init__()
+        one_grid = len(set(encoder.strides)) == 1
+        strides = [4 << i for i in range(len(encoder.strides))] if one_grid else encoder.strides
+        self.sizes = [tuple(math.ceil(side / stride) for side in image_size) for stride in strides]
+        self.project = nn.ModuleList(conv(channels, width, 1) for channels in encoder.channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Returns (B, width, *sizes[i]) for each of the encoder's maps."""
+        return [resize(p(m), size) for p, m, size in zip(self.project, maps, self.sizes, strict=True)]

@@ -1,0 +1,146 @@
+"""Networks in which dense tasks exchange features on the maps of one encoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.errors import MethodError
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.blocks import conv, per_task
+from mtlbench.networks.decoder import build_heads
+from mtlbench.networks.encoder import Encoder, build_encoder
+from mtlbench.tasks import Task
+
+
+class ExchangeDecoder(nn.Module, ABC):
+    """From encoder maps to dense predictions, with features of every task on the way to each of them."""
+
+    @abstractmethod
+    def forward(
+        self, maps: Sequence[Tensor], tasks: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Predicts the named tasks; features of all others are computed too.
+
+        Args:
+            maps: Of the encoder, finest first.
+            tasks: Names of the tasks to predict.
+
+        Returns:
+            Final predictions (B, channels, H, W) by task, and while training the intermediate ones, else nothing.
+        """
+
+    @abstractmethod
+    def owned(self, task: str) -> list[nn.Module]:
+        """Returns the modules that only this task's predictions reach, where there are several tasks."""
+
+
+BuildDecoder = Callable[[Mapping[str, Task], Encoder, int, tuple[int, int]], ExchangeDecoder]
+"""Makes a decoder from tasks, encoder, width in channels, and height and width of images."""
+
+
+class ExchangeNetwork(MTLNetwork):
+    """One encoder, an `ExchangeDecoder` for dense tasks, a linear head on mean encoder maps for whole-image tasks.
+
+    Whole-image tasks take no part in the exchange.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        build: BuildDecoder,
+        *,
+        auxiliary: float = 1.0,
+        image_size: Sequence[int],
+        encoder: str = "resnet18",
+        encoder_options: Mapping[str, Any] | None = None,
+        weights: str | None = None,
+        decoder_channels: int = 64,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            tasks: Tasks by name.
+            build: Makes the decoder.
+            auxiliary: Weight of the loss of each intermediate prediction in that of its task, >= 0.
+            image_size: Height and width of images in pixels.
+            encoder: timm's name.
+            encoder_options: Further arguments of ``timm.create_model``.
+            weights: None (random), ``"timm"`` or a path to a checkpoint.
+            decoder_channels: Channels of a task's features.
+
+        Raises:
+            SuiteError: See `build_encoder`.
+            MethodError: ``auxiliary`` is negative.
+        """
+        super().__init__()
+        if not auxiliary >= 0:
+            raise MethodError(f"auxiliary, the weight of intermediate predictions, must be >= 0; found {auxiliary}.")
+        height, width = image_size
+        size = (height, width)
+        self.auxiliary = auxiliary
+        self.encoder = build_encoder(encoder, image_size=size, weights=weights, options=encoder_options)
+        self.dense = {name: task for name, task in tasks.items() if task.dense}
+        whole = {name: task for name, task in tasks.items() if not task.dense}
+        self.decoder = build(self.dense, self.encoder, decoder_channels, size) if self.dense else None
+        self.image_heads = build_heads(whole, sum(self.encoder.channels), size)
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks; see `MTLNetwork.forward`."""
+        maps = self.encoder(self.encoder.normalise(image))
+        dense = [task for task in tasks if task in self.dense]
+        predictions, further = self.decoder(maps, dense) if self.decoder is not None and dense else ({}, {})
+        if len(dense) < len(tasks):
+            means = torch.cat([m.mean((2, 3), keepdim=True) for m in maps], 1)
+            predictions |= {task: self.image_heads[task](means) for task in tasks if task not in self.dense}
+        weighted = {task: [(self.auxiliary, p) for p in found] for task, found in further.items()}
+        return Outputs({task: predictions[task] for task in tasks}, auxiliary=weighted)
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the task's head and what else only it reaches: all of the decoder for the only dense task."""
+        if task in self.image_heads:
+            return [self.image_heads[task]]
+        assert self.decoder is not None
+        return [self.decoder] if len(self.dense) == 1 else self.decoder.owned(task)
+
+
+class Distillation(nn.Module):
+    """f_i + Σ_{a≠i} σ(W_ia f_a) ⊙ V_ia f_a, with 3 x 3 convolutions W, V of each ordered pair of tasks."""
+
+    def __init__(self, label: str, tasks: Sequence[str], channels: int) -> None:
+        """Builds the convolutions.
+
+        Args:
+            label: Place in the network, for `per_task`.
+            tasks: Tasks that exchange features.
+            channels: Of every task's feature.
+        """
+        super().__init__()
+
+        def givers(kind: str) -> nn.ModuleDict:
+            return nn.ModuleDict({
+                i: per_task(f"{label} {kind} {i}", [a for a in tasks if a != i], lambda _: conv(channels, channels))
+                for i in tasks
+            })  # fmt: skip
+
+        self.gates, self.values = givers("gate"), givers("value")
+
+    def forward(self, features: Mapping[str, Tensor], task: str) -> Tensor:
+        """Returns the refined feature of one task.
+
+        Args:
+            features: (B, channels, h, w) by task.
+            task: Receiver.
+        """
+        gates: Any = self.gates[task]
+        values: Any = self.values[task]
+        messages = [gates[a](features[a]).sigmoid() * values[a](features[a]) for a in gates]
+        return sum(messages, features[task])
+
+    def owned(self, task: str) -> list[nn.Module]:
+        """Returns the convolutions of which this task is the receiver."""
+        return [self.gates[task], self.values[task]]

@@ -1,0 +1,103 @@
+"""A shared encoder, and per task a chain of attention masks on the maps of its stages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.networks.base import Outputs
+from mtlbench.networks.blocks import bottleneck, conv, norm, per_task, resize
+from mtlbench.networks.dense import DenseNetwork
+from mtlbench.networks.stages import Stages
+from mtlbench.tasks import Task
+
+
+class AttentionMask(nn.Sequential):
+    """1 x 1 convolution, norm, ReLU, 1 x 1 convolution, norm, sigmoid; a quarter as wide inside."""
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        """Builds the layers.
+
+        Args:
+            inputs: Channels to read.
+            channels: Channels C of the mask.
+        """
+        inner = max(4, channels // 4)
+        super().__init__(
+            conv(inputs, inner, 1), norm(inner), nn.ReLU(), conv(inner, channels, 1), norm(channels), nn.Sigmoid()
+        )
+
+
+def _mask(inputs: int, channels: int, task: str) -> nn.Module:
+    return AttentionMask(inputs, channels)
+
+
+class MTANNetwork(DenseNetwork):
+    """`DenseNetwork` whose encoder's maps each task sees through masks of its own. The encoder runs once.
+
+    A mask of stage s reads the map before the stage's last block, and from the second stage on what the task saw of
+    the stage before, refined by a block that all tasks share. Where the stage has one block, or that map has another
+    shape, the mask reads the stage's output instead.
+
+    Attributes:
+        masks: Per stage, the mask of each task.
+        refine: Blocks between stages.
+    """
+
+    # By stage and task; mypy takes what such containers hold for plain modules.
+    masks: Any
+
+    def __init__(self, tasks: Mapping[str, Task], **model: Any) -> None:
+        """Builds the network.
+
+        Args:
+            tasks: Tasks by name.
+            model: Arguments of `DenseNetwork`.
+
+        Raises:
+            SuiteError: The encoder cannot be run by stages (see `Stages`) or cannot be built.
+        """
+        super().__init__(tasks, **model)
+        self.stages = Stages(self.encoder)
+        channels = self.encoder.channels
+        self.refine = nn.ModuleList(bottleneck(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        # The first stage has no stage before.
+        sizes = [(channels[0], channels[0]), *((2 * c, c) for c in channels[1:])]
+        self.masks = nn.ModuleList(
+            per_task(f"mask {s}", tasks, functools.partial(_mask, *size)) for s, size in enumerate(sizes)
+        )
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks; see `MTLNetwork.forward`."""
+        pairs = list(self._pairs(self.encoder.normalise(image)))
+        return Outputs({task: self.heads[task](self.neck(self.attended(pairs, task))) for task in tasks})
+
+    def attended(self, pairs: Sequence[tuple[Tensor, Tensor]], task: str) -> list[Tensor]:
+        """Returns what a task sees of every stage, each of the map's shape.
+
+        Args:
+            pairs: Per stage, what masks read and the map, (B, C, h, w) each.
+            task: Name of the task.
+        """
+        seen: list[Tensor] = []
+        for s, (before, shared) in enumerate(pairs):
+            inputs = [before]
+            if seen:
+                inputs.append(resize(self.refine[s - 1](seen[-1]), before.shape[-2:]))
+            seen.append(self.masks[s][task](torch.cat(inputs, 1)) * shared)
+        return seen
+
+    def _pairs(self, image: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        state = self.stages.start(image)
+        for s in range(len(self.stages)):
+            before = self.stages.run(s, state, slice(None, -1))
+            state = self.stages.run(s, before, slice(-1, None))
+            yield before.map if before.map.shape == state.map.shape else state.map, state.map
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the task's head and masks."""
+        return [self.heads[task], *(masks[task] for masks in self.masks)]

@@ -1,0 +1,49 @@
+"""PAD-Net: tasks are predicted, exchange features, and are predicted again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mtlbench.networks.blocks import Predictor, bottleneck, per_task
+from mtlbench.networks.decoder import DenseHead, Neck
+from mtlbench.networks.distillation import Distillation, ExchangeDecoder
+from mtlbench.networks.encoder import Encoder
+from mtlbench.tasks import Task
+
+
+class PADDecoder(ExchangeDecoder):
+    """Neck, initial features and predictions of every task, distillation between features, final heads."""
+
+    def __init__(self, tasks: Mapping[str, Task], encoder: Encoder, width: int, image_size: tuple[int, int]) -> None:
+        """Builds the decoder.
+
+        Args:
+            tasks: Dense tasks by name.
+            encoder: Gives the maps.
+            width: Channels of the neck and of a task's feature.
+            image_size: Height and width of predictions.
+        """
+        super().__init__()
+        self.neck = Neck(encoder.channels, encoder.strides, width)
+        self.initial = per_task(
+            "initial", tasks, lambda _: nn.Sequential(bottleneck(width, width), bottleneck(width, width))
+        )
+        self.supervise = per_task("supervise", tasks, lambda t: Predictor(width, tasks[t].channels, image_size))
+        self.distil = Distillation("distil", list(tasks), width)
+        self.heads = per_task("head", tasks, lambda t: DenseHead(width, tasks[t].channels, image_size))
+
+    def forward(
+        self, maps: Sequence[Tensor], tasks: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Predicts the named tasks, and while training each of them from its initial feature too."""
+        shared = self.neck(maps)
+        features = {task: block(shared) for task, block in self.initial.items()}
+        predictions = {task: self.heads[task](self.distil(features, task)) for task in tasks}
+        initial = {task: [self.supervise[task](features[task])] for task in tasks} if self.training else {}
+        return predictions, initial
+
+    def owned(self, task: str) -> list[nn.Module]:
+        """Returns the task's heads and the distillation into its feature."""
+        return [self.heads[task], self.supervise[task], *self.distil.owned(task)]

@@ -1,0 +1,153 @@
+"""An encoder run stage by stage, for networks that read or change its maps on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.models import FeatureListNet
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mtlbench.errors import SuiteError
+from mtlbench.networks.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class State:
+    """What one stage hands to the next.
+
+    Attributes:
+        map: (B, C, h, w).
+        prefix: (B, n, C), a transformer's tokens that stand for no place (class token, registers), or None.
+    """
+
+    map: Tensor
+    prefix: Tensor | None = None
+
+    def with_map(self, new: Tensor) -> State:
+        """Returns the state with another map of the same shape; the prefix stays.
+
+        Args:
+            new: (B, C, h, w).
+        """
+        return replace(self, map=new)
+
+
+class Stages:
+    """A view of an encoder as stages, one per map. It owns nothing: parameters and their names stay the encoder's.
+
+    ``state = start(image)``, then ``state = run(i, state)`` for every stage i; the maps after each stage are those
+    that ``encoder(image)`` returns. Make the view after changing blocks of the encoder, not before.
+
+    Attributes:
+        blocks: The modules of each stage in their order: a CNN's stem belongs to its first stage, a transformer's
+            patch embedding to `start`. What is no plain sequence (a Swin or ConvNeXt stage) is one block.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Cuts the encoder into stages.
+
+        Args:
+            encoder: Any CNN or hierarchical transformer that timm runs layer by layer, or a plain ViT.
+
+        Raises:
+            SuiteError: The encoder cannot be run by stages.
+        """
+        trunk: Any = encoder.trunk
+        self.encoder = encoder
+        self.plain = _is_plain_vit(trunk)
+        if self.plain:
+            layers, ends = list(trunk.model.blocks), list(trunk.out_indices)
+        else:
+            layers, ends = _layers(trunk)
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        self.blocks = [_flat(layers[a : b + 1]) for a, b in zip(starts, ends, strict=True)]
+
+    def __len__(self) -> int:
+        """Returns the number of stages, that of the encoder's maps."""
+        return len(self.blocks)
+
+    def start(self, image: Tensor) -> State:
+        """Returns the state before the first stage: the image itself, or the embedded patches of a ViT.
+
+        Args:
+            image: (B, 3, H, W) float, normalised.
+        """
+        if not self.plain:
+            return State(image)
+        vit: Any = self.encoder.trunk.model
+        grid = vit.patch_embed.dynamic_feat_size(image.shape[-2:])
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(image))))
+        return _from_tokens(tokens, vit.num_prefix_tokens, grid)
+
+    def run(self, stage: int, state: State, part: slice = slice(None)) -> State:
+        """Returns the state after a stage, or after a part of its blocks.
+
+        Args:
+            stage: Index of the stage.
+            state: After the stage before, perhaps with another map, or after the blocks before ``part``.
+            part: Which of ``blocks[stage]`` to run.
+        """
+        blocks = self.blocks[stage][part]
+        if self.plain:
+            tokens = _through(blocks, _to_tokens(state))
+            return _from_tokens(tokens, self.encoder.trunk.model.num_prefix_tokens, state.map.shape[-2:])
+        if not self.encoder.channels_last or not blocks:
+            return State(_through(blocks, state.map))
+        is_image = stage == 0 and blocks[0] is self.blocks[0][0]
+        x = state.map if is_image else state.map.permute(0, 2, 3, 1)
+        return State(_through(blocks, x).permute(0, 3, 1, 2))
+
+
+def _is_plain_vit(trunk: Any) -> bool:
+    # Relatives (EVA, BEiT, Hiera) hand more than tokens from block to block, in a forward pass of their own.
+    model = getattr(trunk, "model", None)
+    plain = getattr(type(model), "forward_intermediates", None) is VisionTransformer.forward_intermediates
+    return plain and not trunk.norm
+
+
+def _layers(trunk: Any) -> tuple[list[nn.Module], list[int]]:
+    """Returns the layers that timm runs one after another, and the indices of those whose output is a map."""
+    if isinstance(trunk, FeatureListNet) and not trunk.concat:
+        return list(trunk.values()), [i for i, name in enumerate(trunk) if name in trunk.return_layers]
+    if isinstance(trunk, (EfficientNetFeatures, MobileNetV3Features)) and trunk.feature_hooks is None:
+        stem = [module for name, module in trunk.named_children() if name != "blocks"]
+        # timm counts the stem as stage 0.
+        return [*stem, *trunk.blocks], [len(stem) - 1 + i for i in sorted(trunk._stage_out_idx)]
+    raise SuiteError(
+        f"This method runs the encoder stage by stage, and {type(getattr(trunk, 'model', trunk)).__name__} cannot be "
+        "run so. Choose `model.encoder` among plain ViTs (vit_*, deit_*), CNNs (resnet*, convnext*, efficientnet*, "
+        "mobilenet*, regnet*) or Swin (swin_*)."
+    )
+
+
+def _flat(layers: list[nn.Module]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for layer in layers:
+        found += layer.children() if type(layer) is nn.Sequential else [layer]
+    return found
+
+
+def _through(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+        if not isinstance(x, Tensor):
+            raise SuiteError(
+                f"This method runs the encoder stage by stage, one tensor between blocks; {type(block).__name__} "
+                f"returns a {type(x).__name__}. Choose another `model.encoder`, for example 'resnet18'."
+            )
+    return x
+
+
+def _from_tokens(tokens: Tensor, prefix: int, grid: Any) -> State:
+    places = tokens[:, prefix:].unflatten(1, tuple(grid))
+    return State(places.permute(0, 3, 1, 2).contiguous(), tokens[:, :prefix] if prefix else None)
+
+
+def _to_tokens(state: State) -> Tensor:
+    places = state.map.flatten(2).transpose(1, 2)
+    return places if state.prefix is None else torch.cat((state.prefix, places), 1)

@@ -1,0 +1,33 @@
+"""How figures of the report look."""
+
+from __future__ import annotations
+
+import html
+
+import plotly.graph_objects as go
+
+COLOURS = ("#4c78a8", "#e4803a", "#54a24b", "#c8504f", "#8b6cb5", "#3aa6a0", "#b58b2e", "#d57aa5", "#7f7f7f", "#9c6b4e")
+"""Mid-tones that read on white and on near black."""
+
+LINE = "rgba(128,128,128,0.28)"
+
+
+def style(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
+    """Makes a figure plain and transparent: the page decides what is light and what is dark."""
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(
+        template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, showlegend=legend,
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
+        margin={"l": 60, "r": 20, "t": 36, "b": 50},
+        legend={"orientation": "h", "yanchor": "top", "y": -56 / (height - 86)},  # 56 pixels, under the axis title
+    )  # fmt: skip
+    figure.update_annotations(font_size=13)
+    figure.update_xaxes(gridcolor=LINE, zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor=LINE, zeroline=False, automargin=True)
+    return figure
+
+
+def safe(text: str) -> str:
+    """Returns a name as plotly shows it letter for letter."""
+    # Plotly reads a little HTML in its texts; a name is only ever a name.
+    return html.escape(text, quote=False)

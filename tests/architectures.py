@@ -1,0 +1,100 @@
+"""What the tests of architectures share: small networks on images of 16 x 24 pixels, and properties of all."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from mtlbench import registry
+from mtlbench.method import MethodSpec
+from mtlbench.networks.dense import build_dense
+from mtlbench.tasks import Classification, Depth, Normals
+from mtlbench.testing import check_network, difference, toy_spec, trained
+
+TASKS = {"depth": Depth("depth"), "normals": Normals("normals"), "kind": Classification("kind")}
+MODELS = {
+    "cnn": {"encoder": "test_resnet"},
+    "vit": {
+        "encoder": "vit_tiny_patch16_224",
+        "encoder_options": {"patch_size": 8, "embed_dim": 32, "depth": 5, "num_heads": 2},
+    },
+    "swin": {
+        "encoder": "swin_tiny_patch4_window7_224",
+        "encoder_options": {
+            "depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1), "window_size": 2, "drop_path_rate": 0.0,
+        },
+    },
+}  # fmt: skip
+
+
+def model(kind):
+    return {"image_size": [16, 24], "decoder_channels": 12, **MODELS[kind]}
+
+
+def made(name, kind="vit", tasks=TASKS, **options):
+    """Returns a method with its network; equal seeds give equal encoders, necks and heads."""
+    torch.manual_seed(7)
+    method = registry.find(name)(MethodSpec(tasks, model(kind)), **options)
+    method.configure_model()
+    return method
+
+
+def network(name, kind="vit", tasks=TASKS, **options):
+    return made(name, kind, tasks, **options).network
+
+
+def dense(kind="vit", tasks=TASKS):
+    torch.manual_seed(7)
+    return build_dense(tasks, model(kind))
+
+
+def images(batch=2):
+    return torch.randint(0, 256, (batch, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def check_ownership(net, tasks=TASKS):
+    """Shared is what two tasks or more reach, owned is what one reaches, and nothing is left over."""
+    assert check_network(net, tasks) is None
+    reached = {}
+    for task in tasks:
+        net.zero_grad(set_to_none=True)
+        net(images(), [task]).predictions[task].square().sum().backward()
+        reached[task] = {id(p) for p in net.parameters() if p.grad is not None}
+    assert set.union(*reached.values()) == {id(p) for p in net.parameters() if p.requires_grad}
+    for task in tasks:
+        others = set().union(*(reached[t] for t in tasks if t != task))
+        assert {id(p) for p in net.task_parameters(task)} == reached[task] - others
+    last = {id(p) for p in net.last_shared_parameters()}
+    assert last and last <= set.intersection(*reached.values())
+
+
+def check_predictions(net):
+    """Shapes are the tasks'; a task is predicted alike alone, in another order, in an image alone, in float64."""
+    net, image = net.eval(), images()
+    together = net(image, list(TASKS)).predictions
+    assert {name: tuple(p.shape) for name, p in together.items()} == {
+        "depth": (2, 1, 16, 24), "normals": (2, 3, 16, 24), "kind": (2, 2),
+    }  # fmt: skip
+    for names in (["kind", "depth"], ["normals"]):
+        some = net(image, names).predictions
+        assert list(some) == names
+        for name in names:
+            torch.testing.assert_close(some[name], together[name])
+    double = copy.deepcopy(net).double()(image, list(TASKS)).predictions
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = net(image, list(TASKS)).predictions
+    alone = net(image[1:], list(TASKS)).predictions
+    for name, value in together.items():
+        assert mixed[name].dtype == torch.float32 and double[name].dtype == torch.float64
+        torch.testing.assert_close(double[name].float(), value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(mixed[name], value, atol=0.15, rtol=0.15)
+        torch.testing.assert_close(alone[name], value[1:], atol=1e-5, rtol=1e-4)
+
+
+def check_with_balancer(name, balancer, folder):
+    """A few steps with a balancer leave finite weights, other than those with the plain sum of losses."""
+    weights = trained(toy_spec(name, steps=3, balancer=balancer), str(folder / "one"))
+    assert all(value.isfinite().all() for key, value in weights.items() if key.startswith("network."))
+    plain = trained(toy_spec(name, steps=3), str(folder / "plain"))
+    assert difference(plain, {key: weights[key] for key in plain}) > 1e-6
