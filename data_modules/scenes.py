@@ -61,7 +61,7 @@ class Scenes(MTLDataModule):
             Saliency("saliency", scale=5.0),
             Normals("normals", scale=10.0),
             Depth("depth", scale=1.0),
-            Edges("edges", scale=50.0),
+            Edges("edges", scale=50.0, max_distance=0.016),
         )
     }
 

@@ -147,3 +147,18 @@ def test_a_study_that_has_not_begun(folder: Path) -> None:
     assert all(not values for row in board.rows for values in row.values.values()) and not board.comparisons
     assert board.counts["unfinished"] == 12
     assert len(write(folder)) == 4
+
+
+def test_the_use_of_experts_is_told_condition_by_condition(tmp_path: Path) -> None:
+    study, results, _ = study_of({"sparse": {"without": [(0.4, 0.5)], "+ normals": [(0.4, 0.5, 9)]}}, DROP, seeds=1)
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    for name, record in results.items():
+        tasks = record["tasks"]
+        tables = {key: [[0.25, 0.75]] * len(tasks) for key in ("probability", "load")}
+        experts = {"tasks": tasks, "top_k": {"block1.mlp": 1}, "layers": {"block1.mlp": tables}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(record))
+        (tmp_path / name / "summary.json").write_text(json.dumps({"experts": experts}))
+    write(tmp_path)
+    found = json.loads((tmp_path / "experts.json").read_text())
+    assert {key: len(value["tasks"]) for key, value in found.items()} == {"sparse, without": 2, "sparse, + normals": 3}

@@ -285,6 +285,7 @@ def test_every_expert_gets_tokens_at_the_start():
 
 
 def test_active_flops_are_those_of_the_dense_mlp_plus_the_router():
+    """The experts' second bias is a product of gates and biases, as dear as the router."""
     tokens, count, top_k = torch.randn(N, 32), 4, 2
     router, mlp = TaskRouter(32, count, top_k, "agnostic", ["a"]), ExpertMlp(32, 128 // top_k, count)
     flops = []
@@ -292,7 +293,7 @@ def test_active_flops_are_those_of_the_dense_mlp_plus_the_router():
         with FlopCounterMode(display=False) as counter:
             run()
         flops.append(counter.get_total_flops())
-    assert flops[0] == flops[1] + 2 * N * 32 * count
+    assert flops[0] == flops[1] + 2 * 2 * N * 32 * count
 
 
 @pytest.mark.parametrize(("top_k", "gate", "message"), [(6, "task", "experts=5"), (0, "task", "1..experts")])

@@ -88,14 +88,14 @@ def slow(attention, x, previous=None):
 
 def test_attention_agrees_with_loops():
     attention = JointAttention(4, 2, 2, first=True).double()
-    x = torch.randn(1, 2, 4, 2, 4, dtype=torch.float64)
+    x = torch.randn(1, 2, 4, 4, 6, dtype=torch.float64)
     torch.testing.assert_close(attention(x, None)[0][0], slow(attention, x[0]))
 
 
 def test_scores_are_passed_on():
     attention = JointAttention(4, 2, 2, first=False).double()
-    x = torch.randn(1, 2, 4, 2, 4, dtype=torch.float64)
-    previous = torch.randn(1, 2, 2, 1, 2, 4, dtype=torch.float64)  # of the same grid: nothing to upsample
+    x = torch.randn(1, 2, 4, 4, 6, dtype=torch.float64)
+    previous = torch.randn(1, 2, 2, 2, 3, 12, dtype=torch.float64)  # of the same grid: nothing to upsample
     attention.passing.data = torch.tensor([0.5, -2.0]).double()
     torch.testing.assert_close(attention(x, previous)[0][0], slow(attention, x[0], previous[0]))
     attention.passing.data.zero_()

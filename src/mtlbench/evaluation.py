@@ -39,17 +39,27 @@ def share_buffers(network: nn.Module) -> None:
             ranks.mean_(buffer)
 
 
-def evaluate(method: MTLMethod, batches: Iterable[Batch], *, with_loss: bool = False) -> tuple[Scores, float]:
-    """Returns the scores of all tasks, and the sum of their scaled mean losses (NaN unless ``with_loss``)."""
+def evaluate(
+    method: MTLMethod, batches: Iterable[Batch], *, final: bool = False, with_loss: bool = False
+) -> tuple[Scores, float]:
+    """Returns the scores of all tasks, and the sum of their scaled mean losses (NaN unless ``with_loss``).
+
+    Args:
+        method: Method in a trainer.
+        batches: A split.
+        final: Compute every metric. Else what tasks monitor during training, where some metrics take too long.
+        with_loss: Compute the losses.
+    """
+    step = method.test_step if final else method.validation_step
     share_buffers(method.network)
     losses = {name: MeanLoss(task, protocol="loss").to(method.device) for name, task in method.tasks.items()}
     with evaluating(method):
         for index, batch in enumerate(batches):
             batch = method.trainer.strategy.batch_to_device(batch)
-            method.validation_step(batch, index)
+            step(batch, index)
             if with_loss:
                 _add_losses(method, losses, batch)
-        scores = method.scores()
+        scores = method.scores(final=final)
     if not with_loss:
         return scores, float("nan")
     return scores, sum(float(m.compute()["loss"]) * method.tasks[name].scale for name, m in losses.items())

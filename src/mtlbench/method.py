@@ -83,6 +83,7 @@ class MTLMethod(TrainingStep):
         self.balancer = Balancer()
         self.balancer.configure(len(self.tasks))
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
+        self.monitors = nn.ModuleDict({name: task.monitor() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
         self.register_buffer("_loss_weights", torch.ones(len(self.tasks)), persistent=False)
@@ -184,19 +185,24 @@ class MTLMethod(TrainingStep):
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to what is computed during training."""
+        self._measure(self.monitors, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the metrics of every task."""
+        self._measure(self.metrics, batch)
+
+    def _measure(self, metrics: nn.ModuleDict, batch: Batch) -> None:
         for stream in streams(batch):
             names = [name for name in self.tasks if name in stream["targets"]]
             for name, prediction in self.network(stream["image"], names).predictions.items():
-                cast(Metric, self.metrics[name]).update(full_precision(prediction), stream["targets"][name])
+                cast(Metric, metrics[name]).update(full_precision(prediction), stream["targets"][name])
 
-    test_step = validation_step
-
-    def scores(self) -> dict[str, dict[str, float]]:
-        """Returns and resets the metrics: ``{task: {protocol id: value}}``, over all ranks."""
+    def scores(self, *, final: bool) -> dict[str, dict[str, float]]:
+        """Returns and resets ``{task: {protocol id: value}}`` over all ranks, of test or of validation steps."""
         found = {}
         for name in self.tasks:
-            metric = cast(Metric, self.metrics[name])
+            metric = cast(Metric, (self.metrics if final else self.monitors)[name])
             found[name] = metric.compute()
             metric.reset()
         return found

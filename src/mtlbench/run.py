@@ -209,10 +209,10 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     if spec.trainer["selection"] == "best":
         method.load_state_dict(checkpoint.verified(folder.path / "best.ckpt")["state_dict"])
     split = data.SPLITS[-1]
-    scores, _ = evaluate(method, data.eval_dataloader(split))
+    scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
     end.write({"step": end.step, **flat(scores, split)})
     # What a plan may choose by, where it has several starts to choose from.
-    validation = evaluate(method, data.eval_dataloader("val"))[0] if spec.start and split != "val" else None
+    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if spec.start and split != "val" else None
     weights = method.state_dict()
     cost = {**end.clock.summary(), **_cost(method, end.seconds(), method.trainer.world_size)}
     if not method.trainer.is_global_zero:

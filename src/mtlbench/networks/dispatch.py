@@ -14,6 +14,8 @@ from mtlbench.errors import MethodError, unknown_name
 from mtlbench.networks import expert_mlp_op, segment_op
 from mtlbench.networks.expert_mlp_op import gather_sum
 
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 @dataclass(frozen=True)
 class Dispatch:
@@ -47,7 +49,7 @@ class Dispatch:
 
     @property
     def top_k(self) -> int:
-        """k."""
+        """Experts per token, k."""
         return self.chosen.shape[1]
 
     def spread(self, tokens: Tensor) -> Tensor:
@@ -227,7 +229,7 @@ def _choice(rows: Tensor, *weights: Tensor) -> Product:
 
 def _ungroupable(rows: Tensor, weight: Tensor) -> str:
     """Returns why `grouped_mm` cannot multiply, forward and backward, or nothing."""
-    if not hasattr(F, "grouped_mm") or (not rows.is_cuda and torch.__version__ < (2, 11)):
+    if not hasattr(F, "grouped_mm") or (not rows.is_cuda and _VERSION < (2, 11)):
         return f"needs a later PyTorch; found {torch.__version__}"
     if rows.dtype not in (torch.bfloat16, torch.float16, torch.float32) or weight.dtype != rows.dtype:
         return f"needs one type of 16 or 32 bits; found {rows.dtype} and {weight.dtype}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlbench.networks.base import MTLNetwork
+from mtlbench.networks.dispatch import flop_mapping
 
 
 def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> int:
@@ -19,6 +20,6 @@ def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> i
         image: (B, 3, H, W) uint8.
         tasks: Names of the tasks to predict.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=flop_mapping()) as counter:
         network(image, list(tasks))
     return counter.get_total_flops()

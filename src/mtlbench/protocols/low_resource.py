@@ -38,7 +38,7 @@ class LowResource(StudyProtocol):
         """Returns the columns: the target's score at every share."""
         return {
             "columns": [_percent(share) for share in self.fractions], "target": self.task,
-            "text": f"the task {self.task} keeps the labels of a share of the training images, the other tasks keep all",
+            "text": f"the task {self.task} keeps the labels of a share of the training images, other tasks keep all",
         }  # fmt: skip
 
 

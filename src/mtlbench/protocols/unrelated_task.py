@@ -49,8 +49,8 @@ class UnrelatedTask(StudyProtocol):
         """Returns the columns: the mean drop of the others in every case with the task."""
         return {
             "columns": [self._with(name) for name in self.labels], "base": self._without, "ignored": self.task,
-            "text": f"the task {self.task} is added to the other tasks; drop: their mean relative loss, each against the same "
-            "method without it",
+            "text": f"the task {self.task} is added to the other tasks; drop: their mean relative loss, each "
+            "against the same method without it",
         }  # fmt: skip
 
     @property

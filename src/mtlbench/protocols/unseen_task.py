@@ -78,8 +78,8 @@ class UnseenTask(StudyProtocol):
         """Returns the columns: the new task's score for every number of examples."""
         return {
             "columns": [_column(examples) for examples in self.examples], "target": self.task,
-            "text": f"the task {self.task} is held out, then trained alone on K examples for {self.steps} steps at learning "
-            f"rate {self.lr:g}; gates begin as those of {' or '.join(self.related)}"
+            "text": f"the task {self.task} is held out, then trained alone on K examples for {self.steps} steps at "
+            f"learning rate {self.lr:g}; gates begin as those of {' or '.join(self.related)}"
             + (" and stay frozen" if self.freeze_routers else ""),
         }  # fmt: skip
 

@@ -31,7 +31,7 @@ def render(study: Study, board: tables.AnyBoard) -> str:
         lstrip_blocks=True,
     )
     ranked = isinstance(board, Leaderboard)
-    series = read_series(study)
+    series = read_series(study) if ranked else {}  # A curve is of one label; over conditions it would mix runs.
     plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
     plots |= usage_figures(study, series)
     drawn = {

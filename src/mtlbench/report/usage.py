@@ -44,13 +44,14 @@ class Usage:
 
 
 def read_usage(study: Study) -> dict[str, Usage]:
-    """Returns the use of experts of every label whose runs recorded it."""
+    """Returns the use of experts of every label, and condition if there are several, whose runs recorded it."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in study.plan["rows"]:
         for run in dict.fromkeys(entry["serving"].values()):
             experts = _summary(study, run).get("experts")
             if experts:
-                found[entry["label"]].append(experts)
+                # Under another condition a method is another one: perhaps on other tasks.
+                found[", ".join([entry["label"], *filter(None, [entry.get("condition")])])].append(experts)
     return {label: _usage(records) for label, records in found.items()}
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlbench.networks.dispatch import Dispatch, segment_matmul
-from mtlbench.networks.experts.precision import computing
 from mtlbench.networks.experts.routing import Routing
 
 
@@ -50,14 +49,13 @@ class ExpertAttention(nn.Module):
         """
         rows, tokens, _ = x.shape
         dispatch = Dispatch.of(routing.chosen, self.experts)
-        x, query_weight, output_weight = computing(x, self.query, self.output)
-        queries = segment_matmul(dispatch.spread(x.flatten(0, 1)), query_weight, dispatch)
+        queries = segment_matmul(dispatch.spread(x.flatten(0, 1)), self.query, dispatch)
         key, value = self.key_value(x).unsqueeze(1).chunk(2, dim=-1)  # (R, 1, N, d) each
         # All k heads of all tokens look at the same keys: N · k queries of one head.
         query = dispatch.collect(queries).view(rows, 1, tokens * routing.chosen.shape[1], -1)
         heads = F.scaled_dot_product_attention(query, key, value)
         heads = heads.reshape(rows * tokens, routing.chosen.shape[1], -1)
-        results = segment_matmul(dispatch.spread(heads), output_weight, dispatch)
+        results = segment_matmul(dispatch.spread(heads), self.output, dispatch)
         return dispatch.collect(results, routing.gates).view_as(x)
 
     def keep(self, experts: Sequence[int]) -> None:

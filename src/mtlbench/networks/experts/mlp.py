@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mtlbench.errors import MethodError, SuiteError
 from mtlbench.networks.dispatch import Dispatch, expert_mlp
-from mtlbench.networks.experts.precision import computing
 from mtlbench.networks.experts.routing import Routing
 
 STARTS = ("random", "split", "copy")
@@ -53,8 +52,8 @@ class ExpertMlp(nn.Module):
             routing: Of the same tokens.
         """
         dispatch = Dispatch.of(routing.chosen, self.experts)
-        x, *layers = computing(tokens.flatten(0, -2), self.weight1, self.bias1, self.weight2, self.bias2)
-        return expert_mlp(x, routing.gates, dispatch, *layers).view_as(tokens)
+        layers = (self.weight1, self.bias1, self.weight2, self.bias2)
+        return expert_mlp(tokens.flatten(0, -2), routing.gates, dispatch, *layers).view_as(tokens)
 
     @torch.no_grad()
     def upcycle(self, mlp: nn.Module, start: str) -> None:
