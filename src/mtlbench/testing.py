@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,17 +287,24 @@ def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
         return "shared_parameters and task_parameters must split the trainable parameters: each in exactly one set."
     label = {id(p): name for name, p in network.named_parameters()}
     image = torch.randint(0, 256, (4, 3, 16, 24), dtype=torch.uint8)
-    predictions = network(image, names).predictions
+    outputs = network(image, names)
+    auxiliary = {name: [p for _, p in outputs.auxiliary.get(name, ())] for name in names}
+    predictions = {name: [outputs.predictions[name], *auxiliary[name]] for name in names}
     for name in names:
         others = [p for other, group in owned.items() if other != name for p in group]
-        found = torch.autograd.grad(predictions[name].sum(), others, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(_sum(predictions[name]), others, retain_graph=True, allow_unused=True)
         touched = [label[id(p)] for p, g in zip(others, found, strict=True) if g is not None and g.abs().max() > 0]
         if touched:
             return f"{touched[0]} is said to belong to another task, and yet {name} depends on it."
-    total = sum(p.square().sum() for p in predictions.values())
-    gradients = torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
-    idle = [label[id(p)] for p, g in zip(network.parameters(), gradients, strict=True) if g is None]
+    total = _sum([p.square() for found in predictions.values() for p in found])
+    learnt = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total, learnt, allow_unused=True)
+    idle = [label[id(p)] for p, g in zip(learnt, gradients, strict=True) if g is None]
     return f"{idle[0]} gets no gradient from any task; ranks would wait for it." if idle else None
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
 def _one_task(spec: RunSpec, folder: str) -> str | None:

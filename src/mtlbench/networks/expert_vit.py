@@ -86,7 +86,7 @@ class ExpertViT(nn.Module):
         """
         super().__init__()
         self.encoder = encoder
-        self.model = model = _ordinary(encoder)
+        model = _ordinary(encoder)
         blocks: Any = model.blocks
         self.embeddings = nn.ModuleDict(
             {t: TaskEmbedding(model.embed_dim) for t in tasks} if options.task_tokens else {}
@@ -112,7 +112,7 @@ class ExpertViT(nn.Module):
         Returns:
             Tokens (B, N, D), and the maps so far, (B, D, h, w) each.
         """
-        model: Any = self.model
+        model = self.model
         pixels = self.encoder.normalise(image)
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
         return self._run(x, range(self.first), (), {})
@@ -131,6 +131,11 @@ class ExpertViT(nn.Module):
         x = x.unsqueeze(0).expand(len(tasks), -1, -1, -1).flatten(0, 1)
         _, maps = self._run(x, range(self.first, len(self.blocks)), tasks, statistics)
         return maps, statistics
+
+    @property
+    def model(self) -> Any:
+        """The timm transformer."""
+        return self.encoder.trunk.model
 
     @property
     def blocks(self) -> Any:
@@ -169,7 +174,7 @@ class ExpertViT(nn.Module):
         return (x.unflatten(0, (len(tasks), -1)) + vectors[:, None, None]).flatten(0, 1)
 
     def _map(self, x: Tensor) -> Tensor:
-        model: Any = self.model
+        model = self.model
         return x[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, tuple(model.patch_embed.grid_size))
 
 
