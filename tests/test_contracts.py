@@ -155,7 +155,7 @@ def tiny(name, folder):
     """Returns a shipped suite, resolved with two steps on a few small images."""
     whole = suite.load(name)
     module = registry.load(whole.data.module)
-    overrides = ["trainer.steps=2", "trainer.batch_size=2", "trainer.evaluate_every=1", "trainer.workers=0"]
+    overrides = ["trainer.steps=2", "trainer.batch_size=3", "trainer.evaluate_every=1", "trainer.workers=0"]
     overrides += ["trainer.checkpoint_every=0", "trainer.log_every=1", "seeds=[0]"]
     if not whole.model.encoder_options:  # of full size
         overrides += ["model.encoder=test_resnet", "model.decoder_channels=8"]

@@ -1,0 +1,76 @@
+"""Prints what it saves to run all tasks in one pass through experts: ``python benchmarks/tasks_together.py [pairs]``.
+
+Forward and backward pass of `ExpertViT`: four blocks of width 192, every MLP with 16 experts, 4 per token, a router per
+task; no heads, so that experts and attention are what is timed. T tasks in one pass, and in passes of at most
+`TOKENS_PER_PASS` tokens as on any CPU, over T passes one after another. All take turns in one process; CPU time, one thread.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from pairs import spread
+
+from mtlbench.allocator import keep_freed_memory
+from mtlbench.networks.encoder import build_encoder
+from mtlbench.networks.expert_vit import ExpertOptions, ExpertViT
+from mtlbench.networks.moe import TOKENS_PER_PASS
+
+SIDE, PATCH, WARMUP = 48, 8, 4
+TOKENS = (SIDE // PATCH) ** 2 + 1
+OPTIONS = {"patch_size": PATCH, "embed_dim": 192, "depth": 4, "num_heads": 3}
+
+
+def main(pairs: int = 21) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    print(
+        "| tasks | images | tokens | one pass | passes of 4096 tokens | one after another, ms |\n|---|---|---|---|---|---|"
+    )
+    for tasks, total in ((5, 1024), (5, 4096), (5, 16384), (2, 4096), (10, 4096), (20, 4096)):
+        row(tasks, max(1, round(total / (tasks * TOKENS))), pairs if total <= 4096 else max(5, pairs // 3))
+    print("\nOver T passes: medians and quartiles of interleaved ratios. Aim: at most 0.75 with 5 tasks at 1k tokens.")
+
+
+def row(tasks: int, images: int, pairs: int) -> None:
+    names = [f"t{i}" for i in range(tasks)]
+    encoder = build_encoder("vit_tiny_patch16_224", image_size=(SIDE, SIDE), options=OPTIONS)
+    network = ExpertViT(encoder, names, ExpertOptions(16, 4, "every", gate="per_task"))
+    image = torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8)
+    chunk = max(1, TOKENS_PER_PASS // (images * TOKENS))
+    found: list[list[float]] = []
+    for _ in range(WARMUP + pairs):
+        found.append([seconds(step(network, image, names, size)) for size in (tasks, chunk, 1)])
+    kept = found[WARMUP:]
+    ratios = [spread([times[i] / times[2] for times in kept], ".2f") for i in (0, 1)]
+    alone = 1000 * statistics.median(times[2] for times in kept)
+    print(f"| {tasks} | {images} | {tasks * images * TOKENS} | {ratios[0]} | {ratios[1]} | {alone:.0f} |", flush=True)
+
+
+def step(network: ExpertViT, image: torch.Tensor, names: list[str], size: int) -> Callable[[], None]:
+    """Returns a function that runs all tasks, ``size`` of them in a pass."""
+
+    def run() -> None:
+        network.zero_grad()
+        tokens, _ = network.begin(image)
+        total = tokens.new_zeros(())
+        for start in range(0, len(names), size):
+            maps, _ = network.finish(tokens, names[start : start + size])
+            total = total + torch.stack([m.square().sum() for m in maps]).sum()
+        total.backward()
+
+    return run
+
+
+def seconds(action: Callable[[], None]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))
