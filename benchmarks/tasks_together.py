@@ -2,7 +2,7 @@
 
 Forward and backward pass of `ExpertViT`: four blocks of width 192, every MLP with 16 experts, 4 per token, a router per
 task; no heads, so that experts and attention are what is timed. T tasks in one pass, and in passes of at most
-`TOKENS_PER_PASS` tokens as on any CPU, over T passes one after another. All take turns in one process; CPU time, one thread.
+Forward and backward pass of `ExpertViT`: four blocks of width 192, 16 experts in every MLP, 4 per token, a router per
 """
 
 from __future__ import annotations
