@@ -28,9 +28,8 @@ OPTIONS = {"patch_size": PATCH, "embed_dim": 192, "depth": 4, "num_heads": 3}
 def main(pairs: int = 21) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    print(
-        "| tasks | images | tokens | one pass | passes of 4096 tokens | one after another, ms |\n|---|---|---|---|---|---|"
-    )
+    print("| tasks | images | tokens | one pass | passes of 4096 tokens | one after another, ms |")
+    print("|---|---|---|---|---|---|")
     for tasks, total in ((5, 1024), (5, 4096), (5, 16384), (2, 4096), (10, 4096), (20, 4096)):
         row(tasks, max(1, round(total / (tasks * TOKENS))), pairs if total <= 4096 else max(5, pairs // 3))
     print("\nOver T passes: medians and quartiles of interleaved ratios. Aim: at most 0.75 with 5 tasks at 1k tokens.")

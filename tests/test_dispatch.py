@@ -273,7 +273,7 @@ def test_gradient_without_strides_is_taken(backend: str) -> None:
 def test_flops_follow_the_formula(backend: str) -> None:
     """Forward: N·k rows by two D × h products, and the second biases by the (N, E) gates; backward: twice that.
 
-    ``grouped`` has no product with a bias, and multiplies (N·k, E) memberships by the first ones.
+    ``grouped`` has no product with a bias, and multiplies constant (N·k, E) memberships by the first ones.
     """
     chosen, values = case("random", torch.float32)
     count, top_k, experts = ROUTES["random"]
@@ -282,10 +282,9 @@ def test_flops_follow_the_formula(backend: str) -> None:
         forward = counter.get_total_flops()
         result.square().sum().backward()
     wanted = 2 * count * top_k * 2 * WIDTH * HIDDEN + 2 * count * experts * WIDTH
-    if backend == "grouped":
-        wanted += 2 * count * top_k * experts * HIDDEN
-    assert forward == wanted
-    assert counter.get_total_flops() == 3 * wanted
+    biases = 2 * count * top_k * experts * HIDDEN if backend == "grouped" else 0
+    assert forward == wanted + biases
+    assert counter.get_total_flops() == 3 * wanted + 2 * biases
 
 
 def test_segment_keeps_only_hidden_values() -> None:

@@ -27,7 +27,7 @@ MODEL = {
 FORMS = {
     "mlp": {"placement": "every"},
     "attention": {"placement": "none", "attention_placement": "every", "attention_experts": 3},
-    "mod_squad": {"attention_placement": "even", "gate": "per_task", "task_tokens": True},
+    "mod_squad": {"attention_placement": "even", "gate": "per_task", "task_tokens": 1.0},
     "late": {"placement": [2]},
     "agnostic": {"gate": "agnostic"},
     "raw": {"gate": "per_task", "renormalise": False},
@@ -50,11 +50,11 @@ def images(batch=2):
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("tokens", [0.0, 0.02])
 def test_ownership_is_the_partition_that_gradients_show(gate, tokens):
     net = network(gate=gate, task_tokens=tokens, attention_placement=[1])
     assert check_network(net, TASKS) is None
-    owned = 1 + tokens + (4 if gate in ("task", "token_task", "per_task") else 0)
+    owned = 1 + (tokens > 0) + (4 if gate in ("task", "token_task", "per_task") else 0)
     assert len(net.task_modules("depth")) == owned
 
 
@@ -180,6 +180,7 @@ def test_other_encoders_are_refused(name):
         ({"attention_placement": "evn"}, "Did you mean 'even'"),
         ({"placement": "none"}, "At least one block"),
         ({"top_k": 5}, "top_k=5, experts=4"),
+        ({"task_tokens": -1.0}, "standard deviation"),
         ({"start": "splitt"}, "Did you mean 'split'"),
         ({"start": "split", "experts": 3}, "multiple of top_k"),
     ],
@@ -199,7 +200,7 @@ def test_parameters_of_the_paper_s_base_model():
     """185.2 M weights in blocks (185.4 M with biases and norms) and 2.4 M in routers, by formula and in fact."""
     tasks = {f"t{i}": Depth(f"t{i}") for i in range(13)}
     model = {**MODEL, "encoder": "vit_base_patch16_224", "encoder_options": {}, "image_size": [32, 32]}
-    options = ExpertOptions(16, 4, "odd", attention_placement="even", gate="per_task", task_tokens=True)
+    options = ExpertOptions(16, 4, "odd", attention_placement="even", gate="per_task", task_tokens=0.02)
     net = ExpertNetwork(tasks, options, **model)
     width, hidden, experts, head = 768, 3072, 16, 128
     dense_mlp, dense_attention = 2 * width * hidden, 4 * width * width

@@ -47,7 +47,7 @@ def test_tasks_come_to_use_different_experts():
 
 def test_equal_routers_stay_equal_under_the_loss_alone():
     """A saddle: only the tasks break the symmetry."""
-    method = build(ModSquad, mutual_information=1.0, task_tokens=False, **SMALL)
+    method = build(ModSquad, mutual_information=1.0, task_tokens=0.0, **SMALL)
     for router in method.network.routers:
         for matrix in router.matrices.values():
             matrix.load_state_dict(router.matrices["depth"].state_dict())

@@ -41,7 +41,8 @@ class ExpertOptions:
         gate: What routing depends on; see `TaskRouter`.
         noise: Of the routers' logits in training.
         renormalise: See `TaskRouter`.
-        task_tokens: Whether a learned vector of the task is added to every token before every block.
+        task_tokens: Standard deviation at the start of the learned vector of the task that is added to every token
+            before every block; 0 for none.
         start: How MLP experts begin: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's own MLP, see
             `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
@@ -56,7 +57,7 @@ class ExpertOptions:
     gate: str = "token_task"
     noise: float = 0.0
     renormalise: bool | None = None
-    task_tokens: bool = False
+    task_tokens: float = 0.0
     start: str = "random"
     descriptions: Mapping[str, Sequence[float]] | None = None
 
@@ -88,8 +89,10 @@ class ExpertViT(nn.Module):
         self.encoder = encoder
         model = _ordinary(encoder)
         blocks: Any = model.blocks
+        if not 0 <= options.task_tokens < float("inf"):
+            raise MethodError(f"task_tokens is a standard deviation >= 0; found {options.task_tokens}.")
         self.embeddings = nn.ModuleDict(
-            {t: TaskEmbedding(model.embed_dim) for t in tasks} if options.task_tokens else {}
+            {t: TaskEmbedding(model.embed_dim, options.task_tokens) for t in tasks} if options.task_tokens else {}
         )
         attention = blocks_of("attention_placement", options.attention_placement, len(blocks))
         mlps = blocks_of("placement", options.placement, len(blocks))
@@ -99,7 +102,7 @@ class ExpertViT(nn.Module):
             blocks[index].attn = _attention_layer(blocks[index].attn, tasks, options)
         for index in mlps:
             blocks[index].mlp = _mlp_layer(blocks[index].mlp, tasks, options)
-        self.aware = options.task_tokens or options.gate != "agnostic"
+        self.aware = options.task_tokens > 0 or options.gate != "agnostic"
         self.first = 0 if options.task_tokens else min((*attention, *mlps))
         self.layers = dict(_named_layers(blocks))
 

@@ -41,14 +41,15 @@ class Routing:
 class TaskEmbedding(nn.Module):
     """One learned vector, a module of its own so that its task can own it."""
 
-    def __init__(self, width: int) -> None:
-        """Draws the vector from N(0, 1), the scale of a token after LayerNorm.
+    def __init__(self, width: int, deviation: float = 1.0) -> None:
+        """Draws the vector from a normal distribution.
 
         Args:
             width: Elements of the vector.
+            deviation: Standard deviation; 1 is the scale of a token after LayerNorm.
         """
         super().__init__()
-        self.vector = nn.Parameter(torch.randn(width))
+        self.vector = nn.Parameter(deviation * torch.randn(width))
 
 
 class TaskDescription(nn.Module):
