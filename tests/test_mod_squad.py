@@ -37,7 +37,7 @@ def test_the_loss_is_the_mutual_information_summed_over_layers():
 
 def test_tasks_come_to_use_different_experts():
     """Pulled by the loss alone, information rises to log T in every layer: no two tasks share an expert."""
-    method = build(ModSquad, mutual_information=1.0, **SMALL)
+    method = build(ModSquad, mutual_information=1.0, task_tokens=1.0, **SMALL)
     values = train_routers(method, steps=60, lr=0.1)
     assert -values[0] < 0.05 and -values[-1] > 0.95 * 4 * math.log(3)
     _, layers = losses(method)

@@ -42,11 +42,11 @@ class ModSquad(ExpertMethod):
         start: Of the MLP experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP.
 
     Differences from the official code: e_t starts at the scale of the other weights. At 1, added in every block, it
-    drowns the tokens of a short training: on suite `experts` that cost 4.7 points of Δm. Entropies are exact, without its 1e-4; p without the added 1e-4; gates are
-    renormalised; statistics over all ranks and micro-batches; tasks without a label enter through running means;
-    routers start from a truncated normal of 0.02, experts likewise; no noise in evaluation. Task losses are weighted by
-    the run's balancer: the paper's learned weights are ``balancer: uncertainty``. Heads are mtlbench's, the same for
-    every method.
+    drowns the tokens of a short training: on suite `experts` that cost 4.7 points of Δm. Entropies are exact, without
+    its 1e-4; p without the added 1e-4; gates are renormalised; statistics over all ranks and micro-batches; tasks
+    without a label enter through running means; routers start from a truncated normal of 0.02, experts likewise; no
+    noise in evaluation. Task losses are weighted by the run's balancer: the paper's learned weights are
+    ``balancer: uncertainty``. Heads are mtlbench's, the same for every method.
 
     Example:
         >>> import torch
