@@ -13,6 +13,7 @@ from mtlbench.networks import moe
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.expert_vit import ExpertOptions
 from mtlbench.networks.experts import GATES, ExpertLayer
+from mtlbench.networks.flops import forward_flops
 from mtlbench.networks.moe import ExpertNetwork
 from mtlbench.tasks import Classification, Depth, Normals
 from mtlbench.testing import check_network
@@ -210,3 +211,28 @@ def test_parameters_of_the_paper_s_base_model():
     norms, routers = 12 * 2 * 2 * width, 13 * 6 * width * (24 + 16)
     assert sizes(net) == (weights + biases + norms, routers)
     assert round(weights / 1e6, 1) == 185.2 and round(routers / 1e6, 1) == 2.4
+
+
+def dense_macs(tokens, width):
+    """Of one transformer block with an MLP of four times the width."""
+    return tokens * 12 * width * width + 2 * tokens * tokens * width
+
+
+def test_active_flops_by_formula():
+    """A task costs what the dense network costs, plus routers, second biases, and attention of twice the width."""
+    model = {**MODEL, "image_size": [32, 48]}
+    width, tokens, heads, experts = 32, 25, 2, 8
+    dense = DenseNetwork(TASKS, **model)
+    options = ExpertOptions(experts, 4, [1], attention_placement=[0], gate="per_task")
+    sparse = ExpertNetwork(TASKS, options, **model)
+    image = torch.zeros(1, 3, 32, 48, dtype=torch.uint8)
+    whole, found = (forward_flops(net, image, ["depth"]) / 2 for net in (dense, sparse))
+    head, chosen, every = 2 * width // heads, heads, 2 * heads
+    projections = tokens * (2 * chosen * width * head + width * 2 * head)
+    attention = (
+        projections + 2 * chosen * tokens * tokens * head - (tokens * 4 * width * width + 2 * tokens * tokens * width)
+    )
+    extra = attention + tokens * width * every + 2 * tokens * width * experts
+    assert found == whole + extra
+    patch = 3 * 8 * 8 * width * (tokens - 1)
+    assert whole > 3 * dense_macs(tokens, width) + patch

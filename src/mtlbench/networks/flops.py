@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.dispatch import flop_mapping
@@ -20,6 +21,12 @@ def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> i
         image: (B, 3, H, W) uint8.
         tasks: Names of the tasks to predict.
     """
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=flop_mapping()) as counter:
+    mapping = {**flop_mapping(), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         network(image, list(tasks))
     return counter.get_total_flops()
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    # PyTorch counts attention on accelerators only.
+    return sdpa_flop_count(query, key, value)
