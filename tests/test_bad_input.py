@@ -169,7 +169,7 @@ def test_secret_of_the_environment_stays_out_of_overrides(tmp_path: Path) -> Non
 
 def pascal_suite(folder: Path, tasks: str, methods: str) -> str:
     text = SUITE.format(module="data_modules.pascal:Pascal", patch=16, size=[64, 64], steps=3, methods=methods)
-    text = text.replace("Pascal\n", "Pascal\n  root: mini\n  options: {size: 64, cache: false}\n")
+    text = text.replace("Pascal\n", "Pascal\n  root: mini\n  options: {size: 64}\n")
     return write_suite(folder, "mine", text + f"tasks: {tasks}\n")
 
 

@@ -59,7 +59,10 @@ def _prepare(suite: Suite, local: Local) -> None:
     from mtlbench import registry
 
     module = registry.load(suite.data.module)
-    module(studies.root_of(suite, local), **suite.data.options).prepare_data()
+    try:
+        module(studies.root_of(suite, local), **suite.data.options).prepare_data()
+    except DataError as error:  # A damaged file fails the runs that read it, and no others.
+        print(f"Warning: {error}", file=sys.stderr)
 
 
 def _share_cores(jobs: int | None, devices: int) -> tuple[int, int]:
