@@ -159,10 +159,17 @@ def tiny(name, folder):
     overrides += ["trainer.checkpoint_every=0", "trainer.log_every=1", "seeds=[0]"]
     if not whole.model.encoder_options:  # of full size
         overrides += ["model.encoder=test_resnet", "model.decoder_channels=8"]
+    if whole.study.get("kind") == "unseen_task":
+        overrides += ["study.examples=[3,4]", "study.steps=2"]
     overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]
     if "size" in registry.arguments_of(module):
         overrides += ["data.options.size=32", "model.image_size=[32,32]"]
     return resolve(suite.load(name, overrides), Local(data=miniature(name, folder)), overrides)
+
+
+def plan_of(spec):
+    cls = registry.find(spec.method["path"])
+    return (cls if issubclass(cls, MTLMethod) else MTLMethod).plan(spec)
 
 
 def follow(plan, root):
@@ -178,7 +185,7 @@ def follow(plan, root):
 
 def finished(spec: RunSpec, root):
     folder = RunFolder(root, spec.run_id)
-    assert folder.claim(spec) and train(spec, folder)
+    assert folder.result() or (folder.claim(spec) and train(spec, folder))
     return folder.result() or pytest.fail(f"{spec.run_id} wrote no result")
 
 
@@ -186,9 +193,7 @@ def finished(spec: RunSpec, root):
 def test_suite_trains(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     study = tiny(name, tmp_path)
-    assert {spec.label for spec in study.members} >= {"single_task", "uniform", "pcgrad"}
-    for spec in study.members:
-        cls = registry.find(spec.method["path"])
-        plan = (cls if issubclass(cls, MTLMethod) else MTLMethod).plan(spec)
-        serving = follow(plan, tmp_path / "results")
-        assert set(serving) == set(spec.tasks)
+    assert "uniform" in {case.spec.label for case in study.cases}
+    for case in study.cases:
+        serving = follow(case.begin(plan_of), tmp_path / "results")
+        assert set(serving) == set(case.spec.tasks)

@@ -123,11 +123,11 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
         {task: _Head(description["dense"], description["channels"])},  # type: ignore[dict-item]
         _options(description["options"]), **description["model"],
     )  # fmt: skip
-    for name, layer in network.layers.items():
-        layer.keep(description["kept"][name])
     try:
+        for name, layer in network.layers.items():
+            layer.keep(description["kept"][name])
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (LookupError, RuntimeError) as error:
         raise _unreadable(path, str(error)) from error
     return ExtractedNetwork(network, description).eval()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mtlbench.networks.moe import ExpertNetwork
     from mtlbench.run import LoadedRun
 
-THRESHOLDS = (0.0, 0.001, 0.01, 0.03, 0.1)
+THRESHOLDS = (0.0, 0.001, 0.01, 0.1, 0.3)
 """Shares of a task's tokens that the report tries."""
 
 
