@@ -124,4 +124,5 @@ def test_a_run_on_a_broken_file_fails_and_is_retried(copies: Path, tmp_path: Pat
     answer = mtlbench(tmp_path, *words, "--retry")
     assert answer.code == 0 and "uniform" in answer.text, answer.text
     folders = [RunFolder(p.parent, p.name) for p in (tmp_path / "results/nyuv2").glob("*-s0-*")]
-    assert len(folders) == 1 and folders[0].result()
+    # The mended file is other data, by its size: the failed run stays as it is, a new one is done.
+    assert sorted(folder.state() for folder in folders) == ["done", "failed"]
