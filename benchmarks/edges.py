@@ -95,7 +95,10 @@ def main() -> None:
                 predicted = np.argwhere(mask & (level > k))
                 found, seconds = timed(reference, predicted, truth, reach) if len(predicted) else (0, 0.0)
                 total += seconds
-                assert found == counts[0, k], (name, kind, k, found, counts[0, k])
+                if found != counts[0, k]:
+                    raise SystemExit(
+                        f"{name}, {kind}, threshold {k}: {counts[0, k]} matches, the reference has {found}"
+                    )
             slow = total * 99 / options.sample
             print(f"{name:7} {kind:8} odsF {f_measure(counts).max():.4f}  {ours:.3f} s   reference {slow:8.1f} s   "
                   f"{slow / ours:6.0f} x")  # fmt: skip

@@ -1,7 +1,7 @@
 """Prints what a surgery step costs: ``python benchmarks/surgery.py [PART ...] [--pairs 25]``.
 
-Time over its floor and over a uniform step, beside TorchJD; growth with the number of tasks; peak memory, up to a
-ViT-B with 13 tasks (6 GB of it); all rows in one batched backward pass.
+Time over its floor and over a uniform step, beside TorchJD and, where it is installed, LibMTL; growth with the number
+of tasks; peak memory, up to a ViT-B with 13 tasks (6 GB of it); all rows in one batched backward pass.
 
 The floor is one forward pass, one `autograd.grad` per task through its head and the shared parameters, and the
 optimiser's step. Nothing is averaged, combined or copied in it. All steps take turns in one process.
@@ -14,7 +14,9 @@ import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from networks import CASES, LARGE, Case, many_tasks
@@ -49,13 +51,15 @@ def over_the_floor(pairs: int) -> None:
             method = case.method(name)
             found = measure(method, case.batch(), floor(method, case), uniform(method, case), blocks=pairs)
             _row(case.title, name, found)
-        method = case.method("uniform")
-        steps = (torchjd(method, case), floor(method, case), uniform(method, case))
-        found = [times[1:] for times in measure(method, case.batch(), *steps, blocks=pairs)]
-        _row(case.title, "TorchJD's PCGrad", found)
+        others = {"TorchJD": torchjd} | ({"LibMTL": libmtl} if their_pcgrad() else {})
+        for name, other in others.items():
+            method = case.method("uniform")
+            steps = (other(method, case), floor(method, case), uniform(method, case))
+            found = [times[1:] for times in measure(method, case.batch(), *steps, blocks=pairs)]
+            _row(case.title, f"{name}'s PCGrad", found)
     print(
         f"\nOne thread, float32, AdamW in all; medians and quartiles of {pairs} interleaved ratios of CPU time; "
-        "Lightning's loop is part of ours. TorchJD: mtl_backward, jac_to_grad, AdamW.\n"
+        "Lightning's loop is part of ours. TorchJD: mtl_backward, jac_to_grad; LibMTL: its weighting's backward.\n"
         "Aims: at most 1.05 on the ViT, 1.12 on the ResNet, for pcgrad, mgda, cagrad, upgrad and nash_mtl.\n"
     )
 
@@ -196,6 +200,34 @@ def torchjd(method: MTLMethod, case: Case) -> Step:
         optimiser.step()
 
     return step
+
+
+def libmtl(method: MTLMethod, case: Case) -> Step:
+    """Returns a function that does one step of PCGrad by LibMTL's own engine."""
+    network, optimiser, shared, _ = _parts(method)
+    batch, rule = case.batch(), their_pcgrad()()
+    rule.task_num, rule.rep_grad, rule.device = len(method.tasks), False, torch.device("cpu")
+    rule.get_share_params = lambda: shared
+    # As its architectures do; later steps of the rule write into these gradients.
+    rule.zero_grad_share_params = lambda: [p.grad.zero_() for p in shared]
+
+    def step() -> None:
+        optimiser.zero_grad()
+        rule.backward(torch.stack(losses_of(method, network, batch)))
+        optimiser.step()
+
+    return step
+
+
+@cache
+def their_pcgrad() -> Any:
+    """Returns LibMTL's rule, or None where it cannot be had; its releases need an older torchvision."""
+    try:
+        from LibMTL.weighting import PCGrad as rule
+    except ImportError as error:
+        print(f"LibMTL is left out: {error}.")
+        return None
+    return rule
 
 
 def _parts(method: MTLMethod):

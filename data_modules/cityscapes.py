@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +119,7 @@ class Cityscapes(DenseData):
 
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the image and the labels of ``tasks``; see `DenseData.decode`."""
-        files = self.files
-        assert isinstance(files, CityscapesFiles)
+        files = cast(CityscapesFiles, self.files)
         npy, path = files.layout == "npy", files.path("image", image)
         pixels = numbered.image(path) if npy else read.photo(path)
         size, groups = (pixels.shape[0], pixels.shape[1]), self.GROUPS

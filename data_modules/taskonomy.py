@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,9 +216,9 @@ class Taskonomy(DenseData):
         Raises:
             DataError: The list of buildings is absent.
         """
-        assert isinstance(self.files, TaskonomyFiles)
+        files = cast(TaskonomyFiles, self.files)
         domains = ("rgb", "mask_valid", *self.tasks)
-        buildings = [name for names in self.files.listed().values() for name in names if name not in EXCLUDED]
+        buildings = [name for names in files.listed().values() for name in names if name not in EXCLUDED]
         return [
             Download(f"{ADDRESS}/{building}_{domain}.tar", TERMS, f"{domain}/taskonomy/{building}", flat=True,
                      sums=f"{ADDRESS}/md5sum.txt")

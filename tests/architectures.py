@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-
+import network_checks as arch
 import torch
 
 from mtlbench import registry
@@ -28,8 +27,11 @@ MODELS = {
 }  # fmt: skip
 
 
+SIZE = (16, 24)
+
+
 def model(kind):
-    return {"image_size": [16, 24], "decoder_channels": 12, **MODELS[kind]}
+    return {"image_size": list(SIZE), "decoder_channels": 12, **MODELS[kind]}
 
 
 def made(name, kind="vit", tasks=TASKS, **options):
@@ -56,40 +58,17 @@ def images(batch=2):
 def check_ownership(net, tasks=TASKS):
     """Shared is what two tasks or more reach, owned is what one reaches, and nothing is left over."""
     assert check_network(net, tasks) is None
-    reached = {}
-    for task in tasks:
-        net.zero_grad(set_to_none=True)
-        net(images(), [task]).predictions[task].square().sum().backward()
-        reached[task] = {id(p) for p in net.parameters() if p.grad is not None}
-    assert set.union(*reached.values()) == {id(p) for p in net.parameters() if p.requires_grad}
-    for task in tasks:
-        others = set().union(*(reached[t] for t in tasks if t != task))
-        assert {id(p) for p in net.task_parameters(task)} == reached[task] - others
+    arch.assert_partition(net, tasks, SIZE)
     last = {id(p) for p in net.last_shared_parameters()}
-    assert last and last <= set.intersection(*reached.values())
+    assert last and last <= {id(p) for p in net.shared_parameters(list(tasks))}
 
 
 def check_predictions(net):
-    """Shapes are the tasks'; a task is predicted alike alone, in another order, in an image alone, in float64."""
-    net, image = net.eval(), images()
-    together = net(image, list(TASKS)).predictions
-    assert {name: tuple(p.shape) for name, p in together.items()} == {
-        "depth": (2, 1, 16, 24), "normals": (2, 3, 16, 24), "kind": (2, 2),
-    }  # fmt: skip
-    for names in (["kind", "depth"], ["normals"]):
-        some = net(image, names).predictions
-        assert list(some) == names
-        for name in names:
-            torch.testing.assert_close(some[name], together[name])
-    double = copy.deepcopy(net).double()(image, list(TASKS)).predictions
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = net(image, list(TASKS)).predictions
-    alone = net(image[1:], list(TASKS)).predictions
-    for name, value in together.items():
-        assert mixed[name].dtype == torch.float32 and double[name].dtype == torch.float64
-        torch.testing.assert_close(double[name].float(), value, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(mixed[name], value, atol=0.15, rtol=0.15)
-        torch.testing.assert_close(alone[name], value[1:], atol=1e-5, rtol=1e-4)
+    """Shapes are the tasks'; a task is predicted alike alone, in an image alone, in float64 and nearly in bfloat16."""
+    arch.assert_shapes(net, TASKS, SIZE)
+    arch.assert_subset_is_alike(net, TASKS, SIZE)
+    arch.assert_precisions(net, TASKS, SIZE)
+    arch.assert_cut_does_not_matter(net, TASKS, SIZE, training=False)
 
 
 def check_with_balancer(name, balancer, folder):

@@ -48,7 +48,7 @@ def test_figures_show_every_label_with_experts_and_no_markup(study):
     series["mod_squad"] |= {
         f"experts/block1.mlp/load/{e}": Series((1, 2), (0.2, e), (0, 0), (1, 1), 2) for e in range(3)
     }
-    figures = usage_figures(study, series)
+    figures = usage_figures(read_usage(study), series)
     assert len(figures) == 5 and not any("uniform" in title for title in figures)
     heat = figures["mod_squad: share of a task's choices that an expert gets"].data[0]
     assert sorted(heat.x) == ["e0", "e1", "e2"] and heat.z.shape == (3, 3)
@@ -59,7 +59,7 @@ def test_figures_show_every_label_with_experts_and_no_markup(study):
 
 
 def test_the_file_holds_every_table(study):
-    record = json.loads(usage_json(study))
+    record = json.loads(usage_json(read_usage(study)))
     assert (
         list(record) == ["mod_squad"] and record["mod_squad"]["layers"]["block1.mlp"]["load"] == LOADS[0]["block1.mlp"]
     )
@@ -68,4 +68,4 @@ def test_the_file_holds_every_table(study):
 def test_nothing_without_experts(study, tmp_path):
     for path in tmp_path.glob("mod_squad-*/summary.json"):
         path.unlink()
-    assert read_usage(study) == {} and usage_figures(study, {}) == {}
+    assert read_usage(study) == {} and usage_figures({}, {}) == {}

@@ -18,9 +18,10 @@ from mtlbench.data import Batch
 from mtlbench.diagnostics import Snapshot
 from mtlbench.errors import MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.blocks import full_precision
 from mtlbench.optimisers import build_optimiser, build_schedule
 from mtlbench.plan import Plan, RunSpec, one_run
-from mtlbench.step import TrainingStep, full_precision, streams
+from mtlbench.step import TrainingStep, streams
 from mtlbench.tasks import Task
 
 DEFAULT_OPTIMISER = {

@@ -19,6 +19,7 @@ from mtlbench.data import Batch, seed_of
 from mtlbench.diagnostics import Snapshot
 from mtlbench.errors import DivergedError, MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.blocks import full_precision
 from mtlbench.noise import reseed
 from mtlbench.tasks import Task
 
@@ -307,8 +308,3 @@ class TrainingStep(L.LightningModule):
             f"The loss or gradient of {names} was not at step {step}. The last good checkpoint is kept. "
             "Lower optimiser.lr, set trainer.clip, or look at the labels."
         )
-
-
-def full_precision(prediction: Tensor) -> Tensor:
-    """Returns a prediction in float32 at least: losses and metrics want more than autocast gives."""
-    return prediction.to(torch.promote_types(prediction.dtype, torch.float32))

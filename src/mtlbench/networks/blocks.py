@@ -30,6 +30,11 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Returns a tensor in float32 at least: losses, metrics and resampling want more than autocast gives."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]) -> nn.ModuleDict:
     """Returns one module per task, which starts the same whichever other tasks there are.
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mtlbench.noise import seed_of
+from mtlbench.networks.blocks import full_precision, per_task, resize
 from mtlbench.tasks import Task
 
 
@@ -57,9 +56,9 @@ class Neck(nn.Module):
         """
         projected = [project(m) for project, m in zip(self.project, maps, strict=True)]
         size = projected[0].shape[-2:]
-        total = torch.stack([p if p.shape[-2:] == size else _resize(p, size) for p in projected]).sum(0)
+        total = torch.stack([p if p.shape[-2:] == size else resize(p, size) for p in projected]).sum(0)
         if self.refine > 1:
-            total = _resize(total, (self.refine * size[0], self.refine * size[1]))
+            total = resize(total, (self.refine * size[0], self.refine * size[1]))
         return self.mix(total)
 
 
@@ -79,7 +78,7 @@ class DenseHead(nn.Sequential):
 
     def forward(self, shared: Tensor) -> Tensor:
         """Returns (B, outputs, H, W), at least float32."""
-        return _resize(_at_least_float32(super().forward(shared)), self.image_size)
+        return resize(full_precision(super().forward(shared)), self.image_size)
 
 
 class VectorHead(nn.Linear):
@@ -87,7 +86,7 @@ class VectorHead(nn.Linear):
 
     def forward(self, shared: Tensor) -> Tensor:
         """Returns (B, outputs), at least float32."""
-        return _at_least_float32(super().forward(shared.mean((2, 3))))
+        return full_precision(super().forward(shared.mean((2, 3))))
 
 
 def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int]) -> nn.ModuleDict:
@@ -98,21 +97,9 @@ def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, in
         width: Channels of the neck.
         image_size: Height and width of dense predictions.
     """
-    heads = nn.ModuleDict()
-    for name, task in tasks.items():
-        # A task's head starts the same whichever other tasks there are: runs of one seed stay comparable.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("head", torch.initial_seed(), name))
-            heads[name] = (
-                DenseHead(width, task.channels, image_size) if task.dense else VectorHead(width, task.channels)
-            )
-    return heads
 
+    def build(name: str) -> nn.Module:
+        task = tasks[name]
+        return DenseHead(width, task.channels, image_size) if task.dense else VectorHead(width, task.channels)
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    # Losses and the upsampling want more than autocast's bfloat16; float64 stays.
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return per_task("head", tasks, build)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,8 @@ class ExchangeNetwork(MTLNetwork):
         """Returns the task's head and what else only it reaches: all of the decoder for the only dense task."""
         if task in self.image_heads:
             return [self.image_heads[task]]
-        assert self.decoder is not None
-        return [self.decoder] if len(self.dense) == 1 else self.decoder.owned(task)
+        decoder = cast(ExchangeDecoder, self.decoder)  # a dense task has one
+        return [decoder] if len(self.dense) == 1 else decoder.owned(task)
 
 
 class Distillation(nn.Module):

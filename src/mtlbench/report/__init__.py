@@ -55,8 +55,8 @@ def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
         "leaderboard.tex": export.latex(board),
         "report.html": page.render(study, board),
     }
-    if read_usage(study):
-        files["experts.json"] = usage_json(study)
+    if usages := read_usage(study):
+        files["experts.json"] = usage_json(usages)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in files]

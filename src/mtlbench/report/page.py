@@ -16,7 +16,7 @@ from mtlbench.report.gallery import exhibits
 from mtlbench.report.grid import problem_summary
 from mtlbench.report.read import Study
 from mtlbench.report.series import read_series
-from mtlbench.report.usage import usage_figures
+from mtlbench.report.usage import read_usage, usage_figures
 
 TEMPLATE = "report.html.jinja"
 
@@ -33,7 +33,7 @@ def render(study: Study, board: tables.AnyBoard) -> str:
     ranked = isinstance(board, Leaderboard)
     series = read_series(study) if ranked else {}  # A curve is of one label; over conditions it would mix runs.
     plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
-    plots |= usage_figures(study, series)
+    plots |= usage_figures(read_usage(study), series)
     drawn = {
         title: figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
         for title, figure in plots.items()

@@ -55,7 +55,7 @@ def read_usage(study: Study) -> dict[str, Usage]:
     return {label: _usage(records) for label, records in found.items()}
 
 
-def usage_json(study: Study) -> str:
+def usage_json(usages: Mapping[str, Usage]) -> str:
     """Returns all tables as JSON: label -> tasks, layers, similarity."""
     record = {
         label: {
@@ -67,21 +67,21 @@ def usage_json(study: Study) -> str:
                 for name in usage.load
             },
         }
-        for label, usage in read_usage(study).items()
+        for label, usage in usages.items()
     }
     return json.dumps(record, indent=1) + "\n"
 
 
-def usage_figures(study: Study, series: Mapping[str, Mapping[str, Series]]) -> dict[str, go.Figure]:
+def usage_figures(usages: Mapping[str, Usage], series: Mapping[str, Mapping[str, Series]]) -> dict[str, go.Figure]:
     """Returns every figure on experts that there is data for, by title."""
     found: dict[str, go.Figure] = {}
-    for label, usage in read_usage(study).items():
+    for label, usage in usages.items():
         found[f"{label}: share of a task's choices that an expert gets"] = heat_maps(usage)
         if len(usage.tasks) > 2:
             found[f"{label}: tasks by the experts they use"] = tree(usage)
         if loads := load_over_time(series.get(label, {})):
             found[f"{label}: load of every expert over training"] = loads
-    if similar := similarity({label: usage for label, usage in read_usage(study).items()}):
+    if similar := similarity(usages):
         found = {"Similarity of tasks by their use of experts": similar, **found}
     if information := information_over_time(series):
         found["Mutual information between tasks and experts over training, nats"] = information

@@ -167,13 +167,12 @@ class TaskRouter(nn.Module):
         Args:
             experts: At least k of 0..E - 1, ascending.
         """
+        matrices: list[Any] = [m for m in (self.token, self.task, *self.matrices.values()) if m is not None]
         if not self.renormalise:
-            matrix: Any = self.task if self.task is not None else self.token or next(iter(self.matrices.values()))
-            self.kept = torch.tensor(experts, device=matrix.weight.device)
+            self.kept = torch.tensor(experts, device=matrices[0].weight.device)
             return
-        for linear in (self.token, self.task, *self.matrices.values()):
-            if linear is not None:
-                linear.weight = nn.Parameter(linear.weight.detach()[list(experts)])  # type: ignore[operator, arg-type, index]
+        for linear in matrices:
+            linear.weight = nn.Parameter(linear.weight.detach()[list(experts)])
         self.experts = len(experts)
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
