@@ -246,18 +246,6 @@ class Own(MTLMethod):
     def combine_losses(self, losses, ctx):
         return losses.sum()
 
-class Empty(MTLMethod):
-    @classmethod
-    def plan(cls, spec):
-        yield []
-        return {}
-
-class Nonsense(MTLMethod):
-    @classmethod
-    def plan(cls, spec):
-        yield [spec]
-        return {"left": "elsewhere"}
-
 class Broken(MTLMethod):
     def combine_losses(self, losses, ctx):
         raise RuntimeError("I am broken")
@@ -270,11 +258,7 @@ def test_method_of_the_current_folder(tmp_path: Path) -> None:
     refused = mtlbench(tmp_path, "bench", suite, "methods=[{name: 'own_methods:Own', balancer: pcgrad}]")
     assert refused.code == 2
     assert "Own overrides combine_losses" in refused.text and "Drop one" in refused.text
-    empty = mtlbench(tmp_path, "bench", suite, "--methods", "own_methods:Empty")
-    assert empty.code == 2 and "must yield at least one run. Empty" in empty.text
     small = ("data.options.train=32", "data.options.val=8")
-    nonsense = mtlbench(tmp_path, "bench", suite, "--methods", "own_methods:Nonsense", *small)
-    assert nonsense.code == 2 and "must return which of its runs serves each task" in nonsense.text
     both = mtlbench(tmp_path, "bench", suite, "--methods", "own_methods:Broken uniform own_methods:Own", *small)
     assert both.code == 1
     assert "RuntimeError: I am broken" in both.text and "1 run(s) failed" in both.text

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, MtlbenchError
 from mtlbench.examine import check_run
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.plan import Plan, RunSpec
+from mtlbench.plan import Ending, Plan, RunSpec
 from mtlbench.store import RunFolder
 from mtlbench.study import Study, remember
 
@@ -23,19 +23,60 @@ RETRIES = 2
 
 @dataclass
 class Member:
-    """One line of the study: its plan, and the runs that the plan waits for."""
+    """One line of the study: its plan, and how far it is.
+
+    Attributes:
+        spec: The run that the suite names.
+        plan: What the method makes of it.
+        stages: What the plan has yielded so far; it waits for the last of them.
+        ending: What it returned.
+        error: Why it went no further although its runs were done.
+        failed: Whether it goes no further.
+    """
 
     spec: RunSpec
     plan: Plan
-    waiting: list[RunSpec] = field(default_factory=list)
-    seen: list[RunSpec] = field(default_factory=list)
-    serving: dict[str, str] | None = None
+    stages: list[list[RunSpec]] = field(default_factory=list)
+    ending: Ending | None = None
+    error: str = ""
     failed: bool = False
 
     @property
     def open(self) -> bool:
         """Whether the plan has neither ended nor failed."""
-        return self.serving is None and not self.failed
+        return self.ending is None and not self.failed
+
+    @property
+    def waiting(self) -> list[RunSpec]:
+        """The runs that the plan waits for."""
+        return self.stages[-1] if self.stages else []
+
+    @property
+    def seen(self) -> list[RunSpec]:
+        """All runs that the plan has yielded."""
+        return [spec for stage in self.stages for spec in stage]
+
+    def step(self, results: list[dict[str, Any]]) -> None:
+        """Gives the plan the results that it waits for, and takes what it asks for next.
+
+        Raises:
+            MethodError: If the plan breaks the rules.
+        """
+        try:
+            runs = self.plan.send(results) if self.stages else next(self.plan)
+        except StopIteration as end:
+            self.ending = _checked_ending(self, end.value)
+            return
+        self.stages.append(_checked_runs(self, runs))
+
+    def written(self) -> dict[str, Any]:
+        """Returns what the study's record says of it."""
+        ending = self.ending or Ending({})
+        more = {"record": dict(ending.record)} if ending.record else {}
+        return {
+            "stages": [[spec.run_id for spec in stage] for stage in self.stages], "serving": ending.serving,
+            "runs": [spec.run_id for spec in self.seen], **more, **({"error": self.error} if self.error else {}),
+        }  # fmt: skip
 
 
 class Bench:
@@ -97,8 +138,7 @@ class Bench:
         while moved:
             moved = any([self._advance(member) for member in self.members if member.open])
         for row, member in zip(self.study.record["rows"], self.members, strict=True):
-            row["runs"] = [spec.run_id for spec in member.seen]
-            row["serving"] = member.serving or {}
+            row.update(member.written())
         remember(self.root, self.study.record)
 
     def _advance(self, member: Member) -> bool:
@@ -108,17 +148,17 @@ class Bench:
             return False
         if any(state != "done" for state in states):
             return False
-        results = [RunFolder(self.root, spec.run_id).result() or {} for spec in member.waiting]
+        first = not member.stages
         try:
-            member.waiting = next(member.plan) if not member.seen else member.plan.send(results)
-        except StopIteration as end:
-            member.serving = _checked_serving(member, end.value)
-            return True
-        if not member.waiting:
-            raise MethodError(f"A plan must yield at least one run. {member.spec.label} yielded an empty list.")
-        for spec in member.waiting:
-            self._check(spec)
-        member.seen += [spec for spec in member.waiting if spec.run_id not in {s.run_id for s in member.seen}]
+            member.step([RunFolder(self.root, spec.run_id).outcome() for spec in member.waiting])
+            for spec in member.waiting:
+                self._check(spec)
+        except Exception as error:
+            if first:  # Nothing was trained for it yet: the suite is wrong.
+                raise
+            member.failed, member.ending = True, None
+            known = isinstance(error, MtlbenchError)
+            member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}"
         return True
 
     def _check(self, spec: RunSpec) -> None:
@@ -175,15 +215,32 @@ def _plan_of(spec: RunSpec) -> Plan:
     return cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
 
 
-def _checked_serving(member: Member, serving: Any) -> dict[str, str]:
+def _checked_runs(member: Member, runs: Any) -> list[RunSpec]:
+    label, rule = member.spec.label, "A plan must yield a list of one or more runs, each of its own suite and once. "
+    if not isinstance(runs, list) or not all(isinstance(run, RunSpec) for run in runs):
+        raise MethodError(f"{rule}{label} yielded {runs!r}.")
+    if not runs:
+        raise MethodError(f"{rule}{label} yielded an empty list. Return which run serves which task instead.")
     known = {spec.run_id for spec in member.seen}
-    tasks = set(member.spec.tasks)
+    for run in runs:
+        if run.suite != member.spec.suite:
+            raise MethodError(f"{rule}{label} yielded {run.run_id} of the suite {run.suite}. Derive it from its spec.")
+        if run.run_id in known:
+            raise MethodError(f"{rule}{label} yielded {run.run_id} twice. Keep the result of the first time.")
+        known.add(run.run_id)
+    return runs
+
+
+def _checked_ending(member: Member, value: Any) -> Ending:
+    known = {spec.run_id for spec in member.seen}
+    ending, tasks = Ending.of(value), set(member.spec.tasks)
+    serving = ending.serving
     if not isinstance(serving, dict) or set(serving) != tasks or not set(serving.values()) <= known:
         raise MethodError(
             f"A plan must return which of its runs serves each task {sorted(tasks)}. "
             f"{member.spec.label} returned {serving!r}."
         )
-    return serving
+    return ending
 
 
 def _killed(number: int) -> dict[str, str]:

@@ -161,10 +161,10 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     model = _changed_model(suite.model, options.pop("model", None) or {})
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
-    record = _resolved(name, options)
+    record = registry.record(name, **options)
     if balancer:
         given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
-        record["balancer"] = _resolved(given.pop("name"), given)
+        record["balancer"] = registry.record(given.pop("name"), **given)
         _check_pair(record)
     _check_balancer(record, suite, tasks, devices)
     short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
@@ -186,14 +186,6 @@ def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     if changed.encoder != model.encoder:
         encoder_exists(changed.encoder)
     return changed
-
-
-def _resolved(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-
-    cls: Any = registry.find(name)
-    registry.check_arguments(name, cls, arguments)
-    cls_name = name.rpartition(":")[2] if ":" in name else name
-    return {"name": cls_name, "path": name, "version": cls.VERSION, "arguments": registry.defaults(cls, arguments)}
 
 
 def _check_pair(record: Mapping[str, Any]) -> None:

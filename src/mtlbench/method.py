@@ -132,6 +132,21 @@ class MTLMethod(TrainingStep):
         return [{"params": matrices}, {"params": [*vectors, *rest], "weight_decay": 0.0}]
 
     @classmethod
+    def roles(cls, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Returns the tasks of every network that `use_sources` expects, by role, for a run on ``tasks``."""
+        return {}
+
+    def use_sources(self, networks: Mapping[str, MTLNetwork]) -> None:
+        """Takes the trained networks of other runs, frozen and on the CPU, by role; once, before training.
+
+        A finished run is loaded without them: keep what prediction needs in the own state.
+
+        Raises:
+            MethodError: By default; override it in a method whose plan uses ``RunSpec.with_sources``.
+        """
+        raise MethodError(f"Other runs are for methods that take them. {type(self).__name__} got {sorted(networks)}.")
+
+    @classmethod
     def plan(cls, spec: RunSpec) -> Plan:
         """Yields the runs that the method needs and returns which run serves which task. Default: one run."""
         return one_run(spec)

@@ -3,6 +3,9 @@
 A plan is a generator. It yields a list of run specifications, receives their results (a list in the same order),
 and returns which run serves which task. Finished runs answer at once from the store, so that resuming a study is
 replaying its plans.
+
+A result is what ``result.json`` holds: ``scores`` of the reported split, ``validation`` (scores by which a plan may
+choose; None where the data has no further split), ``cost``, and ``summary``, what the method itself tells of the run.
 """
 
 from __future__ import annotations
@@ -15,9 +18,27 @@ from typing import Any
 
 Result = dict[str, Any]
 Serving = dict[str, str]
-Plan = Generator[list["RunSpec"], list[Result], Serving]
+Plan = Generator[list["RunSpec"], list[Result], "Serving | Ending"]
 MethodPlan = Callable[["RunSpec"], Plan]
 """Returns the plan that a run's method has for it."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a plan returns where it has more to tell than which run serves which task.
+
+    Attributes:
+        serving: Run id by task.
+        record: Plain values for the report, stored with the row in ``study.json``.
+    """
+
+    serving: Serving
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: Any) -> Ending:
+        """Returns an ending as it is, and a serving as an ending without a record."""
+        return value if isinstance(value, Ending) else cls(value)
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,8 @@ class RunSpec:
         trainer: What changes the result: steps, effective batch, precision, clipping, evaluation.
         start: Whose weights it begins with: ``run``, ``hash``, ``related`` and ``freeze``, see `start.py`. None for
             fresh ones; part of the identity only where it is set.
+        sources: Finished runs whose networks the method reads while it trains, by role: ``run`` and ``hash``. Part
+            of the identity only where it is set.
         local: What does not: paths, workers, devices, logging. Recorded, never hashed.
     """
 
@@ -50,12 +73,13 @@ class RunSpec:
     trainer: Mapping[str, Any]
     local: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] | None = None
+    sources: Mapping[str, Mapping[str, str]] | None = None
 
     def identity(self) -> dict[str, Any]:
         """Returns all that decides the result, as plain JSON values."""
         keys = ("suite", "seed", "method", "tasks", "data", "model", "optimiser", "trainer")
-        start = {"start": self.start} if self.start else {}
-        return json.loads(json.dumps({key: getattr(self, key) for key in keys} | start))
+        more = {key: getattr(self, key) for key in ("start", "sources") if getattr(self, key)}
+        return json.loads(json.dumps({key: getattr(self, key) for key in keys} | more))
 
     @property
     def hash(self) -> str:
@@ -76,6 +100,14 @@ class RunSpec:
         """Returns the same run with other rules on its training labels, by task; none leaves them as they are."""
         data = {key: value for key, value in self.data.items() if key != "labels"}
         return replace(self, data={**data, "labels": dict(labels)} if labels else data)
+
+    def with_method(self, method: Mapping[str, Any]) -> RunSpec:
+        """Returns the same run with another method, see `registry.record`."""
+        return replace(self, method=method)
+
+    def with_sources(self, **runs: RunSpec) -> RunSpec:
+        """Returns the same run, which reads the networks of other runs while it trains, by role."""
+        return replace(self, sources={role: {"run": run.run_id, "hash": run.hash} for role, run in runs.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record that is stored beside a run."""

@@ -106,6 +106,23 @@ def defaults(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arguments.get(name, parameter.default) for name, parameter in arguments_of(cls).items()}
 
 
+def record(name: str, **arguments: Any) -> dict[str, Any]:
+    """Returns the part of a run's identity that tells its method: a suite's entry with all defaults written out.
+
+    Args:
+        name: Name of a method or balancer, or ``module:Class``.
+        **arguments: Hyper-parameters that differ from the defaults.
+
+    Raises:
+        MethodError: If there is no such method, or a hyper-parameter is unknown or of the wrong type.
+    """
+    cls: Any = find(name)
+    check_arguments(name, cls, arguments)
+    return {
+        "name": name.rpartition(":")[2], "path": name, "version": cls.VERSION, "arguments": defaults(cls, arguments),
+    }  # fmt: skip
+
+
 def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
     """Checks names and simple types of hyper-parameters.
 

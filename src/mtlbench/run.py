@@ -163,6 +163,8 @@ def train(
     method, data = _with_network(spec)
     if spec.start:
         start.begin(method, spec, folder.root, lambda other: _with_network(other)[0])
+    if spec.sources:
+        method.use_sources(start.networks(spec.sources, folder.root, lambda other: _with_network(other)[0]))
     if spec.local.get("compile"):
         method.network.compile(backend=spec.local["compile"])
     resume = checkpoint.newest(folder.path)
@@ -211,8 +213,8 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     split = data.SPLITS[-1]
     scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
     end.write({"step": end.step, **flat(scores, split)})
-    # What a plan may choose by, where it has several starts to choose from.
-    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if spec.start and split != "val" else None
+    # What a plan may choose by.
+    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if split != "val" else None
     weights = method.state_dict()
     cost = {**end.clock.summary(), **_cost(method, end.seconds(), method.trainer.world_size)}
     if not method.trainer.is_global_zero:

@@ -1,4 +1,6 @@
-"""Begins a run with the weights of another one, and a new task's gates with those of a related task.
+"""What a run takes from others of the same store: weights to begin with, or whole networks to read.
+
+A run may begin with the weights of another one, and a new task's gates with those of a related task.
 
 ``RunSpec.start`` holds ``run`` (id, in the same store), ``hash`` (of its specification), ``related`` (a task of that
 run, or None) and ``freeze`` (whether routers stay as they are).
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from mtlbench import checkpoint
 from mtlbench.errors import MethodError, StoreError
 from mtlbench.method import MTLMethod
+from mtlbench.networks.base import MTLNetwork
 from mtlbench.plan import RunSpec
 from mtlbench.store import RunFolder
 
@@ -58,13 +61,35 @@ def begin(method: MTLMethod, spec: RunSpec, root: Path, build: Callable[[RunSpec
         method.configure_model()  # Balancing works on the parameters that are still trained.
 
 
+def networks(
+    sources: Mapping[str, Mapping[str, str]], root: Path, build: Callable[[RunSpec], MTLMethod]
+) -> dict[str, MTLNetwork]:  # fmt: skip
+    """Returns the trained networks of other runs by role, frozen and in evaluation mode, on the CPU.
+
+    Args:
+        sources: ``RunSpec.sources``.
+        root: Folder of the runs.
+        build: Returns the method of a specification with its network.
+
+    Raises:
+        StoreError: A run is not there, or is another than the one meant.
+    """
+    found = {}
+    for role, source in sources.items():
+        spec, weights = _read(root, source)
+        network = build(spec).network
+        network.load_state_dict(weights)
+        found[role] = network.requires_grad_(requires_grad=False).eval()
+    return found
+
+
 def _read(root: Path, start: Mapping[str, Any]) -> tuple[RunSpec, dict[str, Tensor]]:
     folder = RunFolder(root, start["run"])
     source = folder.spec()
     if source is None or folder.result() is None or source.hash != start["hash"]:
         found = folder.state() if source is None or source.hash == start["hash"] else "another run of that name"
         raise StoreError(
-            f"A run that starts from another needs it done. {folder.path}: {found}. Run the bench again: what lacks is "
+            f"A run that builds on another needs it done. {folder.path}: {found}. Run the bench again: what lacks is "
             "trained first."
         )
     weights = checkpoint.verified(folder.path / "final.ckpt")["state_dict"]

@@ -85,6 +85,10 @@ class RunFolder:
         result, spec = read_json(self.path / "result.json"), read_json(self.path / "spec.json")
         return result if result and spec and result.get("hash") == spec.get("hash") else None
 
+    def outcome(self) -> dict[str, Any]:
+        """Returns what a plan gets of a finished run: its result, and as ``summary`` what its method tells of it."""
+        return {**(self.result() or {}), "summary": read_json(self.path / "summary.json") or {}}
+
     def error(self) -> dict[str, Any] | None:
         """Returns why the run failed."""
         return read_json(self.path / "error.json")

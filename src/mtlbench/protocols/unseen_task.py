@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mtlbench.errors import unknown_name
-from mtlbench.plan import Case, MethodPlan, Plan, Result, RunSpec, Serving
+from mtlbench.plan import Case, Ending, MethodPlan, Plan, Result, RunSpec, Serving
 from mtlbench.protocols.base import Fault, Scope, StudyProtocol, distinct, is_count, is_positive
 
 
@@ -127,7 +127,7 @@ def _followed(plan: Plan) -> Generator[list[RunSpec], list[Result], tuple[Servin
         try:
             runs = plan.send(results)
         except StopIteration as end:
-            return end.value, found
+            return Ending.of(end.value).serving, found
 
 
 def _listed(values: Any) -> Sequence[Any]:
