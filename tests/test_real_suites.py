@@ -17,7 +17,13 @@ from mtlbench.store import RunFolder, read_json
 from mtlbench.study import Local, resolve
 from mtlbench.testing import TOLERANCE, difference, trained
 
-SUITES = ("pascal", "nyud", "nyuv2", "cityscapes", "taskonomy")
+SUITES = {
+    name: sample
+    for name in suites.available()
+    if (sample := suites.load(name, []).data.module.split(":")[0].split(".")[-1]) in MINIATURES
+}
+"""Every suite that reads files, and whose layout they have."""
+
 STEPS = 12
 STOP = 10
 """A step at which a run asks whether it should stop."""
@@ -26,7 +32,7 @@ STOP = 10
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("copies")
-    for name in SUITES:
+    for name in MINIATURES:
         MINIATURES[name](place / name, train=8, val=2)
     return place
 
@@ -53,7 +59,7 @@ def spec_of(name: str, root: Path, *more: str) -> RunSpec:
 
 @pytest.mark.parametrize("name", SUITES)
 def test_two_ranks_and_a_resumed_run_equal_one_process(name: str, copies: Path, tmp_path: Path, pool) -> None:  # type: ignore[no-untyped-def]
-    spec = spec_of(name, copies / name)
+    spec = spec_of(name, copies / SUITES[name])
     straight = trained(spec, str(tmp_path / "one"))
     assert trained(spec, str(tmp_path / "broken"), stop_at=STOP) is None
     assert difference(straight, trained(spec, str(tmp_path / "broken"))) == 0
@@ -107,8 +113,8 @@ def test_a_sample_makes_a_whole_comparison(name: str, tmp_path: Path) -> None:
     small = ["data.options.size=[32,48]", "model.image_size=[32,48]"]
     answer = mtlbench(tmp_path, "bench", name, *small, "--sample", "--dry")
     assert answer.code == 0, answer.text
-    assert "Traceback" not in answer.text and (tmp_path / "data/samples" / name).is_dir()
-    told = mtlbench(tmp_path, "data", name, "--data", f"data/samples/{name}")
+    assert "Traceback" not in answer.text and (tmp_path / "data/samples" / SUITES[name]).is_dir()
+    told = mtlbench(tmp_path, "data", name, "--data", f"data/samples/{SUITES[name]}")
     assert told.code == 0 and " samples" in told.text, told.text
 
 

@@ -37,11 +37,13 @@ class PublishedRow:
 def load(suite: str) -> tuple[PublishedRow, ...]:
     """Returns the published rows for a suite; none where there is no file of its name.
 
+    What follows an underscore tells one protocol from another on the same data: ``pascal_invpt`` has ``pascal``'s rows.
+
     Raises:
         StoreError: If the file is not as `published/pascal.csv` explains.
     """
     # Looked up, not opened: the name of a suite may be anything.
-    path = {file.stem: file for file in Path(__file__).parent.glob("*.csv")}.get(suite)
+    path = {file.stem: file for file in Path(__file__).parent.glob("*.csv")}.get(suite.partition("_")[0])
     if path is None:
         return ()
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
