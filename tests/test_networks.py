@@ -134,6 +134,7 @@ def test_unknown_names_offer_near_ones():
         ((30, 48), {"depth": 1}, "multiple of the encoder's patch, 16"),
         ((32, 32), {"deepth": 1}, "encoder_options.*deepth"),
         ((32, 32), {"img_size": 32}, "must not hold img_size"),
+        ((32, 32), {"depth:1": None}, "'depth:1' has none. YAML wants a space after the colon"),
     ],
 )
 def test_bad_sizes_and_options_are_refused(size, options, message):

@@ -173,7 +173,7 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
 
 def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     """Returns the suite's model with the changes of one method; encoder options are added to the suite's."""
-    from mtlbench.networks.encoder import encoder_exists
+    from mtlbench.networks.encoder import check_options, encoder_exists
 
     if not isinstance(changes, Mapping):
         raise SuiteError(f"model of a method maps keys of the suite's model section to values; found {changes!r}.")
@@ -185,6 +185,8 @@ def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     changed = replace(model, **{**changes, "encoder_options": options})
     if changed.encoder != model.encoder:
         encoder_exists(changed.encoder)
+    if changes:
+        check_options(changed.encoder, options)
     return changed
 
 
@@ -239,7 +241,7 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
     """Returns the checks of model, optimiser and trainer by the key that they concern."""
     from mtlbench.balancing.update import WAYS
     from mtlbench.data import check_division
-    from mtlbench.networks.encoder import encoder_exists
+    from mtlbench.networks.encoder import check_options, encoder_exists
     from mtlbench.optimisers import OPTIMISERS, SCHEDULES
 
     trainer, optimiser = suite.trainer, suite.optimiser
@@ -250,6 +252,7 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
 
     return {
         "model.encoder": lambda: encoder_exists(suite.model.encoder),
+        "model.encoder_options": lambda: check_options(suite.model.encoder, suite.model.encoder_options),
         "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
         "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),
         "trainer.surgery": lambda: _known("way of surgery", trainer.surgery, WAYS),

@@ -103,9 +103,7 @@ def build_encoder(
     """
     encoder_exists(name)
     arguments = dict(options or {})
-    reserved = sorted(set(arguments) & set(RESERVED))
-    if reserved:
-        raise SuiteError(f"encoder_options of {name!r} must not hold {', '.join(reserved)}: the encoder sets it.")
+    check_options(name, arguments)
     if _config(name).fixed_input_size:
         arguments["img_size"] = tuple(image_size)
     size = f"{image_size[0]} x {image_size[1]} pixels"
@@ -120,6 +118,21 @@ def build_encoder(
         trunk = _from_file(name, Path(weights), arguments)
     with _as_suite_error(f"Encoder {name!r} does not take images of {size}. Choose another `image_size`"):
         return Encoder(trunk, image_size)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that timm would drop without a word, and those that are not the user's to set.
+
+    Raises:
+        SuiteError: With the reason.
+    """
+    reserved = sorted(set(options) & set(RESERVED))
+    if reserved:
+        raise SuiteError(f"encoder_options of {name!r} must not hold {', '.join(reserved)}: the encoder sets it.")
+    empty = [key for key, value in options.items() if value is None]
+    if empty:
+        hint = " YAML wants a space after the colon." if any(":" in str(key) for key in empty) else ""
+        raise SuiteError(f"encoder_options of {name!r} must have values. {', '.join(map(repr, empty))} has none.{hint}")
 
 
 def encoder_exists(name: str) -> None:
