@@ -41,6 +41,9 @@ class Digits(MTLDataModule):
         ),
     }
 
+    DIGITS: ClassVar[Mapping[str, tuple[int, int]]] = {"train": (0, 1400), "val": (1400, 1797)}
+    """Which digits a split draws its pairs from."""
+
     def __init__(
         self, root: str | None = None, *, train: int = 2000, val: int = 500, drop: float = 0.0, **common: object
     ):
@@ -52,7 +55,8 @@ class Digits(MTLDataModule):
     def samples(self, split: str) -> Samples:
         """Returns the pairs of a split, drawn once and kept."""
         if split not in self._split:
-            self._split[split] = _Pairs(split, self.size[split], self.drop if split == "train" else 0.0, self.tasks)
+            drop = self.drop if split == "train" else 0.0
+            self._split[split] = _Pairs(split, np.arange(*self.DIGITS[split]), self.size[split], drop, self.tasks)
         return self._split[split]
 
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
@@ -71,12 +75,28 @@ class Digits(MTLDataModule):
         return hashlib.blake2b(images.tobytes() + labels.tobytes(), digest_size=8).hexdigest()
 
 
+class HeldOutDigits(Digits):
+    """`Digits` with a test split, for what chooses by validation: digits 1400 to 1599 validate, the rest test.
+
+    Args:
+        root: Not used.
+        test: Test pairs.
+        **options: See `Digits`.
+    """
+
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    DIGITS: ClassVar[Mapping[str, tuple[int, int]]] = {"train": (0, 1400), "val": (1400, 1600), "test": (1600, 1797)}
+
+    def __init__(self, root: str | None = None, *, test: int = 500, **options: object):
+        super().__init__(root, **options)  # type: ignore[arg-type]
+        self.size["test"] = test
+
+
 class _Pairs:
     """Overlaid pairs, a function of split and index alone."""
 
-    def __init__(self, split: str, size: int, drop: float, tasks: Mapping[str, Task]):
+    def __init__(self, split: str, pool: np.ndarray, size: int, drop: float, tasks: Mapping[str, Task]):
         images, labels = _source()
-        pool = np.arange(1400) if split == "train" else np.arange(1400, len(images))
         generator = np.random.default_rng(seed_of("digits", split, size))
         pairs = generator.choice(pool, size=(size, 2))
         self.split, self.tasks = split, tasks

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_modules import rendering
-from data_modules.rendering import PART_CLASSES, SEMSEG_CLASSES
+from data_modules.rendering import PART_CLASSES, SEMSEG_CLASSES, motion
 from mtlbench.data import MTLDataModule, Sample, Samples, seed_of
 from mtlbench.errors import SuiteError
 from mtlbench.tasks import IGNORE, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation, Task
@@ -34,13 +34,16 @@ class Scenes(MTLDataModule):
     """Procedural 3-D scenes with exact labels.
 
     Every split has its own seed, so splits never share a scene, and a smaller split is the beginning of a larger one.
+    With ``frames`` above 1 every scene is a clip, see `rendering.motion`: sample ``clip * frames + t`` is frame t of a
+    clip, its id is ``test/<clip>@<t>``, and frame 0 is the still image of the same scene. Training shuffles frames.
 
     Args:
         root: Unused; the data needs no files.
         size: Height and width of the images, pixels, >= 8.
-        train: Training images, >= 1.
-        val: Validation images, >= 1.
-        test: Test images, >= 1.
+        train: Training scenes, >= 1.
+        val: Validation scenes, >= 1.
+        test: Test scenes, >= 1.
+        frames: Frames of every scene, >= 1; 1 for still images.
         scene_seed: Which scenes, >= 0; independent of the seed of the run.
         cache: Folder of rendered splits. None stands for ``$XDG_CACHE_HOME/mtlbench/scenes`` or, without that
             variable, ``~/.cache/mtlbench/scenes``. If it cannot be written, splits are kept in memory.
@@ -48,6 +51,9 @@ class Scenes(MTLDataModule):
 
     Raises:
         SuiteError: If a size or count is out of range.
+
+    Attributes:
+        clip_length: Consecutive samples that are one clip.
     """
 
     VERSION: ClassVar[int] = 1
@@ -67,15 +73,15 @@ class Scenes(MTLDataModule):
 
     def __init__(
         self, root: str | None = None, *, size: int = 64, train: int = 2000, val: int = 250, test: int = 250,
-        scene_seed: int = 0, cache: str | None = None, **options: Any,
+        frames: int = 1, scene_seed: int = 0, cache: str | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__(root, **options)
-        self.size, self.counts = size, {"train": train, "val": val, "test": test}
+        self.size, self.counts, self.clip_length = size, {"train": train, "val": val, "test": test}, frames
         self.scene_seed, self.cache = scene_seed, Path(cache).expanduser() if cache else _default_cache()
-        if size < 8 or min(self.counts.values()) < 1 or scene_seed < 0:
+        if size < 8 or min(*self.counts.values(), frames) < 1 or scene_seed < 0:
             raise SuiteError(
-                f"Scenes need size >= 8, at least one image a split, and scene_seed >= 0. Found size {size}, "
-                f"{self.counts}, scene_seed {scene_seed}."
+                "Scenes need size >= 8, at least one scene a split, one frame a scene, and scene_seed >= 0. "
+                f"Found size {size}, {self.counts}, frames {frames}, scene_seed {scene_seed}."
             )
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
 
@@ -92,7 +98,7 @@ class Scenes(MTLDataModule):
         """
         if split not in self.counts:
             raise SuiteError(f"Scenes have the splits {', '.join(self.SPLITS)}; found {split!r}.")
-        return _SceneSamples(self._load(split), split, tuple(self.tasks))
+        return _SceneSamples(self._load(split), split, tuple(self.tasks), self.clip_length)
 
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Returns the sample mirrored half of the time, with small changes of brightness, contrast and colour."""
@@ -110,11 +116,16 @@ class Scenes(MTLDataModule):
 
     def fingerprint(self) -> str:
         """Returns a hash of the options that define the data and of the renderer's source."""
-        return _digest(self.VERSION, self.size, self.counts, self.scene_seed, _source())
+        return self._identity(self.counts)
+
+    def _identity(self, *what: object) -> str:
+        """Returns a hash of what defines the data; that of still images does not know that there are clips."""
+        motion = (self.clip_length,) if self.clip_length > 1 else ()
+        return _digest(self.VERSION, self.size, *what, self.scene_seed, *motion, _source(moving=bool(motion)))
 
     def _load(self, split: str) -> dict[str, NDArray[Any]]:
         if split not in self._arrays:
-            key = _digest(self.VERSION, self.size, split, self.counts[split], self.scene_seed, _source())
+            key = self._identity(split, self.counts[split])
             folder = self.cache / f"{split}-{self.counts[split]}x{self.size}-{key}"
             try:
                 if not folder.is_dir():
@@ -132,7 +143,7 @@ class Scenes(MTLDataModule):
         self.cache.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.cache))
         try:
-            _write(draft, self._render(split), self.counts[split])
+            _write(draft, self._render(split), self.counts[split] * self.clip_length)
             draft.chmod(0o755)
             draft.rename(folder)
         except OSError:
@@ -145,18 +156,24 @@ class Scenes(MTLDataModule):
     def _render(self, split: str) -> Iterator[dict[str, NDArray[Any]]]:
         """Yields the split in chunks, array by name; normals in half precision, which errs by less than 0.05°."""
         seed = seed_of("scenes", self.scene_seed, split)
-        for start in range(0, self.counts[split], _CHUNK):
-            indices = range(start, min(start + _CHUNK, self.counts[split]))
-            chunk = rendering.render(seed, indices, self.size, self.size)
+        scenes = max(1, _CHUNK // self.clip_length)
+        for start in range(0, self.counts[split], scenes):
+            indices = range(start, min(start + scenes, self.counts[split]))
+            chunk = self._draw(seed, indices)
             arrays = {name: getattr(chunk, name) for name in _FIELDS}
             yield {**arrays, "normals": chunk.normals.astype(np.float16)}
+
+    def _draw(self, seed: int, indices: range) -> rendering.Rendered:
+        if self.clip_length > 1:
+            return motion.film(seed, indices, self.clip_length, self.size, self.size)
+        return rendering.render(seed, indices, self.size, self.size)
 
 
 class _SceneSamples:
     """Samples as tensors, cut from the arrays of one split."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], split: str, tasks: tuple[str, ...]):
-        self.arrays, self.split, self.tasks = arrays, split, tasks
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], split: str, tasks: tuple[str, ...], frames: int):
+        self.arrays, self.split, self.tasks, self.frames = arrays, split, tasks, frames
 
     def __len__(self) -> int:
         return len(self.arrays["image"])
@@ -170,7 +187,11 @@ class _SceneSamples:
             # As in PASCAL: an image without people has no label, and is not a picture full of background.
             del targets["parts"]
         image = torch.from_numpy(np.array(self.arrays["image"][index]))
-        return {"image": image, "targets": targets, "id": f"{self.split}/{index}"}
+        return {"image": image, "targets": targets, "id": f"{self.split}/{self._place(index)}"}
+
+    def _place(self, index: int) -> str:
+        clip, frame = divmod(index, self.frames)
+        return f"{clip}@{frame}" if self.frames > 1 else str(clip)
 
 
 def _target(task: str, label: NDArray[Any]) -> torch.Tensor:
@@ -201,10 +222,11 @@ def _default_cache() -> Path:
     return Path(base).expanduser() / "mtlbench" / "scenes"
 
 
-@lru_cache(maxsize=1)
-def _source() -> str:
-    """Returns a hash of the renderer's source: changed code never reads an old cache."""
+@lru_cache(maxsize=2)
+def _source(*, moving: bool) -> str:
+    """Returns a hash of the renderer's source, for still images without that of motion: no old cache is trusted."""
     files = sorted(Path(rendering.__file__).parent.glob("*.py"))
+    files = [file for file in files if moving or file.stem != "motion"]
     return _digest(*((file.name, file.read_bytes()) for file in files))
 
 

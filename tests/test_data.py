@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import distributed
 
+from data_modules import digits
 from mtlbench.data import Collate, MTLDataModule, StepBatches, seed_of
 from mtlbench.errors import DataError, SuiteError
 from mtlbench.tasks import Classification, Depth, Regression, SemanticSegmentation
@@ -201,3 +202,11 @@ def test_the_order_does_not_read_the_global_generator():
     first = batches()
     np.random.seed(1)
     assert batches() == first
+
+
+def test_held_out_digits_share_no_digit_between_splits() -> None:
+    plain, more = digits.Digits(train=9, val=9), digits.HeldOutDigits(train=9, val=9, test=9)
+    assert [sample["id"] for sample in more.samples("test")][:2] == ["test-00000", "test-00001"]  # type: ignore[attr-defined]
+    ranges = [set(range(*more.DIGITS[split])) for split in more.SPLITS]
+    assert not set.intersection(*ranges[:2]) | set.intersection(*ranges[1:]) and len(set.union(*ranges)) == 1797
+    assert torch.equal(plain.samples("train")[3]["image"], more.samples("train")[3]["image"])

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from mtlbench.errors import MethodError
-from mtlbench.networks.experts import importance_variation, load_balance, mutual_information, task_balance
+from mtlbench.networks.experts import (
+    LayerStatistics,
+    Routing,
+    importance_variation,
+    load_balance,
+    mutual_information,
+    task_balance,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +49,8 @@ def test_every_form_of_the_definition_agrees(tasks, experts):
     by_tasks = entropy(w).item() - sum(mixture[e].item() * entropy(posterior[:, e]).item() for e in range(experts))
     for other in (divergence, by_joint, by_tasks):
         assert found == pytest.approx(other, abs=1e-10)
-    assert -1e-12 <= found <= min(entropy(w).item(), entropy(mixture).item()) + 1e-12 <= math.log(tasks) + 1e-9
+    most = min(entropy(w).item(), entropy(mixture).item())
+    assert -1e-12 <= found <= most + 1e-12 <= math.log(min(tasks, experts)) + 1e-9
     torch.testing.assert_close(mutual_information(p), mutual_information(p, torch.full_like(w, 1 / tasks)))
 
 
@@ -112,6 +120,21 @@ def test_averaging_tables_never_adds_information():
     a, b, w = table(4, 6), table(4, 6), prior(4)
     mean = (mutual_information(a, w) + mutual_information(b, w)) / 2
     assert mutual_information((a + b) / 2, w) <= mean + 1e-12
+
+
+@pytest.mark.parametrize("sharp", [0.1, 1.0, 10.0])
+def test_tokens_tell_at_least_as_much_of_the_expert_as_their_task_does(sharp):
+    """ModuleFormer's information counts every token as a task of its own: more by what tokens of one task differ."""
+    tasks, tokens, experts = 3, 20, 6
+    shift = torch.randn(tasks, 1, experts, dtype=torch.float64)
+    logits = (sharp * (shift + torch.randn(tasks, tokens, experts, dtype=torch.float64))).flatten(0, 1)
+    gates, chosen = logits.softmax(1).topk(2)
+    routing = Routing(logits, gates, chosen, tasks)
+    of_tasks = mutual_information(LayerStatistics.of(routing, experts).probability)
+    of_tokens = mutual_information(routing.probabilities)
+    within = sum(mutual_information(p) for p in routing.probabilities.chunk(tasks)) / tasks
+    assert 0 < of_tasks < of_tokens
+    torch.testing.assert_close(of_tokens, of_tasks + within, rtol=1e-10, atol=1e-12)
 
 
 def test_low_precision_is_computed_in_float32():

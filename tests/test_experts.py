@@ -181,13 +181,21 @@ def test_a_router_that_keeps_what_it_chose_chooses_alike(gate, renormalise):
     assert torch.equal(torch.tensor(used)[after.chosen][inside], before.chosen[inside])
 
 
-def test_slicing_raw_gates_would_change_them():
-    """The fault of the official code that `keep` avoids: without the others the softmax is another."""
-    router, tokens = router_of("per_task", renormalise=False), torch.randn(N, D)
-    logits = router.logits(tokens[None], ["a"])[0]
-    sliced = logits[:, :3].softmax(1).topk(2).values
-    whole = logits.softmax(1)[:, :3].topk(2).values
-    assert ((sliced - whole).abs() / whole).max() > 0.1
+def test_slicing_raw_gates_changes_them_by_the_mass_of_what_is_cut():
+    """The fault of the official code that `keep` avoids: experts never chosen hold 17 %, gates grow by 1 / 0.83."""
+    token, found = torch.eye(D)[:1], {}
+    for way in ("whole", "kept", "sliced"):
+        router = TaskRouter(D, 4, 2, "agnostic", ["a"], renormalise=False)
+        with torch.no_grad():
+            router.token.weight[:, 0] = torch.tensor([0.5, 0.33, 0.1, 0.07]).log()
+        if way == "kept":
+            router.keep([0, 1])
+        if way == "sliced":
+            router.token.weight = torch.nn.Parameter(router.token.weight[:2])
+        found[way] = router(token, ["a"]).gates
+    torch.testing.assert_close(found["whole"], torch.tensor([[0.5, 0.33]]))
+    assert torch.equal(found["kept"], found["whole"])
+    torch.testing.assert_close(found["sliced"], found["whole"] / 0.83)
 
 
 def mean_query_attention(attention, x):
@@ -271,8 +279,22 @@ def test_the_router_keeps_float32_under_autocast():
 
 def test_top_k_of_probabilities_renormalised_is_the_softmax_of_the_top_logits():
     router, tokens = TaskRouter(D, E, 2, "agnostic", ["a"]), torch.randn(N, D)
-    top = router.logits(tokens, ["a"]).topk(2, dim=1).values.softmax(1)
-    torch.testing.assert_close(router(tokens, ["a"]).gates, top)
+    with torch.no_grad():
+        router.token.weight.mul_(50)
+    top = (tokens @ router.token.weight.t()).softmax(1).topk(2, dim=1)
+    routing = router(tokens, ["a"])
+    torch.testing.assert_close(routing.gates, top.values / top.values.sum(1, keepdim=True))
+    assert torch.equal(routing.chosen, top.indices)
+
+
+def test_all_experts_chosen_is_the_dense_softmax_mixture():
+    router, mlp, tokens = TaskRouter(D, E, E, "agnostic", ["a"]).double(), experts(), torch.randn(N, D).double()
+    with torch.no_grad():
+        router.token.weight.mul_(50)
+    hidden = F.gelu(torch.einsum("nd,edh->neh", tokens, mlp.weight1) + mlp.bias1)
+    outputs = torch.einsum("neh,ehd->ned", hidden, mlp.weight2) + mlp.bias2
+    mixture = torch.einsum("ne,ned->nd", (tokens @ router.token.weight.t()).softmax(1), outputs)
+    torch.testing.assert_close(mlp(tokens, router(tokens, ["a"])), mixture)
 
 
 def test_every_expert_gets_tokens_at_the_start():

@@ -11,8 +11,9 @@ import torch
 from command_line import SMALL, mtlbench
 from expert_methods import TASKS, build, images, losses
 
+from mtlbench.commands import extract as command
 from mtlbench.errors import MethodError, StoreError
-from mtlbench.extracted import describe, load_extracted, save
+from mtlbench.extracted import describe, export, load_extracted, save
 from mtlbench.methods.m3vit import M3ViT
 from mtlbench.methods.mod_squad import ModSquad
 from mtlbench.methods.moe import MoE
@@ -75,6 +76,28 @@ def test_the_extracted_network_answers_as_the_whole_one_where_routes_stay_inside
     leaves = outside(chosen, kept, len(image)).any(1)
     assert not leaves.all()
     torch.testing.assert_close(found[~leaves], whole[~leaves], rtol=1e-5, atol=1e-5)
+
+
+def test_slicing_the_routers_of_raw_gates_gives_another_network():
+    """What must fail: the softmax over the kept experts alone, where extraction keeps the whole denominator."""
+    network = build(ModSquad, experts=12, top_k=2, attention_experts=8, renormalise=False).network.eval()
+    with torch.no_grad():
+        for parameter in network.encoder.blocks.parameters():
+            parameter.mul_(10)
+    image = images(1)
+    with torch.no_grad(), routes(network) as chosen:
+        whole = network(image, ["depth"]).predictions["depth"]
+    kept = {name: choice.unique().tolist() for name, choice in chosen.items()}  # all that this image needs
+    assert sum(map(len, kept.values())) < sum(layer.experts.experts for layer in network.layers.values())
+    alone, sliced = extract(network, "depth", kept), extract(network, "depth", kept)
+    for name, layer in sliced.layers.items():
+        matrix = layer.router.matrices["depth"]
+        matrix.weight = torch.nn.Parameter(matrix.weight[kept[name]])
+        layer.router.kept = None
+    with torch.no_grad():
+        right, wrong = (n(image, ["depth"]).predictions["depth"] for n in (alone, sliced))
+    torch.testing.assert_close(right, whole, rtol=1e-5, atol=1e-5)
+    assert (wrong - whole).norm() > 0.005 * whole.norm()
 
 
 def test_routes_that_leave_are_counted():
@@ -150,6 +173,28 @@ def test_loading_needs_no_training_code(tmp_path):
     assert done.stdout.splitlines() == ["(1, 1, 16, 24)", "[]"]
 
 
+def test_an_exported_program_answers_alike_for_any_number_of_images_without_this_package(tmp_path):
+    method = trained("mod_squad")
+    kept = kept_experts(method.network, list(TASKS), "depth", 0.02)
+    description = describe(TASKS["depth"], method.spec.model, method.options, kept, {})
+    save(extract(method.network, "depth", kept), description, tmp_path)
+    path = export(tmp_path)
+    model, sizes = load_extracted(tmp_path), (1, 3, 7)
+    with torch.no_grad():
+        pairs = [(images(size), model(images(size))) for size in sizes]
+    torch.save(pairs, tmp_path / "pairs.pt")
+    program = (
+        "import sys, torch\n"
+        f"model = torch.export.load({str(path)!r}).module()\n"
+        f"for images, wanted in torch.load({str(tmp_path / 'pairs.pt')!r}):\n"
+        "    torch.testing.assert_close(model(images), wanted, rtol=1e-5, atol=1e-5)\n"
+        "    print(len(images), wanted.std().item() > 1e-3)\n"
+        "print([m for m in sys.modules if m.startswith(('mtlbench', 'timm'))])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [*(f"{size} True" for size in sizes), "[]"]
+
+
 def test_damaged_files(tmp_path):
     method = trained("mod_squad")
     kept = kept_experts(method.network, list(TASKS), "depth", 0.02)
@@ -189,6 +234,12 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     out = mtlbench(tmp_path, "extract", str(run), "--task", "left", "--threshold", "0.1", "--out", "left")
     assert out.code == 0 and "load_extracted('left')" in out.text
     assert load_extracted(tmp_path / "left")(torch.zeros(2, 3, 20, 24, dtype=torch.uint8)).shape == (2, 10)
+    assert command.run(run, ["left"], 0.1, tmp_path / "left", program=True) == 0
+    digits = torch.randint(0, 256, (3, 3, 20, 24), dtype=torch.uint8)
+    exported = torch.export.load(tmp_path / "left/program.pt2").module()(digits)
+    torch.testing.assert_close(exported, load_extracted(tmp_path / "left")(digits), rtol=1e-5, atol=1e-5)
+    with pytest.raises(MethodError, match="Give --out with --export"):
+        command.run(run, ["left"], 0.1, None, program=True)
     for words, message in (
         ((str(other), "--task", "left"), "trained by 'uniform'"),
         ((str(run), "--task", "lft"), "Did you mean 'left'"),

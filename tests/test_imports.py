@@ -15,14 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtlbench"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
 HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
-LIGHT = ("__init__", "suite", "plan", "store", "errors", "study", "registry", "cli", "bench", "executors/", "report/",
-         "commands/look", "commands/request", "commands/bench", "commands/progress", "commands/single")  # fmt: skip
+LIGHT = (
+    "__init__", "suite", "plan", "store", "errors", "study", "registry", "cli", "bench", "executors/", "report/",
+    "grouping/", "commands/look", "commands/request", "commands/bench", "commands/progress", "commands/single",
+)  # fmt: skip
 LOWER = {
     "balancing/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "networks", "commands"),
     "networks/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "data", "commands"),
     "metrics/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "data", "commands"),
     "methods/": ("run", "suite", "store", "report", "study", "bench", "commands", "executors"),
     "report/": ("method", "methods", "run", "study", "bench", "data", "commands", "executors", "suite"),
+    "grouping/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "commands", "executors"),
     "executors/": ("bench", "study", "commands", "report", "suite"),
     "method": ("run", "suite", "store", "report", "study", "bench", "commands", "executors"),
     "run": ("bench", "study", "suite", "commands", "report", "executors"),
@@ -106,7 +109,7 @@ sys.meta_path.insert(0, Refuse())
 from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-COMMANDS = ("bench", "run", "status", "report", "predict", "extract", "methods", "suites", "check", "data")
+COMMANDS = ("bench", "run", "status", "report", "predict", "extract", "video", "methods", "suites", "check", "data")
 
 
 @pytest.mark.parametrize("words", ["--help", *(f"{name} --help" for name in COMMANDS), "suites", "methods"])

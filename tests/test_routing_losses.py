@@ -50,7 +50,7 @@ def gradient(parts, weight, weights=EVERY, counts=None, world=1):
         (sum(routing_losses(tables, sparse, weights).values()) / len(parts)).backward()
     if world > 1:
         dist.all_reduce(weight.grad)
-    return weight.grad / world, {name: table.probability.detach() for name, table in tables.layers.items()}
+    return weight.grad / world, {n: torch.cat((t.probability.detach(), t.load)) for n, t in tables.layers.items()}
 
 
 def on_rank(images, weight, weights, counts):

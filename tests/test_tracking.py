@@ -239,6 +239,22 @@ def test_training_ends_well_without_a_wandb_server(clean, tmp_path, server, capf
     assert len(history(records(kept))) == STEPS
 
 
+def test_the_use_of_experts_is_a_table_in_the_last_row(clean, tmp_path):
+    clean.setenv("WANDB_MODE", "offline")
+    tracker = Tracker(spec(), tmp_path)
+    tracker.log({"step": 3, "loss/a": 1.0})
+    layer = {"probability": [[0.6, 0.4], [0.2, 0.8]], "load": [[1.0, 0.0], [0.25, 0.75]]}
+    tracker.finish({"cost/devices": 1}, {"experts": {"tasks": ["a", "b"], "layers": {"block1.mlp": layer}}})
+    (row,) = history(records(next(tmp_path.rglob("*.wandb"))))
+    assert row["trainer/global_step"] == 3 and row["experts/usage._type"] == "table-file"
+    table = json.loads(next(tmp_path.rglob("*.table.json")).read_text())
+    assert table["columns"] == ["layer", "task", "expert", "probability", "load"]
+    assert table["data"] == [
+        ["block1.mlp", "a", 0, 0.6, 1.0], ["block1.mlp", "a", 1, 0.4, 0.0],
+        ["block1.mlp", "b", 0, 0.2, 0.25], ["block1.mlp", "b", 1, 0.8, 0.75],
+    ]  # fmt: skip
+
+
 def test_an_error_of_wandb_ends_tracking_and_not_the_run(clean, tmp_path, capsys):
     class Broken:
         def log(self, *args, **kwargs):

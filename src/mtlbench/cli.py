@@ -88,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=float, help="share of a task's tokens that an expert must serve (default: a report on five)"
     )
     extract.add_argument("--out", metavar="DIR", help="folder for model.safetensors and model.json")
+    extract.add_argument("--export", action="store_true", help="write program.pt2 too, which needs PyTorch alone")
+
+    video = _command(commands, "video", _video, "measure computation sharing over the frames of clips")
+    _suite_name(video)
+    video.add_argument("--results", default=RESULTS)
+    video.add_argument("--seed", type=int, help="seed of the runs (default: the first of the study)")
+    video.add_argument("--threshold", type=float, nargs="+", metavar="θ", help="thresholds to try (default: six)")
+    video.add_argument("--distance", type=_positive, nargs="+", metavar="N", help="frames between key frames")
+    video.add_argument("--blocks", type=int, help="blocks in which tasks share between key frames (default: half)")
+    video.add_argument("--clips", type=_positive, help="use the first clips only")
 
     _command(commands, "methods", _methods, "list methods, or show one with its hyper-parameters").add_argument(
         "name", nargs="?"
@@ -178,7 +188,16 @@ def _extract(arguments: argparse.Namespace) -> int:
     from mtlbench.commands import extract
 
     out = Path(arguments.out) if arguments.out else None
-    return extract.run(Path(arguments.run_folder), arguments.task, arguments.threshold, out)
+    return extract.run(Path(arguments.run_folder), arguments.task, arguments.threshold, out, program=arguments.export)
+
+
+def _video(arguments: argparse.Namespace) -> int:
+    from mtlbench.commands import video
+
+    return video.run(
+        Path(arguments.results), arguments.suite, seed=arguments.seed, thresholds=arguments.threshold,
+        distances=arguments.distance, blocks=arguments.blocks, clips=arguments.clips,
+    )  # fmt: skip
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -186,12 +186,14 @@ class MTLDataModule(L.LightningDataModule):
         VERSION: Raise it when the same options give other samples; it enters every run's identity.
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
+        clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
         labels: What a study does to training labels, by task; see `mtlbench.labels`.
     """
 
     VERSION: ClassVar[int] = 1
     TASKS: ClassVar[Mapping[str, Task]]
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
+    clip_length: int = 1
 
     def __init__(
         self, root: str | None = None, *, tasks: Mapping[str, Task] | None = None, batch_size: int = 8,

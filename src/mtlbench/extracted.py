@@ -1,6 +1,6 @@
 """An extracted network on disk: weights as safetensors, and a description from which the network is built again.
 
-Loading needs torch and timm alone, nothing of training.
+Loading needs torch and timm alone, nothing of training; a program written by `export` needs torch alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from mtlbench.networks.extraction import Kept
 from mtlbench.networks.moe import ExpertNetwork
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,30 @@ def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | P
     path.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, path / WEIGHTS)
     (path / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def export(folder: str | Path) -> Path:
+    """Writes an extracted network as a program of PyTorch's own operators beside its two files; returns its path.
+
+    ``torch.export.load(path).module()(images)`` runs it anywhere, for any number of images, without this package. A
+    graph has no sizes that depend on routes: every expert multiplies as many rows as there are tokens, E / k times the
+    work of `load_extracted` in sparse layers.
+
+    Args:
+        folder: Of `save`.
+
+    Raises:
+        StoreError: See `load_extracted`.
+    """
+    model = load_extracted(folder)
+    height, width = model.description["model"]["image_size"]
+    # Two images: a size of one would be taken for a constant.
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("images")}})
+    path = Path(folder) / PROGRAM
+    torch.export.save(program, path)
+    return path
 
 
 def load_extracted(folder: str | Path) -> ExtractedNetwork:

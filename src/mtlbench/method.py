@@ -121,8 +121,8 @@ class MTLMethod(TrainingStep):
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """Returns plain values by name that are stored beside the result, for example which task uses which expert."""
-        return {}
+        """Returns plain values by name that are stored beside the result. Default: what its balancer has to tell."""
+        return self.balancer.summary()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the optimiser's groups. Default: no weight decay on vectors and on balancer parameters."""

@@ -102,8 +102,8 @@ class RunSpec:
         return replace(self, data={**data, "labels": dict(labels)} if labels else data)
 
     def with_method(self, method: Mapping[str, Any]) -> RunSpec:
-        """Returns the same run with another method, see `registry.record`."""
-        return replace(self, method=method)
+        """Returns the same run with another method, see `registry.record`; its label is the method's name."""
+        return replace(self, method=method, label=method["name"])
 
     def with_sources(self, **runs: RunSpec) -> RunSpec:
         """Returns the same run, which reads the networks of other runs while it trains, by role."""

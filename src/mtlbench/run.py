@@ -29,9 +29,10 @@ from mtlbench.allocator import keep_freed_memory
 from mtlbench.callbacks import EndOfStep, Heartbeat, flat
 from mtlbench.data import MTLDataModule, seed_of
 from mtlbench.errors import DataError, MtlbenchError, StoreError
-from mtlbench.evaluation import evaluate, examples
+from mtlbench.evaluation import evaluate, evaluating, examples
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.networks.flops import forward_flops
 from mtlbench.plan import RunSpec
 from mtlbench.store import RunFolder, born, write_json
 from mtlbench.tasks import Task
@@ -222,7 +223,8 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])
     np.savez_compressed(folder.path / "examples.npz", **pictures)
     checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / "final.ckpt")
-    write_json(folder.path / "summary.json", method.summary())
+    summary = method.summary()
+    write_json(folder.path / "summary.json", summary)
     result = {
         "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
         "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
@@ -235,7 +237,7 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     for path in folder.path.glob("step-*.ckpt*"):
         path.unlink()
     if end.tracker is not None:
-        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}})
+        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}}, summary)
 
 
 def digest(state: Mapping[str, Any]) -> str:
@@ -274,8 +276,11 @@ def _cost(method: MTLMethod, seconds: float, world: int) -> dict[str, Any]:
     # Linux reports kilobytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with evaluating(method):
+        image = torch.zeros(1, 3, *method.spec.model["image_size"], dtype=torch.uint8, device=method.device)
+        flops = forward_flops(method.network, image, list(method.tasks))
     return {
-        "train_seconds": seconds, "peak_memory_gib": peak / 2**30,
+        "train_seconds": seconds, "flops": flops, "peak_memory_gib": peak / 2**30,
         "parameters": sum(p.numel() for p in method.network.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name() if cuda else "cpu", "devices": world,
         "threads": torch.get_num_threads(),

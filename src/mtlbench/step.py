@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,7 @@ from mtlbench.balancing.update import NonFinite, Update
 from mtlbench.data import Batch, seed_of
 from mtlbench.diagnostics import Snapshot
 from mtlbench.errors import DivergedError, MethodError
+from mtlbench.look_ahead import change_by, moved
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
 from mtlbench.noise import reseed
@@ -50,6 +51,7 @@ class TrainingStep(L.LightningModule):
     _extra: Tensor | None
     _total: Tensor | None
     _representation: list[Tensor]
+    _stepped: bool
     last_update: Snapshot | None
     _reduced: ReducedLosses | None
     _last_reduced: ReducedLosses | None
@@ -68,6 +70,7 @@ class TrainingStep(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the value that Lightning back-propagates; `backward` may take it apart again."""
         self._batch, self._micro_index = batch, batch_idx % self.trainer.accumulate_grad_batches
+        self._stepped = False
         self._reseed()
         sums, regularisers = self._losses(batch)
         reduced = reduce_losses(torch.stack(sums), self._counts(batch), self._scales())
@@ -94,8 +97,8 @@ class TrainingStep(L.LightningModule):
         return self._total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Back-propagates: once and plainly, or once per task where a gradient hook is in use."""
-        if self.update.needs.hook is None:
+        """Back-propagates: once and plainly, or once per task where a gradient hook is in use in this step."""
+        if not self._operates():
             if self._diagnoses(self._ctx):
                 self._measure_conflict()
             loss.backward(*args, **kwargs)
@@ -126,7 +129,7 @@ class TrainingStep(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
         ctx = self._step_context()
-        if self.update.needs.hook is not None:
+        if self._operates():
             self._operate(ctx)
         absent = [i for i in range(len(self.tasks)) if i not in ctx.active]
         idle = [p for i in absent for p in self.surgery.owned[i]]
@@ -138,6 +141,7 @@ class TrainingStep(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then lets the balancer look at the finished step; checkpoints are written later and hold both."""
         super().optimizer_step(*args, **kwargs)
+        self._stepped = True
         ctx = self._step_context()
         if ctx.active:
             self.balancer.after_step(ctx)
@@ -224,37 +228,43 @@ class TrainingStep(L.LightningModule):
         step = self._current_step
         generator = torch.Generator().manual_seed(seed_of("method", self.spec.seed, step))
 
-        def lookahead(change: Tensor | None) -> Tensor:
-            return self._look_ahead(reduced.active, change)
+        def lookahead(change: Tensor | None, tasks: Sequence[int] | None = None) -> Tensor:
+            return self._look_ahead(change, reduced.active if tasks is None else tasks)
 
         epoch, sizes = step // self.spec.steps_per_epoch, self.surgery.sizes
-        return Context(reduced.active, reduced.losses, step, epoch, generator, lookahead, sizes)
+        lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return Context(reduced.active, reduced.losses, step, epoch, generator, lookahead, sizes, self._preview, lr)
+
+    def _preview(self, gradient: Tensor) -> Tensor:
+        """Returns the change (P,) of the shared parameters that the optimiser would make for a gradient (P,)."""
+        return change_by(self.trainer.optimizers[0], self.surgery.shared, gradient)
 
     @torch.no_grad()
-    def _look_ahead(self, active: tuple[int, ...], change: Tensor | None) -> Tensor:
-        """Returns the losses (A,) of the current batch with the shared parameters moved by ``change``.
-
-        Under accumulation the batch is the last micro-batch; a task without a label in it has NaN.
-        """
-        moved: list[Tensor] = [] if change is None else [*self.surgery.shared]
-        # Other memory, not other values in the same: what the step's graph has saved stays as it was.
-        kept = [(tensor, tensor.data) for tensor in (*moved, *self.network.buffers())]
-        devices, representation = [self.device] if self.device.type == "cuda" else [], self._representation
-        try:
-            for tensor, value in kept:
-                tensor.data = value.clone()
-            if change is not None:
-                torch._foreach_add_([p.data for p in moved], self.surgery.views(change))
-            with torch.random.fork_rng(devices=devices), self.trainer.precision_plugin.train_step_context():
+    def _look_ahead(self, change: Tensor | None, wanted: Sequence[int]) -> Tensor:
+        """Returns the losses of the wanted tasks on the last micro-batch, shared parameters moved by ``change``."""
+        last = self._ctx_of
+        if change is None and not self._stepped:
+            totals = last.totals[list(wanted)]  # Nothing has moved since they were found.
+        else:
+            parameters, views = ([], []) if change is None else (self.surgery.shared, self.surgery.views(change))
+            with moved(self.network, parameters, views), self.trainer.precision_plugin.train_step_context():
                 reseed(self._noise_seed(), self.device)
-                sums, _ = self._losses(self._batch)
-        finally:
-            for tensor, value in kept:
-                tensor.data = value
-            self._representation = representation
-        reduced = reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales())
-        means = reduced.means()
-        return (means * means.new_tensor(self._scales()))[list(active)]
+                totals = ranks.sum_(self._loss_sums([list(self.tasks)[i] for i in wanted]))
+        parts = [(self._scales()[i], last.counts[i]) for i in wanted]
+        return totals * totals.new_tensor([scale / count if count else float("nan") for scale, count in parts])
+
+    def _loss_sums(self, wanted: Sequence[str]) -> Tensor:
+        """Returns this rank's loss sums of the wanted tasks, as `_losses` does; what counts statistics is left out."""
+        sums: dict[str, Tensor] = {}
+        for stream in streams(self._batch):
+            names = [name for name in wanted if name in stream["targets"]]
+            outputs = self.network(stream["image"], names) if names else Outputs({})
+            sums |= {name: self._loss(name, outputs, stream["targets"][name]) for name in names}
+        return torch.stack([sums[name] for name in wanted])
+
+    def _operates(self) -> bool:
+        """Returns whether a rule on gradients acts in this step."""
+        return self.update.needs.hook is not None and self.balancer.due(self._current_step)
 
     def _scales_losses(self) -> bool:
         return self.trainer.precision == "16-mixed"

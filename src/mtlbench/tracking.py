@@ -14,6 +14,8 @@ from mtlbench.plan import RunSpec
 
 WAIT_S = 30.0
 """How long a run waits for a W&B server at its start, and again at its end."""
+USAGE = ("layer", "task", "expert", "probability", "load")
+"""Columns of the table on the use of experts."""
 
 
 class MetricsFile:
@@ -103,10 +105,18 @@ class Tracker:
             values["trainer/global_step"] = row["step"]
             self._guarded(lambda: self._run.log(values, step=row["step"]))
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes final scores and costs and ends the W&B run."""
+    def finish(self, summary: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> None:
+        """Writes final scores and costs and ends the W&B run.
+
+        Args:
+            summary: Scores and costs by name.
+            record: What `MTLMethod.summary` returned. The use of experts becomes the table ``experts/usage``: one row
+                per layer, task and expert.
+        """
         if self._run is not None:
             self._guarded(lambda: self._run.summary.update(dict(summary)))
+        if self._run is not None and (rows := _usage_rows(record or {})):
+            self._guarded(lambda: self._log_table("experts/usage", USAGE, rows))
         self.close(0)
 
     def close(self, code: int = 1) -> None:
@@ -114,6 +124,12 @@ class Tracker:
         if self._run is not None:
             self._guarded(lambda: self._run.finish(exit_code=code))
             self._run = None
+
+    def _log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        # Without a step of its own it joins the last row.
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def _start(self, spec: RunSpec, folder: Path, mode: str) -> None:
         import wandb
@@ -142,6 +158,16 @@ class Tracker:
             self._run = None
             return False
         return True
+
+
+def _usage_rows(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    experts = record.get("experts", {"tasks": [], "layers": {}})
+    return [
+        (layer, task, expert, probability, load)
+        for layer, tables in experts["layers"].items()
+        for task, *rows in zip(experts["tasks"], tables["probability"], tables["load"], strict=True)
+        for expert, (probability, load) in enumerate(zip(*rows, strict=True))
+    ]
 
 
 def _forget_service() -> None:

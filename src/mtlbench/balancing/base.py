@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,10 +29,14 @@ class Context:
         step: Optimiser step, from 0.
         epoch: Passes over the training data that are complete.
         generator: On the CPU, a function of seed and step: the only source of random draws.
-        lookahead: Takes a change (P,) of the shared parameters, or None for none, and returns the losses (A,)
-            of the current batch after it, leaving no trace. Under accumulation this is the last micro-batch, and a
-            task without a label in it has NaN.
+        lookahead: ``lookahead(change, tasks=None)`` takes a change (P,) of the shared parameters, or None for none, and
+            returns the losses (A,) of the current batch after it, or those of the task indices ``tasks`` alone, which
+            costs less. It leaves no trace. Under accumulation the batch is the last micro-batch, and a task without
+            a label in it has NaN. Every rank must call it.
         sizes: Numbers in each shared parameter, in the order of a Jacobian's columns; empty by hand.
+        preview: Takes a gradient (P,) and returns the change (P,) that the run's optimiser would make for it now, with
+            its learning rate, decay and state, leaving no trace. Clipping (``trainer.clip``) has no part in it.
+        lr: Learning rate of this step: that of the optimiser's first group.
     """
 
     active: tuple[int, ...]
@@ -40,8 +44,10 @@ class Context:
     step: int
     epoch: int
     generator: torch.Generator
-    lookahead: Callable[[Tensor | None], Tensor]
+    lookahead: Callable[..., Tensor]
     sizes: tuple[int, ...] = ()
+    preview: Callable[[Tensor], Tensor] = lambda gradient: _no_lookahead(gradient)
+    lr: float = 1.0
 
 
 class Balancer(nn.Module):
@@ -99,11 +105,19 @@ class Balancer(nn.Module):
         """Combines the (A, P) shared gradients, averaged over ranks, into a direction (P,)."""
         raise NotImplementedError
 
+    def due(self, step: int) -> bool:
+        """Returns whether the rule looks at gradients in this step; else it is the plain sum, one backward pass."""
+        return True
+
     def after_step(self, ctx: Context) -> None:
         """Is called after every optimiser step. ``ctx.losses`` are those before the step."""
 
     def epoch_end(self) -> None:
         """Is called after the last step of every pass over the training data, after `after_step`."""
+
+    def summary(self) -> dict[str, Any]:
+        """Returns plain values by name that are stored beside the result. Called on one rank, after training."""
+        return {}
 
     def weights(
         self, gramian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0
@@ -130,7 +144,8 @@ class Balancer(nn.Module):
         return self.gradient_weights(gramian.detach().double().cpu(), ctx).to(gramian)
 
     def direction(
-        self, jacobian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0
+        self, jacobian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0,
+        lookahead: Callable[[Tensor], Tensor] | None = None, lr: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """Returns the update direction (P,) for a (T, P) Jacobian and (T,) losses, by hand: one step.
 
@@ -142,13 +157,19 @@ class Balancer(nn.Module):
             seed: What the rule draws is a function of seed and step, the same as in a run of that seed.
             step: Number of the step, from 0; one more than in the last call if not given.
             epoch: Passes over the data that are complete.
+            lookahead: For rules that try changes: takes a change (P,) of the parameters, returns the losses (T,) after.
+            lr: Learning rate of the plain gradient descent whose steps such a rule previews.
 
         Raises:
-            MethodError: If a value is not finite, or a loss not positive where it must be.
+            MethodError: If a value is not finite, a loss not positive where it must be, or a look-ahead lacks.
         """
         parts = jacobian.expand(self.batches, *jacobian.shape[-2:])
         ctx = self._by_hand(parts[-1], losses, seed, step, epoch)
+        if lookahead is not None:
+            ctx = replace(ctx, lookahead=_ahead(lookahead, ctx.losses), preview=lambda g: -lr * g, lr=lr)
         parts = loss_weights(self.combine_losses, ctx)[0][:, None] * parts
+        if not self.due(ctx.step):
+            return parts.mean(0).sum(0)
         if overrides(self, Balancer, "combine_gradients"):
             return self.combine_gradients(parts[0], ctx)
         if overrides(self, Balancer, "gradient_weights"):
@@ -170,8 +191,8 @@ class Balancer(nn.Module):
             MethodError: If the rule needs the losses and there are none.
         """
         if self._unfinished is not None:
-            ctx = self._unfinished
-            self.after_step(ctx if losses is None else replace(ctx, lookahead=lambda change: losses.detach()))
+            ahead = _no_lookahead if losses is None else _ahead(lambda change: losses, losses)
+            self.after_step(replace(self._unfinished, lookahead=ahead))
         self._unfinished = None
 
     def _by_hand(
@@ -236,10 +257,21 @@ class GradientRule(Balancer):
         return value * tasks if self.scale == "sum" else value / tasks
 
 
-def _no_lookahead(change: Tensor | None) -> Tensor:
+def _ahead(losses_after: Callable[[Tensor], Tensor], losses: Tensor) -> Callable[..., Tensor]:
+    """Returns a context's look-ahead, by hand: ``losses`` are those without a change."""
+
+    def ahead(change: Tensor | None, tasks: Sequence[int] | None = None) -> Tensor:
+        found = losses.detach() if change is None else losses_after(change).detach()
+        return found if tasks is None else found[list(tasks)]
+
+    return ahead
+
+
+def _no_lookahead(change: Tensor | None, tasks: Sequence[int] | None = None) -> Tensor:
     raise MethodError(
         "This rule looks at the losses of the batch after a change of the parameters, which needs a network. By hand, "
-        "give it those after the step: end_step(losses) between two calls."
+        "give it those after the step, end_step(losses) between two calls, or, where it tries changes before the step, "
+        "direction(..., lookahead=losses_after)."
     )
 
 

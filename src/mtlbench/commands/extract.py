@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mtlbench.networks.moe import ExpertNetwork
     from mtlbench.run import LoadedRun
 
-THRESHOLDS = (0.0, 0.001, 0.01, 0.1, 0.3)
+THRESHOLDS = (0.0, 0.01, 0.1, 0.3, 0.5)
 """Shares of a task's tokens that the report tries."""
 
 
@@ -29,7 +29,7 @@ class Measured:
         flops: Of one image in one forward pass, active ones.
         milliseconds: Median time of one image.
         score: The task's first score.
-        better: ``"higher"`` or ``"lower"``.
+        protocol: Its id.
         off_route: Share of tokens whose route in the whole network leaves the kept experts; None for the whole one.
     """
 
@@ -44,12 +44,27 @@ class Measured:
     off_route: float | None
 
 
-def run(run_folder: Path, tasks: Sequence[str], threshold: float | None, out: Path | None) -> int:
-    """Prints the report over thresholds; with ``out``, writes one task's network at one threshold."""
+def run(
+    run_folder: Path, tasks: Sequence[str], threshold: float | None, out: Path | None, *, program: bool = False
+) -> int:
+    """Prints the report over thresholds; with ``out``, writes one task's network at one threshold.
+
+    Args:
+        run_folder: Of a finished run with experts.
+        tasks: Names; none for all.
+        threshold: See `mtlbench.networks.extraction.surviving`; None for `THRESHOLDS`.
+        out: Folder to write to, or None.
+        program: Whether to write an exported program too.
+
+    Raises:
+        MethodError: The request does not fit together, or see `measure`.
+    """
     from mtlbench.run import load_run
 
     if out is not None and (len(tasks) != 1 or threshold is None):
         raise MethodError("Writing a network needs one task and one threshold. Give --task and --threshold with --out.")
+    if program and out is None:
+        raise MethodError("An exported program is written beside an extracted network. Give --out with --export.")
     loaded = load_run(run_folder)
     network = _sparse(loaded, run_folder)
     wanted = list(tasks or loaded.method.tasks)
@@ -57,7 +72,7 @@ def run(run_folder: Path, tasks: Sequence[str], threshold: float | None, out: Pa
     rows = [row for task in wanted for row in measure(loaded, network, task, thresholds)]
     _print(rows)
     if out is not None:
-        _write(loaded, network, wanted[0], float(thresholds[0]), out, rows[-1])
+        _write(loaded, network, wanted[0], float(thresholds[0]), out, rows[-1], program)
     return 0
 
 
@@ -172,8 +187,10 @@ def _print(rows: Sequence[Measured]) -> None:
         console.print(table)
 
 
-def _write(loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: float, out: Path, row: Measured) -> None:
-    from mtlbench.extracted import describe, save
+def _write(
+    loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: float, out: Path, row: Measured, program: bool
+) -> None:
+    from mtlbench.extracted import describe, export, save
     from mtlbench.networks.extraction import extract, kept_experts
 
     method: Any = loaded.method
@@ -186,3 +203,5 @@ def _write(loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: floa
         extract(network, task, kept), describe(method.tasks[task], loaded.spec.model, method.options, kept, source), out
     )
     print(f"Wrote {out}/model.safetensors and model.json. In Python: mtlbench.load_extracted({str(out)!r})")
+    if program:
+        print(f"Wrote {export(out)}. In Python: torch.export.load({str(out / 'program.pt2')!r}).module()")

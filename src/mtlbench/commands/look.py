@@ -52,9 +52,35 @@ def status(results: Path, suite: str) -> int:
     console = Console()
     console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
     console.print(table)
+    _show_stages(console, record, states)
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    return 1 if "failed" in states.values() else 0
+    return 1 if "failed" in states.values() or _broken_off(record) else 0
+
+
+def _show_stages(console: Any, record: Mapping[str, Any], states: Mapping[str, str]) -> None:
+    """Prints how far every plan is that has several stages, or may have more."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mtlbench.report import stages
+
+    table = Table("method", "seed", "stage", "runs", box=None, header_style="bold")
+    for row in record["rows"]:
+        if stages.shown(row):
+            name = " ".join([row["label"], *filter(None, [row.get("condition")])]), str(row["seed"])
+            lines = [stages.counted(runs, states) for runs in stages.stages_of(row)]
+            lines += filter(None, [stages.ahead(row, states)])
+            for number, line in enumerate(lines, start=1):
+                table.add_row(*map(escape, (*name, str(number), line)))
+    if table.row_count:
+        console.print("Plans by stage")
+        console.print(table)
+
+
+def _broken_off(record: Mapping[str, Any]) -> list[str]:
+    """Returns what stopped plans whose runs were done."""
+    return [f"plan of {r['label']}, seed {r['seed']}: {r['error']}" for r in record["rows"] if r.get("error")]
 
 
 def report(results: Path, suite: str) -> int:
@@ -82,11 +108,17 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
     for run_id in failed:
         error = RunFolder(root, run_id).error() or {}
         print(f"FAILED {run_id}: {error.get('type')}: {error.get('message')}", file=sys.stderr)
+    broken = [row for row in record["rows"] if row.get("error")]
+    for row in broken:
+        print(f"FAILED plan of {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
+    broken_off = _broken_off(record)
+    for line in broken_off:
+        print(f"FAILED {line}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} run(s) failed; RETRY=1 (--retry) runs them again. Logs: {root / 'logs'}", file=sys.stderr)
     elif open_runs:
         print(f"{len(open_runs)} run(s) are not finished; the same command goes on.")
-    return 1 if failed else 0
+    return 1 if failed or broken else 0
 
 
 def methods(name: str | None) -> int:
@@ -113,6 +145,7 @@ def list_suites() -> int:
 def _detail(folder: RunFolder, state: str) -> str:
     if state == "failed":
         error = folder.error() or {}
-        return f"{error.get('type')}: {str(error.get('message', '')).splitlines()[0][:80]}"
+        first, _, _ = str(error.get("message", "")).partition("\n")
+        return f"{error.get('type')}: {first[:80]}"
     progress = folder.progress()
     return f"{progress['step']}/{progress['steps']} steps" if "step" in progress else ""

@@ -88,7 +88,7 @@ class ExpertNetwork(MTLNetwork):
         for group in self._groups(tasks, tokens):
             late, statistics = self.encoder.finish(tokens, group)
             repeated = [m.unsqueeze(0).expand(len(group), *m.shape).flatten(0, 1) for m in early]
-            features = self.neck([*repeated, *late]).chunk(len(group))
+            features = self.neck([*repeated, *late]).unflatten(0, (len(group), -1))
             predictions.update((task, self.heads[task](x)) for task, x in zip(group, features, strict=True))
             found.append(statistics)
         layers = {name: LayerStatistics.cat([part[name] for part in found]) for name in (found[0] if found else ())}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.report import conditions
+from mtlbench.report.board import Leaderboard
 from mtlbench.report.leaderboard import build
 from mtlbench.report.read import Study, read_study
 
@@ -43,9 +44,12 @@ def show(folder: Path, states: Mapping[str, str] | None = None, console: Console
 def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
     """Writes ``leaderboard.md``, ``.csv``, ``.tex`` and ``report.html`` into a results folder; returns their paths.
 
-    Where methods have experts, ``experts.json`` tells which task uses which.
+    Where methods have experts, ``experts.json`` tells which task uses which; where plans looked for groups of tasks,
+    ``grouping.json`` holds groups, costs, predictions and affinities; where one shares computation, ``sharing.json``
+    holds Δm, FLOPs and storage over thresholds.
     """
     from mtlbench.report import export, page
+    from mtlbench.report.sharing import read_sharing, sharing_json
     from mtlbench.report.usage import read_usage, usage_json
 
     study, board = load(folder, states)
@@ -55,6 +59,10 @@ def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
         "leaderboard.tex": export.latex(board),
         "report.html": page.render(study, board),
     }
+    if isinstance(board, Leaderboard) and board.groupings:
+        files["grouping.json"] = export.groupings_json(board)
+    if isinstance(board, Leaderboard) and (points := read_sharing(study, board)):
+        files["sharing.json"] = sharing_json(points)
     if usages := read_usage(study):
         files["experts.json"] = usage_json(usages)
     for name, text in files.items():

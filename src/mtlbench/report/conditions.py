@@ -8,7 +8,7 @@ from typing import Any
 from mtlbench.report import words
 from mtlbench.report.board import Column, Comparison, ConditionBoard, ConditionRow
 from mtlbench.report.cost import cost_of
-from mtlbench.report.leaderboard import by_label, columns_of, problems_of, score_of, states_of
+from mtlbench.report.records import by_label, columns_of, problems_of, score_of, states_of
 from mtlbench.report.rules import rules
 from mtlbench.report.statistics import Difference, holm, paired
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from mtlbench.metrics.relative import PROTOCOL
 from mtlbench.report import tables
@@ -30,6 +32,9 @@ def markdown(board: tables.AnyBoard) -> str:
         lines += ["", f"## {_md(others[0])}", "", *_md_table(others[1])]
     if compared := tables.differences(board):
         lines += ["", f"## {_md(compared[0])}", "", *_md_table(compared[1])]
+    for section in tables.groupings(board):
+        lines += ["", f"## {_md(section.title)}", "", *_md_table(section.grid), ""]
+        lines += [f"- {_md(note)}" for note in section.notes]
     if board.problems:
         lines += ["", f"## Without a result: {problem_summary(board)}", ""]
         lines += [
@@ -58,6 +63,18 @@ def tidy_csv(board: tables.AnyBoard) -> str:
     return stream.getvalue()
 
 
+def groupings_json(board: Leaderboard) -> str:
+    """Returns all that is known about groups of tasks as JSON: label -> seeds, rank correlation, affinity."""
+    record = {
+        g.label: {
+            **asdict(g),
+            "found": [{**asdict(f), "total_seconds": f.total_seconds, "correlation": f.correlation} for f in g.found],
+        }
+        for g in board.groupings
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
 def latex(board: tables.AnyBoard) -> str:
     """Returns a table for the package booktabs; what was compared stands in comments above it."""
     parts = [p for p in tables.main(board) if p.head not in ("95 % interval", "train")]
@@ -76,6 +93,8 @@ def _records(board: Leaderboard, row: Row) -> Iterator[dict[str, object]]:
     if row.delta:
         yield {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"} | _numbers(row.delta)
     yield from _cost_records(row.cost)
+    about = {"quantity": "rank_correlation_of_groups", "protocol": "spearman", "better": "higher"}
+    yield from (about | _numbers(g.correlation) for g in board.groupings if g.label == row.label and g.correlation)
 
 
 def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dict[str, object]]:

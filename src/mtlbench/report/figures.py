@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from mtlbench.report.board import ConditionBoard, Leaderboard
 from mtlbench.report.series import Series, labels_with
 from mtlbench.report.statistics import estimate
-from mtlbench.report.style import COLOURS, safe, style
+from mtlbench.report.style import BIPOLAR, COLOURS, safe, style
 
 SHOWN = 6
 """Curves visible at first; the legend shows the others."""
@@ -25,9 +25,6 @@ UPDATES = {
     "gradient/condition": "condition number",
     "gradient/turn": "angle to the plain sum, degrees",
 }
-
-BIPOLAR = [[0, "rgba(200,80,79,1)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
-"""Colours of cosines, from -1 to 1."""
 
 AllSeries = Mapping[str, Mapping[str, Series]]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtlbench.errors import StoreError
 from mtlbench.metrics.relative import delta_m
-from mtlbench.report.board import Column, Leaderboard, Problem, Row
-from mtlbench.report.cost import cost_of, runs_of
+from mtlbench.report.board import Column, Leaderboard, Row
+from mtlbench.report.cost import cost_of
+from mtlbench.report.grouping import groupings
 from mtlbench.report.ranking import compare, order
+from mtlbench.report.records import by_label, columns_of, problems_of, score_of, states_of
 from mtlbench.report.rules import notes, rules
 from mtlbench.report.statistics import Difference, estimate, paired
 
@@ -55,6 +55,7 @@ def build(
         notes=notes(rows, named),
         comparisons=compare(rows, named),
         problems=tuple(problems_of(study["rows"], known, errors or {})),
+        groupings=groupings(study, columns, done),
     )
 
 
@@ -64,32 +65,6 @@ class _Draft:
 
     row: Row
     scores: Scores
-
-
-def columns_of(study: Record) -> tuple[Column, ...]:
-    """Returns every metric of every task of a study."""
-    return tuple(
-        Column(task, p["id"], p["higher_is_better"], p.get("unit", ""), i == 0, i == 0 and about["in_delta_m"])
-        for task, about in study["tasks"].items()
-        for i, p in enumerate(about["protocols"])
-    )
-
-
-def states_of(
-    study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
-) -> dict[str, str]:
-    """Returns the state of every run of a study: as given, else guessed from what it left behind."""
-    runs = {run for entry in study["rows"] for run in runs_of(entry)}
-    guess = {run: "done" if run in results else "failed" if run in errors else "todo" for run in runs}
-    return guess | dict(states or {})
-
-
-def by_label(entries: Iterable[Record]) -> dict[str, list[Record]]:
-    """Returns the entries of every row."""
-    grouped: dict[str, list[Record]] = {}
-    for entry in entries:
-        grouped.setdefault(entry["label"], []).append(entry)
-    return grouped
 
 
 def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], done: Mapping[str, Record]) -> _Draft:
@@ -106,23 +81,6 @@ def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], do
     label, method = entries[0]["label"], entries[0]["method"]
     row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost_of(entries, done))
     return _Draft(row, scores)
-
-
-def score_of(result: Record, column: Column, split: str) -> float | None:
-    """Returns one cell, ``None`` where it is missing or not a number."""
-    if result.get("split", split) != split:
-        raise StoreError(
-            f"A table holds scores of one split. This one is of {split!r}, run {result['run_id']} of "
-            f"{result['split']!r}. Run that method again, or report the two studies apart."
-        )
-    scores = result["scores"].get(column.task) or {}
-    if column.primary and scores and column.protocol not in scores:
-        raise StoreError(
-            f"A column never mixes protocols. Column {column.task!r} holds {column.protocol}, run "
-            f"{result['run_id']} reports {', '.join(sorted(scores))}. Run that method again under this protocol."
-        )
-    value = scores.get(column.protocol)
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _baseline(study: Record, drafts: list[_Draft]) -> _Draft | None:
@@ -173,27 +131,3 @@ def _gains(draft: _Draft, baseline: _Draft | None, scored: list[Column]) -> dict
             difference = paired({s: factor * ours[s] for s in common}, {s: factor * theirs[s] for s in common})
             gains |= {column.task: difference} if difference else {}
     return gains
-
-
-def problems_of(
-    entries: Iterable[Record], states: Mapping[str, str], errors: Mapping[str, Record]
-) -> Iterable[Problem]:
-    """Yields what has no result, run by run."""
-    for entry in entries:
-        label, seed = entry["label"], entry["seed"]
-        broken = [run for run in runs_of(entry) if states.get(run, "todo") != "done"]
-        for run in broken:
-            state = states.get(run, "todo")
-            yield Problem(label, seed, run, state, _reason(state, errors.get(run)))
-        if not broken and not entry["serving"]:
-            yield Problem(label, seed, "", "todo", "which run serves which task is not decided yet")
-
-
-def _reason(state: str, error: Record | None) -> str:
-    if state == "failed" and error:
-        return f"{error.get('type', 'Error')}: {error.get('message', '')}"
-    return {
-        "failed": "no error was recorded",
-        "running": "still running",
-        "stale": "stopped without a result; run the suite again to resume it",
-    }.get(state, "not started")

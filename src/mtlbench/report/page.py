@@ -10,12 +10,14 @@ from markupsafe import Markup
 
 from mtlbench.pictures import SEGMENTATION, palette
 from mtlbench.report import tables
+from mtlbench.report.affinity import affinity_figures
 from mtlbench.report.board import Leaderboard
 from mtlbench.report.figures import conditions, figures
 from mtlbench.report.gallery import exhibits
 from mtlbench.report.grid import problem_summary
 from mtlbench.report.read import Study
 from mtlbench.report.series import read_series
+from mtlbench.report.sharing import read_sharing, sharing_figures
 from mtlbench.report.usage import read_usage, usage_figures
 
 TEMPLATE = "report.html.jinja"
@@ -33,6 +35,8 @@ def render(study: Study, board: tables.AnyBoard) -> str:
     ranked = isinstance(board, Leaderboard)
     series = read_series(study) if ranked else {}  # A curve is of one label; over conditions it would mix runs.
     plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
+    plots |= affinity_figures(board.groupings) if isinstance(board, Leaderboard) else {}
+    plots |= sharing_figures(read_sharing(study, board)) if isinstance(board, Leaderboard) else {}
     plots |= usage_figures(read_usage(study), series)
     drawn = {
         title: figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
@@ -46,6 +50,7 @@ def render(study: Study, board: tables.AnyBoard) -> str:
         table=tables.main(board),
         published=tables.published(board),
         differences=tables.differences(board),
+        groupings=tables.groupings(board),
         metrics=tables.every_metric(board),
         problems=problem_summary(board),
         figures={title: Markup(text) for title, text in drawn.items()},

@@ -64,6 +64,11 @@ def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def read_summary(study: Study, run: str) -> dict[str, Any]:
+    """Returns what the method of a run told of it, ``summary.json``; empty where there is none."""
+    return _record(study.folder / run / "summary.json") or {}
+
+
 def _record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

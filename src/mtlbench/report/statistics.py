@@ -1,4 +1,4 @@
-"""Statistics over seeds: mean, sample standard deviation, t interval, paired difference, Holm correction.
+"""Statistics over seeds: means and intervals, paired differences, Holm correction, rank correlation.
 
 Only `scipy.special` is used: `scipy.stats` alone takes a second to import, longer than the whole table.
 """
@@ -88,6 +88,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Returns the rank correlation of two equally long samples; tied values share the mean of their ranks.
+
+    ``None`` where it says nothing: for fewer than three pairs, or where all values of a sample are equal.
+    """
+    ranks = [_ranks(values) for values in (a, b)]
+    middle = (len(a) + 1) / 2
+    x, y = ([rank - middle for rank in sample] for sample in ranks)
+    spread = math.sqrt(math.fsum(v * v for v in x) * math.fsum(v * v for v in y))
+    if len(a) < 3 or spread == 0:
+        return None
+    return math.fsum(u * v for u, v in zip(x, y, strict=True)) / spread
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Returns places from 1; n values may be compared pair by pair, since a study has some hundred groups at most."""
+    return [1 + sum(other < v for other in values) + (sum(other == v for other in values) - 1) / 2 for v in values]
 
 
 def _t_quantile(freedom: int) -> float:

@@ -9,6 +9,9 @@ import plotly.graph_objects as go
 COLOURS = ("#4c78a8", "#e4803a", "#54a24b", "#c8504f", "#8b6cb5", "#3aa6a0", "#b58b2e", "#d57aa5", "#7f7f7f", "#9c6b4e")
 """Mid-tones that read on white and on near black."""
 
+BIPOLAR = [[0, "rgba(200,80,79,1)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
+"""Colours of what may be negative or positive alike."""
+
 LINE = "rgba(128,128,128,0.28)"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mtlbench.report import words
 from mtlbench.report.board import ConditionBoard, ConditionRow, Leaderboard
 from mtlbench.report.grid import Part, comparison_grid, leaderboard_grid, metrics_grid
+from mtlbench.report.group_tables import Section, group_sections
 from mtlbench.report.published import published_grid
 from mtlbench.report.statistics import estimate
 from mtlbench.report.words import Cell
@@ -12,7 +13,7 @@ from mtlbench.report.words import Cell
 AnyBoard = Leaderboard | ConditionBoard
 Grid = tuple[Part, ...]
 
-TEXTUAL = ("method", "against", "condition", "backbone", "source")
+TEXTUAL = ("method", "against", "condition", "backbone", "source", "networks")
 """Headings of columns that hold words."""
 
 
@@ -33,6 +34,11 @@ def differences(board: AnyBoard) -> tuple[str, Grid] | None:
 def published(board: AnyBoard) -> tuple[str, Grid] | None:
     """Returns heading and table of rows that others published under our protocols; None where there are none."""
     return published_grid(board) if isinstance(board, Leaderboard) else None
+
+
+def groupings(board: AnyBoard) -> tuple[Section, ...]:
+    """Returns what there is to say about groups of tasks; nothing where no plan looked for them."""
+    return group_sections(board.groupings) if isinstance(board, Leaderboard) else ()
 
 
 def every_metric(board: AnyBoard) -> Grid:

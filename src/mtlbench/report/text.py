@@ -34,6 +34,11 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
     if compared := tables.differences(board):
         console.print(Text(f"\n{compared[0]}", style="bold"))
         console.print(_table(compared[1]))
+    for section in tables.groupings(board):
+        console.print(Text(f"\n{section.title}", style="bold"))
+        console.print(_table(section.grid))
+        for note in section.notes:
+            console.print(Text(note, style="dim"))
     if board.problems:
         console.print(Text(f"\nWithout a result: {problem_summary(board)}", style="bold"))
         console.print(_problems(board.problems))

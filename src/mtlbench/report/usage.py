@@ -14,7 +14,7 @@ import plotly.figure_factory as ff
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mtlbench.report.read import Study
+from mtlbench.report.read import Study, read_summary
 from mtlbench.report.series import Series
 from mtlbench.report.style import COLOURS, safe, style
 
@@ -48,7 +48,7 @@ def read_usage(study: Study) -> dict[str, Usage]:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in study.plan["rows"]:
         for run in dict.fromkeys(entry["serving"].values()):
-            experts = _summary(study, run).get("experts")
+            experts = read_summary(study, run).get("experts")
             if experts:
                 # Under another condition a method is another one: perhaps on other tasks.
                 found[", ".join([entry["label"], *filter(None, [entry.get("condition")])])].append(experts)
@@ -178,15 +178,6 @@ def information_over_time(series: Mapping[str, Mapping[str, Series]]) -> go.Figu
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(rangemode="tozero")
     return style(figure, 360)
-
-
-def _summary(study: Study, run: str) -> dict[str, Any]:
-    path = study.folder / run / "summary.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _usage(records: Sequence[Mapping[str, Any]]) -> Usage:

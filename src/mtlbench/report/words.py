@@ -112,7 +112,11 @@ def parameters(cost: Cost | None) -> str:
 
 def hours(cost: Cost | None) -> str:
     """Returns the training time of all runs of a row, per seed."""
-    value = cost.train_seconds if cost else None
+    return duration(cost.train_seconds if cost else None)
+
+
+def duration(value: float | None) -> str:
+    """Returns seconds in the unit that suits them."""
     if value is None:
         return BLANK
     return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.0f} s"

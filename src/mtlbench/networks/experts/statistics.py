@@ -41,7 +41,7 @@ class LayerStatistics:
             experts: E.
         """
         tasks = routing.tasks
-        tokens = max(1, len(routing.logits) // tasks)
+        tokens = max(1, routing.logits.shape[0] // tasks)
         chosen = routing.chosen.unflatten(0, (tasks, -1)).flatten(1)  # (T, M·k)
         empty = routing.logits.new_zeros(tasks, experts)
         # Sums of ones are exact in any order, and a histogram would wait for the device.

@@ -1,0 +1,169 @@
+"""The best choice of networks on a table of their quality: exact, by dynamic programming over sets of tasks.
+
+The total of a choice, Σ_j max over its groups S ∋ j of table[S][j], is also the best over all ways to *partition* the
+tasks into parts A, one per chosen network: Σ_A max_{S ⊇ A} Σ_{j ∈ A} table[S][j]. The inner maximum is one pass over
+all pairs A ⊆ S, the outer one a recursion over sets of tasks. Both take about 3^T steps, whatever the numbers are; the
+choices of b out of 2^T − 1 groups would be far too many (T = 13, b = 5: 3 · 10^17).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mtlbench.errors import MethodError
+
+Group = tuple[str, ...]
+"""Tasks that share a network, in the order of the suite."""
+
+Table = Mapping[Group, Mapping[str, float]]
+"""How well a network on a group serves each of its tasks: higher is better; not finite where it cannot."""
+
+MOST_TASKS = 16
+"""All subsets of so many tasks are a matter of seconds."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Networks chosen such that each task has one.
+
+    Attributes:
+        groups: Tasks of every network.
+        serves: Index of the network that serves a task, the one best for it.
+        total: Sum of the quality that each task gets.
+    """
+
+    groups: tuple[Group, ...]
+    serves: dict[str, int]
+    total: float = math.nan
+
+    @classmethod
+    def partition(cls, groups: Sequence[Group]) -> Cover:
+        """Returns groups of which no two share a task."""
+        return cls(tuple(groups), {task: index for index, group in enumerate(groups) for task in group})
+
+
+def subsets(tasks: Sequence[str], largest: int | None = None) -> list[Group]:
+    """Returns all groups of up to ``largest`` tasks, small ones first.
+
+    Raises:
+        MethodError: If there are more than `MOST_TASKS` tasks.
+    """
+    if len(tasks) > MOST_TASKS:
+        raise MethodError(
+            f"Groups are chosen among all subsets, of at most {MOST_TASKS} tasks. Found {len(tasks)}. Name fewer tasks "
+            "in the suite."
+        )
+    sizes = range(1, (largest or len(tasks)) + 1)
+    return [group for size in sizes for group in combinations(tasks, size)]
+
+
+def best_cover(tasks: Sequence[str], table: Table, budget: float, single_cost: float = 1.0) -> Cover:
+    """Returns the choice of groups with the largest total that costs at most ``budget``.
+
+    Of equal totals the one of lower cost is taken, then the one of fewer networks, then smaller groups and the order of
+    the tasks decide. Sums are exact (values are rounded to a grid of 2^-52 of their range), so that equal is equal.
+
+    Args:
+        tasks: All tasks; each must be served.
+        table: Quality of the groups to choose from.
+        budget: What may be spent; a group of two or more tasks costs 1.
+        single_cost: What a group of one task costs, above 0.
+
+    Raises:
+        MethodError: If no choice within the budget serves all tasks.
+    """
+    groups = _in_order(tasks, table)
+    values = _on_grid([[table[group].get(task, math.nan) for task in tasks] for group in groups])
+    masks = [sum(1 << tasks.index(task) for task in group) for group in groups]
+    single = {task: index for index, group in enumerate(groups) if len(group) == 1 for task in group}
+    alone = [values[single[task], place] if task in single else -math.inf for place, task in enumerate(tasks)]
+
+    worth, server = _best_servers(len(tasks), masks, values)
+    served, parts = _partitions(worth, min(int(budget + 1e-9), len(tasks)))
+    networks, mask = _cheapest_best(served, alone, budget, single_cost)
+
+    chosen = [single[task] for place, task in enumerate(tasks) if not mask >> place & 1]
+    while mask:
+        part = int(parts[networks, mask])
+        chosen.append(int(server[part]))
+        networks, mask = networks - 1, mask ^ part
+    chosen.sort(key=lambda index: [tasks.index(task) for task in groups[index]])
+    serves = {task: int(np.argmax(values[chosen, place])) for place, task in enumerate(tasks)}
+    total = math.fsum(table[groups[chosen[index]]][task] for task, index in serves.items())
+    return Cover(tuple(groups[index] for index in chosen), serves, total)
+
+
+def _in_order(tasks: Sequence[str], groups: Iterable[Group]) -> list[Group]:
+    place = {task: index for index, task in enumerate(tasks)}
+    return sorted(groups, key=lambda group: (len(group), [place[task] for task in group]))
+
+
+def _on_grid(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns values (groups, tasks), -inf where there is none, rounded such that no sum over tasks rounds again."""
+    values = np.array(rows, dtype=np.float64)
+    values[~np.isfinite(values)] = -np.inf
+    finite = values[np.isfinite(values)]
+    largest = np.abs(finite).max(initial=0.0) * values.shape[1]
+    unit = 2.0 ** (math.ceil(math.log2(largest)) - 52) if largest else 1.0
+    return np.round(values / unit) * unit
+
+
+def _within(mask: int, values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all subsets of a set of tasks, ascending, and the sum of their values."""
+    found, sums = np.zeros(1, dtype=np.int64), np.zeros(1)
+    for place in range(mask.bit_length()):
+        if mask >> place & 1:
+            found = np.concatenate([found, found | 1 << place])
+            sums = np.concatenate([sums, sums + values[place]])
+    return found, sums
+
+
+def _best_servers(tasks: int, masks: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for every set of tasks the most that one group of two or more gives it, and which group."""
+    worth, server = np.full(1 << tasks, -np.inf), np.zeros(1 << tasks, dtype=np.int64)
+    for index, mask in enumerate(masks):
+        if mask.bit_count() == 1:
+            continue
+        parts, sums = _within(mask, values[index])
+        better = sums > worth[parts]
+        worth[parts[better]] = sums[better]
+        server[parts[better]] = index
+    return worth, server
+
+
+def _partitions(worth: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the most that n networks give a set of tasks, (most + 1, sets), and the part of its first task."""
+    served = np.full((most + 1, len(worth)), -np.inf)
+    served[0, 0] = 0.0
+    first = np.zeros(served.shape, dtype=np.int64)
+    nothing = np.zeros(len(worth).bit_length())
+    for mask in range(1, len(worth)):
+        lowest = mask & -mask
+        parts = _within(mask ^ lowest, nothing)[0] | lowest
+        totals = worth[parts] + served[:-1, mask ^ parts]
+        best = totals.argmax(axis=1)
+        served[1:, mask] = totals[np.arange(most), best]
+        first[1:, mask] = parts[best]
+    return served, first
+
+
+def _cheapest_best(served: np.ndarray, alone: Sequence[float], budget: float, single_cost: float) -> tuple[int, int]:
+    """Returns how many larger networks to take and which tasks they serve; the others have one of their own."""
+    every, sums = _within(served.shape[1] - 1, alone)
+    singles = np.array([int(mask).bit_count() for mask in every])[::-1]
+    networks = np.arange(len(served))[:, None]
+    cost = networks + single_cost * singles
+    totals = np.where(cost <= budget + 1e-9, served + sums[::-1], -np.inf)
+    if not np.isfinite(totals.max()):
+        raise MethodError(
+            f"Each task needs a network with a finite score, within the budget. None of the choices of cost {budget:g} "
+            "serves all tasks. Allow more networks, or look into the runs' scores."
+        )
+    order = np.lexsort(((networks + singles).ravel(), cost.ravel(), -totals.ravel()))
+    row, mask = divmod(int(order[0]), served.shape[1])
+    return row, mask

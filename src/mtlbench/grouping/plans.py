@@ -1,0 +1,186 @@
+"""What the plans of task grouping share: from groups to runs, from results to tables, and the end of the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtlbench import registry
+from mtlbench.errors import MethodError
+from mtlbench.grouping.cover import Cover, Group, Table, best_cover, subsets
+from mtlbench.grouping.quality import Pairs, from_pairs, relative_gains
+from mtlbench.plan import Ending, Plan, Result, RunSpec
+
+ALONE = -1e6
+"""Score of a task alone where only pairs are scored: any company is better."""
+
+MOST_PREDICTIONS = 127
+"""Predictions that a record holds: all subsets of seven tasks."""
+
+Measured = Generator[list[RunSpec], list[Result], dict[Group, Result]]
+
+
+@dataclass
+class Grouping:
+    """One grouping of the tasks of a run, from the search to the networks that serve.
+
+    Attributes:
+        spec: The run that the suite names.
+        networks: How many networks there may be at most.
+        alone: Method of a run on one task, see `registry.record`.
+        together: Method of a run on two or more.
+        searched: Runs of the search, by id.
+    """
+
+    spec: RunSpec
+    networks: int
+    alone: Mapping[str, Any]
+    together: Mapping[str, Any]
+    searched: dict[str, RunSpec] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: RunSpec, networks: int, train: str) -> Grouping:
+        """Returns the grouping that a suite's line asks for; more networks than tasks are as many as tasks.
+
+        Raises:
+            MethodError: If it cannot be.
+        """
+        check_networks(networks)
+        name = spec.method["name"]
+        if len(spec.tasks) < 2:
+            raise MethodError(
+                f"Grouping needs two tasks or more. {name} found {', '.join(spec.tasks) or 'none'}. Use single_task."
+            )
+        if spec.method.get("balancer"):
+            rule = spec.method["balancer"]["name"]
+            raise MethodError(
+                f"{name} trains its groups by the method or balancer that `train` names. It was given the balancer "
+                f"{rule}. Write train: {rule}."
+            )
+        _check_train(train)
+        return cls(spec, min(networks, len(spec.tasks)), registry.record("single_task"), registry.record(train))
+
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks, in the order of the suite."""
+        return list(self.spec.tasks)
+
+    def run(self, group: Group) -> RunSpec:
+        """Returns the run of a group."""
+        return self.spec.with_method(self.alone if len(group) == 1 else self.together).with_tasks(*group)
+
+    def probe(self, name: str, **arguments: Any) -> Generator[list[RunSpec], list[Result], Result]:
+        """Trains all tasks together by a method that measures; returns the result."""
+        run = self.spec.with_method(registry.record(name, **arguments))
+        self.searched[run.run_id] = run
+        (result,) = yield [run]
+        return result
+
+    def measure(self, groups: Sequence[Group]) -> Measured:
+        """Trains groups; returns their results."""
+        runs = [self.run(group) for group in groups]
+        self.searched |= {run.run_id: run for run in runs}
+        results = yield runs
+        return dict(zip(groups, results, strict=True))
+
+    def by_affinity(self, name: str, what: str, **arguments: Any) -> Plan:
+        """Groups by a table of pairs that one run measures: a task scores the mean over its company.
+
+        Args:
+            name: Balancer whose ``summary`` holds ``affinity``, [recipient][source].
+            what: What the table is, for the report.
+            **arguments: Its hyper-parameters.
+        """
+        groups = subsets(self.tasks)
+        result = yield from self.probe(name, **arguments)
+        pairs = _checked_pairs(self.tasks, (result.get("summary") or {}).get("affinity"), name)
+        table = from_pairs(groups, pairs, ALONE)
+        cover = best_cover(self.tasks, table, self.networks)
+        known = {group: values if len(group) > 1 else {} for group, values in table.items()}
+        return (yield from self.end(cover, known, pairs, what))
+
+    def by_all(self, split: str, single_cost: float = 1.0) -> Plan:
+        """Groups by the gains of all subsets, each of them trained.
+
+        Args:
+            split: ``"validation"``, or ``"scores"`` for those that are reported.
+            single_cost: Cost of a network of one task, see `best_cover`.
+        """
+        results = yield from self.measure(subsets(self.tasks))
+        table, note = self.gains(results, split)
+        cover = best_cover(self.tasks, table, self.networks, single_cost)
+        return (yield from self.end(cover, table if split == "validation" else {}, note=note))
+
+    def gains(self, results: Mapping[Group, Result], split: str) -> tuple[Table, str]:
+        """Returns relative gains over single tasks, and what to know of the split that they were measured on."""
+        if split == "scores":
+            note = "Upper bound: chosen by the scores that are reported."
+        elif all(result.get("validation") for result in results.values()):
+            note = ""
+        else:
+            split, note = "scores", "The data has no further split: chosen by the scores that are reported."
+        return relative_gains(self.spec.tasks, {group: result[split] for group, result in results.items()}), note
+
+    def end(
+        self, cover: Cover, predicted: Table | None = None, pairs: Pairs | None = None, what: str = "",
+        note: str = "",
+    ) -> Plan:  # fmt: skip
+        """Trains the chosen groups that the search has not trained; returns which run serves which task."""
+        runs = [self.run(group) for group in cover.groups]
+        missing = [run for run in runs if run.run_id not in self.searched]
+        if missing:
+            yield missing
+        serving = {task: runs[index].run_id for task, index in cover.serves.items()}
+        final = {run.run_id for run in runs}
+        record = {
+            "kind": "grouping", "groups": [list(group) for group in cover.groups], "serves": cover.serves,
+            "networks": self.networks, "search_runs": [name for name in self.searched if name not in final],
+            "predicted": _first(predicted or {}, cover.groups), "note": note,
+        }  # fmt: skip
+        if pairs:
+            rows = [[pairs[a, b] for b in self.tasks] for a in self.tasks]
+            values = [[value if math.isfinite(value) else None for value in row] for row in rows]
+            record["affinity"] = {"tasks": self.tasks, "values": values, "what": what}
+        return Ending(serving, record)
+
+
+def check_networks(networks: int) -> None:
+    """Refuses a number of networks that cannot be."""
+    if not networks >= 1:
+        raise MethodError(f"networks must be a whole number of at least 1. Found {networks}.")
+
+
+def _check_train(name: str) -> None:
+    from mtlbench.method import MTLMethod
+
+    method, own = registry.find(name), MTLMethod.plan
+    if issubclass(method, MTLMethod) and method.plan.__code__ is not own.__code__:
+        raise MethodError(f"train must name a method or balancer of one run. {name} needs several. Use uniform.")
+
+
+def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
+    """Returns the table by pair, the diagonal included."""
+    size = len(tasks)
+    if not isinstance(affinity, list) or [len(row) for row in affinity] != [size] * size:
+        raise MethodError(f"{name} must tell the affinity of {size} × {size} tasks in its summary. Found {affinity!r}.")
+    pairs = {(a, b): math.nan if v is None else float(v)
+             for a, row in zip(tasks, affinity, strict=True) for b, v in zip(tasks, row, strict=True)}  # fmt: skip
+    unknown = [f"{b} → {a}" for (a, b), value in pairs.items() if a != b and not math.isfinite(value)]
+    if unknown:
+        raise MethodError(
+            f"Groups are chosen by a finite affinity of every pair. {name} has none for {', '.join(unknown)}: no step "
+            "that measured had labels of both, or a loss diverged. Measure more often (every), or train longer."
+        )
+    return pairs
+
+
+def _first(predicted: Table, chosen: Sequence[Group]) -> list[dict[str, Any]]:
+    """Returns as many predictions as a record holds: those of the chosen groups, then of the smallest."""
+    order = [*(group for group in chosen if group in predicted), *(g for g in predicted if g not in set(chosen))]
+    kept = set(order[:MOST_PREDICTIONS])
+    return [
+        {"group": list(group), "values": {task: value for task, value in values.items() if math.isfinite(value)}}
+        for group, values in predicted.items() if group in kept
+    ]  # fmt: skip

@@ -1,0 +1,75 @@
+"""Tables of quality: measured gains of groups, what pairs say of larger groups, and a partition that knows nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mtlbench.errors import MethodError
+from mtlbench.grouping.cover import Group, Table
+
+Pairs = Mapping[tuple[str, str], float]
+"""``{(recipient, source): value}``, the pairs of a task with itself included."""
+
+
+def relative_gains(tasks: Mapping[str, Mapping[str, Any]], scores: Mapping[Group, Mapping[str, Any]]) -> Table:
+    """Returns what each task of a group gains over its single-task run, as a share of that run's score.
+
+    The score is the task's first protocol, signed such that more is better. Against a score of 0 the gain is the plain
+    difference. A group without a finite score for a task cannot serve it: NaN.
+
+    Args:
+        tasks: Description of every task, see `RunSpec.tasks`.
+        scores: ``{group: {task: {protocol id: value}}}``, single tasks included.
+
+    Raises:
+        MethodError: If a task has no finite score alone.
+    """
+    alone = {task: _score(scores[(task,)], task, tasks) for task in tasks}
+    for task, value in alone.items():
+        if not math.isfinite(value):
+            raise MethodError(
+                f"Gains are measured against a finite score of every task alone. The single-task run of {task} has "
+                f"{value}. Train longer, or leave the task out."
+            )
+    return {group: {task: _gain(_score(found, task, tasks), alone[task]) for task in group}
+            for group, found in scores.items()}  # fmt: skip
+
+
+def from_pairs(groups: Iterable[Group], pairs: Pairs, alone: float) -> Table:
+    """Returns the quality of groups as means over pairs: of j in S, the mean over i in S, i ≠ j.
+
+    Args:
+        groups: The groups.
+        pairs: Value of every pair; that of a task with itself is never looked at.
+        alone: Quality of a group of one.
+    """
+    return {
+        group: {
+            task: math.fsum(pairs[task, other] for other in group if other != task) / (len(group) - 1)
+            if len(group) > 1 else alone
+            for task in group
+        }
+        for group in groups
+    }  # fmt: skip
+
+
+def random_partition(tasks: Sequence[str], networks: int, seed: int) -> list[Group]:
+    """Returns groups drawn from the seed, whose sizes differ by at most one."""
+    drawn = list(tasks)
+    random.Random(f"random_grouping {seed}").shuffle(drawn)
+    groups = [set(drawn[start::networks]) for start in range(networks)]
+    ordered = [tuple(task for task in tasks if task in group) for group in groups]
+    return sorted(ordered, key=lambda group: tasks.index(group[0]))
+
+
+def _score(found: Mapping[str, Any], task: str, tasks: Mapping[str, Mapping[str, Any]]) -> float:
+    protocol = tasks[task]["protocols"][0]
+    value = (found.get(task) or {}).get(protocol["id"])
+    return math.nan if value is None else value if protocol["higher_is_better"] else -value
+
+
+def _gain(value: float, alone: float) -> float:
+    return (value - alone) / (abs(alone) or 1.0)

@@ -1,0 +1,89 @@
+"""Distillation of features: where a network is tapped, the adapters of a student, and their distance to teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.networks.base import Outputs
+from mtlbench.networks.blocks import conv, full_precision, per_task
+from mtlbench.networks.dense import DenseNetwork
+
+EPSILON = 1e-6
+"""Added to squared norms: a feature of zeros has a direction of zeros, and a finite gradient."""
+
+
+def taps(network: DenseNetwork, image: Tensor) -> dict[str, Tensor]:
+    """Returns the features that are distilled, without running a head.
+
+    Args:
+        network: A dense network: a teacher, or the student itself.
+        image: (B, 3, H, W) uint8, RGB.
+
+    Returns:
+        ``encoder``: the encoder's last map (B, C, h, w); ``decoder``: what heads read (B, decoder_channels, h', w').
+    """
+    maps = network.encoder(network.encoder.normalise(image))
+    return {"encoder": maps[-1], "decoder": network.neck(maps)}
+
+
+class TappedNetwork(DenseNetwork):
+    """`DenseNetwork` that also returns its taps, as ``Outputs.statistics["taps"]``. All tasks share them."""
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks; see `MTLNetwork.forward`."""
+        found = taps(self, image)
+        shared = found["decoder"]
+        return Outputs({task: self.heads[task](shared) for task in tasks}, shared, {"taps": found})
+
+    def tap_channels(self) -> dict[str, int]:
+        """Returns the channels of every tap."""
+        return {"encoder": self.encoder.channels[-1], "decoder": cast(nn.Conv2d, self.neck.mix[0]).out_channels}
+
+
+class Adapters(nn.Module):
+    """A linear map of the student's channels per task and tap: one feature cannot equal the features of T teachers."""
+
+    # By task and tap; mypy takes what such containers hold for plain modules.
+    maps: Any
+
+    def __init__(self, tasks: Sequence[str], channels: Mapping[str, int]) -> None:
+        """Builds the maps, which start the same whichever other tasks there are.
+
+        Args:
+            tasks: Tasks of the student.
+            channels: Of every tap, the same for student and teachers.
+        """
+        super().__init__()
+        self.maps = per_task(
+            "adapter", tasks, lambda _: nn.ModuleDict({tap: conv(size, size, 1) for tap, size in channels.items()})
+        )
+
+    def forward(self, task: str, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Returns the sum over taps of the `direction_distance` of adapted student to teacher, 0-d.
+
+        Args:
+            task: Whose teacher it is.
+            student: Taps of the student.
+            teacher: Taps of the teacher, of equal shapes.
+        """
+        adapters = self.maps[task]
+        return torch.stack([direction_distance(adapters[tap](student[tap]), teacher[tap]) for tap in adapters]).sum()
+
+
+def direction_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Returns the mean over images and pixels of ‖x/‖x‖ − y/‖y‖‖², 0-d, in 0..4: 2 − 2 cos(x, y).
+
+    Args:
+        one: x, (B, C, h, w); norms are over channels.
+        other: y, of the same shape.
+    """
+    return (_direction(one) - _direction(other)).square().sum(1).mean()
+
+
+def _direction(x: Tensor) -> Tensor:
+    x = full_precision(x)  # A sum of squares overflows float16, and bfloat16 rounds it.
+    return x * (x.square().sum(1, keepdim=True) + EPSILON).rsqrt()

@@ -1,0 +1,89 @@
+"""What a shared network costs: multiply-adds and storage, by formula from counts.
+
+Elementwise work (norms, activations, comparing with the reference) is not counted, as usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtlbench.networks.sharing.network import SharingNetwork
+from mtlbench.networks.sharing.reference import ReferencedViT
+
+VALUE_BITS = 32
+"""Bits of a stored number."""
+
+
+def shared_macs(vit: ReferencedViT, changed: Mapping[str, float], kept: Mapping[str, int]) -> float:
+    """Returns the multiply-adds of the linear layers, Σ changed inputs · d_out + changed weights · N, per image.
+
+    Args:
+        vit: The encoder.
+        changed: Entries that differ from their reference, per image, by place; all of them for no reference.
+        kept: Entries of ΔW that are not zero, by name of the weight; empty for the weights of the reference.
+    """
+    return sum(
+        changed[layer.reads] * layer.outputs + kept.get(layer.weight, 0) * layer.tokens
+        for layer in vit.layers().values()
+    )
+
+
+def dense_macs(vit: ReferencedViT) -> int:
+    """Returns the multiply-adds of the linear layers without any sharing, Σ N · d_in · d_out, per image."""
+    return sum(layer.tokens * layer.inputs * layer.outputs for layer in vit.layers().values())
+
+
+def attention_macs(vit: ReferencedViT) -> int:
+    """Returns the multiply-adds of all products of tokens with tokens, per image; sharing saves none of them."""
+    queries = [layer for place, layer in vit.layers().items() if place.endswith(".proj")]
+    return sum(2 * layer.tokens**2 * layer.inputs for layer in queries)
+
+
+@torch.no_grad()
+def decoder_macs(network: SharingNetwork) -> int:
+    """Returns the multiply-adds of neck and heads, per image."""
+    model = network.encoder.model
+    like = next(network.neck.parameters())
+    maps = [like.new_zeros(1, model.embed_dim, *model.patch_embed.grid_size) for _ in network.neck.project]
+    with FlopCounterMode(display=False) as counter:
+        network.decode(maps, list(network.heads))
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a sub-task adds to a stored base.
+
+    Attributes:
+        kept: Entries of ΔW that are not zero.
+        entries: All entries of ΔW.
+        index_bits: Bits that tell where the kept ones are.
+        decoder: Parameters of neck and heads, dense.
+    """
+
+    kept: int
+    entries: int
+    index_bits: int
+    decoder: int
+
+    @property
+    def parameters(self) -> float:
+        """Everything as a number of parameters of `VALUE_BITS` bits."""
+        return self.kept + self.index_bits / VALUE_BITS + self.decoder
+
+
+def storage(network: SharingNetwork) -> Storage:
+    """Counts what must be stored beside the base.
+
+    The places of a tensor's changed entries cost the less of one bit per entry and an index per changed entry.
+    """
+    kept = {name: int(count) for name, count in network.deltas.kept().items()}
+    sizes = {name: delta.value.numel() for name, delta in network.deltas.named()}
+    bits = sum(min(sizes[name], kept[name] * math.ceil(math.log2(sizes[name]))) for name in kept)
+    decoder = sum(p.numel() for part in (network.neck, network.heads) for p in part.parameters())
+    return Storage(sum(kept.values()), sum(sizes.values()), bits, decoder)
