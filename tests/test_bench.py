@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,15 +53,14 @@ def test_finished_study_is_answered_at_once_and_without_torch(counted: Path) -> 
     first = mtlbench(counted, *words("--methods", "uniform single_task"))
     assert first.code == 0, first.text
     before = {label: outcome(run) for label, run in runs_of(counted).items()}
-    start = time.perf_counter()
+    page = (counted / "results/digits/leaderboard.md").read_text()
+    assert "Encoder**: vit\\_tiny\\_patch16\\_224, weights: random" in page
     done = subprocess.run(
         [sys.executable, "-c", NO_TORCH, *words("--methods", "uniform single_task")],
         cwd=counted, capture_output=True, text=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported:"
-    assert seconds < 3
     table = [line for line in first.text.splitlines() if line.startswith("uniform")]
     assert table and [line for line in done.stdout.splitlines() if line.startswith("uniform")] == table
     assert {label: outcome(run) for label, run in runs_of(counted).items()} == before

@@ -198,7 +198,7 @@ def _record(
         "format": 1, "key": key_of(suite, local), "suite": suite.name, "version": suite.version, "title": suite.title,
         "overrides": overrides, "baseline": suite.baseline, "selection": suite.selection, "split": data.SPLITS[-1],
         "named": list(suite.named), "search": suite.search, "seeds": list(suite.seeds), "tasks": described,
-        "removed": removed,
+        "removed": removed, "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),
         "rows": [
             {
                 "label": case.spec.label, "method": case.spec.method["name"], "seed": case.spec.seed,
@@ -210,6 +210,10 @@ def _record(
         "data": f"{suite.data.module}, fingerprint {data.fingerprint() or 'none'}",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }  # fmt: skip
+
+
+def _encoder(spec: RunSpec) -> str:
+    return f"{spec.model['encoder']}, weights: {spec.model['weights']}"
 
 
 def _plain(value: Any) -> Any:

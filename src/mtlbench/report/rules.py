@@ -21,6 +21,7 @@ def rules(study: Mapping[str, Any], columns: Iterable[Column]) -> tuple[tuple[st
         "Δm": ""
         if "study" in study
         else f"{PROTOCOL} in %, higher is better, against {study['baseline']} on the same seeds, from {entering}",
+        "Encoder": "; ".join(study.get("encoders", [])),
         "Data": study.get("data", ""),
         "Removed tasks": "; ".join(f"{r['task']} ({r['reason']})" for r in study.get("removed", [])),
         "Overrides": ", ".join(study.get("overrides", [])),
