@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ ARGUMENTS = {
     "inverse_gradient_norm": {"beta": 0.5},
 }  # fmt: skip
 PER_EPOCH = 3
+LOOKING = ("inter_task_affinity", "it_mtl")
+"""Rules that try changes before the step."""
 
 
 def given(parts, steps=12):
@@ -30,11 +33,16 @@ def given(parts, steps=12):
         yield torch.randn(*parts, 3, 5, generator=generator, dtype=torch.float64), before, after
 
 
+def seen_from(losses, after):
+    """Returns a look-ahead before the step: the losses move as those of the step do, along the first parameter."""
+    return lambda change: losses if change is None else losses + change[0] * (losses - after)
+
+
 def steps_of_training(rule, parts, seed):
     """Yields directions: the hooks in the order in which a run calls them, epochs of three steps."""
     rule.configure(3)
     for n, (jacobian, losses, after) in enumerate(given(parts)):
-        ctx = context(losses, step=n, epoch=n // PER_EPOCH, lookahead=lambda change, after=after: after)
+        ctx = context(losses, step=n, epoch=n // PER_EPOCH, lookahead=seen_from(losses, after))
         ctx.generator.set_state(draws(seed, n).get_state())
         weighted = loss_weights(rule.combine_losses, ctx)[0][:, None] * jacobian
         first, last = (weighted[0], weighted[2]) if parts else (weighted, weighted)
@@ -44,7 +52,7 @@ def steps_of_training(rule, parts, seed):
             yield rule.gradient_weights(first @ (weighted[1] if parts else first).T, ctx) @ last
         else:
             yield weighted.sum(0)
-        rule.after_step(ctx)
+        rule.after_step(replace(ctx, lookahead=lambda change, after=after: after))
         if (n + 1) % PER_EPOCH == 0:
             rule.epoch_end()
 
@@ -55,7 +63,8 @@ def test_calls_are_the_steps_of_a_run(name):
     parts = (3,) if rule.batches == 3 else ()
     expected = steps_of_training(copy.deepcopy(rule), parts, seed=5)
     for n, (jacobian, losses, after) in enumerate(given(parts)):
-        found = rule.direction(jacobian, losses, seed=5, epoch=n // PER_EPOCH).clone()
+        ahead = {"lookahead": seen_from(losses, after)} if name in LOOKING else {}
+        found = rule.direction(jacobian, losses, seed=5, epoch=n // PER_EPOCH, **ahead).clone()
         rule.end_step(after)
         assert_close(found, next(expected), rtol=1e-12, atol=0)
 

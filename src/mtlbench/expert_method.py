@@ -69,14 +69,14 @@ class ExpertMethod(MTLMethod):
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Returns the running tables of every layer: what the report shows of the use of experts."""
+        """Returns what the balancer tells, and the running tables of every layer, for the report on experts."""
         layers = cast(ExpertNetwork, self.network).layers
         tables = {
             name: {"probability": _rounded(layer.running.probability), "load": _rounded(layer.running.load)}
             for name, layer in layers.items()
         }
         top_k = {name: layer.router.top_k for name, layer in layers.items()}
-        return {"experts": {"tasks": list(self.tasks), "top_k": top_k, "layers": tables}}
+        return {**super().summary(), "experts": {"tasks": list(self.tasks), "top_k": top_k, "layers": tables}}
 
     def _part(self) -> tuple[int, int]:
         """Returns the index of the micro-batch within the step, and of its last one."""
