@@ -44,7 +44,7 @@ _GROUP_NOTES = (
 )
 _QUALITY_NOTES = (
     "ρ: Spearman's rank correlation, ties averaged, over all groups of two and more tasks that the study trained and "
-    "the row predicted; mean over seeds with its 95 % t interval. Blank for fewer than three groups.",
+    "the row predicted; mean over seeds with its 95 % t interval, which may pass 1. Blank for fewer than three groups.",
     "Predicted: mean over the group's tasks, from what the plan saw. Measured: mean over its tasks of the relative "
     "gain over single-task training with the same seed, on the reported split.",
 )
