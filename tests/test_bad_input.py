@@ -84,7 +84,7 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         ),
         (
             ["digits", "--dry", "methods=[{name: single_task, balancer: {name: fixed, weights: [1, 2, 3, 4, 5]}}]"],
-            ["a run of left alone", "Found 5 for 1 task", "Leave out the rule"],
+            ["on left: ", "Found 5 for 1 task"],
         ),
         (["digits", "seeds=[1, 1]"], ["seeds must be distinct"]),
         (["digits", "--seeds", "x"], ["SEEDS is a number of seeds, or a list", "'x'"]),

@@ -167,7 +167,11 @@ def tiny(name, folder):
     overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]
     if "size" in registry.arguments_of(module):
         overrides += ["data.options.size=32", "model.image_size=[32,32]"]
-    return resolve(suite.load(name, overrides), Local(data=miniature(name, folder)), overrides)
+    return resolve(
+        suite.load(name, overrides),
+        Local(data=miniature(whole.data.module.partition(":")[0].rpartition(".")[2], folder)),
+        overrides,
+    )
 
 
 def plan_of(spec):

@@ -59,7 +59,7 @@ def test_what_survives(load, threshold, top_k, kept):
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, 2.0, float("nan")])
 def test_a_threshold_that_keeps_nothing_is_refused(threshold):
-    with pytest.raises(MethodError, match="no expert would be left"):
+    with pytest.raises(MethodError, match="no expert can reach 1"):
         surviving([0.5, 0.5], threshold, 1)
 
 
@@ -243,7 +243,7 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     for words, message in (
         ((str(other), "--task", "left"), "trained by 'uniform'"),
         ((str(run), "--task", "lft"), "Did you mean 'left'"),
-        ((str(run), "--task", "left", "--threshold", "1"), "no expert would be left"),
+        ((str(run), "--task", "left", "--threshold", "1"), "no expert can reach 1"),
         ((str(run), "--out", "x"), "--task and --threshold"),
         ((str(tmp_path / "nowhere"), "--task", "left"), "must be done"),
     ):

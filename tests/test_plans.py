@@ -172,6 +172,27 @@ def test_broken_plan_is_told_beside_the_others(tmp_path: Path, monkeypatch: pyte
         assert "uniform" in answer.text
 
 
+def test_the_line_of_the_suite_is_checked_before_its_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Where a plan begins with other runs, wrong arguments of the method itself would show only after them."""
+    monkeypatch.undo()
+    words = ("bench", "digits", *SMALL, "trainer.steps=1", "methods=[{name: kd_mtl, weight: -1.0}]")
+    answer = mtlbench(tmp_path, *words)
+    assert answer.code == 2 and "weight" in answer.text and "Traceback" not in answer.text, answer.text
+    assert not list(tmp_path.glob("results/digits/single_task-*"))
+
+
+def test_who_only_looks_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    words = ("bench", "digits", *SMALL, "trainer.steps=1")
+    assert mtlbench(tmp_path, *words, "--methods", "uniform").code == 0
+    before = (tmp_path / "results/digits/study.json").read_text()
+    looked = mtlbench(tmp_path, *words, "--methods", "uniform single_task", "--dry")
+    assert looked.code == 0 and "5 to do" in looked.text, looked.text
+    assert (tmp_path / "results/digits/study.json").read_text() == before
+
+
 def test_record_of_a_method_is_that_of_the_suite() -> None:
     record = registry.record("single_task")
     assert record == {"name": "single_task", "path": "single_task", "version": 1, "arguments": {}}

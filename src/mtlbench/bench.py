@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -87,19 +88,21 @@ class Bench:
         study: What to run.
         executor: Where to run it; None only looks (``DRY=1``).
         retry: Run failed runs again.
+        record: Whether this becomes the folder's current study; who only looks leaves that as it is.
         watch: Called about once a second with this bench, to show progress.
     """
 
     def __init__(
         self, root: Path, study: Study, executor: LocalExecutor | None, *, retry: bool = False,
-        watch: Callable[[Bench], None] = lambda bench: None,
+        record: bool = True, watch: Callable[[Bench], None] = lambda bench: None,
     ):  # fmt: skip
         self.root, self.study, self.executor, self.retry, self.watch = root, study, executor, retry, watch
+        self.record = record
         self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
         self.kills: dict[str, int] = {}
         self.attempted: set[str] = set()
         self._states: dict[str, str] = {}
-        self._checked: set[tuple[str, ...]] = set()
+        self._checked: set[str] = set()
         self.advance()
 
     def specs(self) -> dict[str, RunSpec]:
@@ -134,12 +137,13 @@ class Bench:
 
     def advance(self) -> None:
         """Lets every plan take the results it waits for, as far as they are there."""
-        moved = True
-        while moved:
-            moved = any([self._advance(member) for member in self.members if member.open])
+        progressed = True
+        while progressed:
+            progressed = any([self._advance(member) for member in self.members if member.open])
         for row, member in zip(self.study.record["rows"], self.members, strict=True):
             row.update(member.written())
-        remember(self.root, self.study.record)
+        if self.record:
+            remember(self.root, self.study.record)
 
     def _advance(self, member: Member) -> bool:
         states = [self.state(spec.run_id) for spec in member.waiting]
@@ -148,22 +152,25 @@ class Bench:
             return False
         if any(state != "done" for state in states):
             return False
-        first = not member.stages
+        stages = len(member.stages)
         try:
+            if not stages:  # The suite's own line, which a plan may come to only after hours of other runs.
+                self._check(member.spec)
             member.step([RunFolder(self.root, spec.run_id).outcome() for spec in member.waiting])
             for spec in member.waiting:
                 self._check(spec)
         except Exception as error:
-            if first:  # Nothing was trained for it yet: the suite is wrong.
+            if not stages:  # Nothing was trained for it yet: the suite is wrong.
                 raise
             member.failed, member.ending = True, None
+            del member.stages[stages:]  # What was refused is no stage.
             known = isinstance(error, MtlbenchError)
             member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}"
         return True
 
     def _check(self, spec: RunSpec) -> None:
         """Refuses a run that cannot be, once for all seeds."""
-        kind = spec.label, *spec.tasks
+        kind = json.dumps([spec.method, list(spec.tasks), spec.model], sort_keys=True)
         if kind not in self._checked and self.state(spec.run_id) == "todo":
             self._checked.add(kind)
             check_run(spec)

@@ -95,8 +95,7 @@ def check_run(spec: RunSpec) -> None:
     try:
         method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
     except MethodError as error:
-        remedy = "Leave out the rule, or what it is given per task."
-        raise MethodError(f"{spec.label} has a run of {', '.join(tasks)} alone. {error} {remedy}") from error
+        raise MethodError(f"{spec.label}, on {', '.join(tasks)}: {error}") from error
     if method.balancer.view == "parameters":
         return
     method.configure_model()

@@ -75,9 +75,9 @@ def find(name: str) -> type:
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name == name:
             return point.load()
-    # Classes that several shipped rules share are no rules themselves.
+    # Shipped ones have their names, and what several of them share is no method itself.
     found = [cls for base in (MTLMethod, Balancer) for cls in _below(base)]
-    subclasses = {_snake(c.__name__): c for c in found if not c.__module__.startswith("mtlbench.balancing")}
+    subclasses = {_snake(c.__name__): c for c in found if not c.__module__.startswith("mtlbench.")}
     if name in subclasses:
         return subclasses[name]
     raise MethodError(unknown_name("method", name, {*names(), *subclasses}))

@@ -81,7 +81,10 @@ def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
     method, module = build(spec)
     method.configure_model()
     weights = checkpoint.verified(path / "final.ckpt")
-    method.load_state_dict(weights["state_dict"])
+    try:
+        method.load_state_dict(weights["state_dict"])
+    except RuntimeError as error:
+        raise StoreError(f"Weights must fit the method. {path}: another version trained them. {error}") from error
     return LoadedRun(method.eval(), module, spec, result)
 
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mtlbench import study as studies
 from mtlbench.commands import request
@@ -16,6 +17,9 @@ from mtlbench.commands.look import end_of_bench, states_of
 from mtlbench.errors import DataError
 from mtlbench.study import Local
 from mtlbench.suite import Suite
+
+if TYPE_CHECKING:
+    from mtlbench.bench import Bench
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,13 +49,21 @@ def _work(arguments: argparse.Namespace, asked: request.Request, root: Path) -> 
     jobs, threads = _share_cores(arguments.jobs, devices)
     executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads)
     with Progress() as progress:
-        bench = Bench(root, study, executor, retry=arguments.retry, watch=progress.update)
+        bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
         print_plan(bench, jobs, threads)
         if arguments.dry:
-            return 0
+            return _refused(bench)
         signal.signal(signal.SIGTERM, _interrupt)
         bench.run()
     return end_of_bench(root, unchanged=False)
+
+
+def _refused(bench: Bench) -> int:
+    """Tells which plans break off on what is done already, and returns the exit code."""
+    broken = [member for member in bench.members if member.error]
+    for member in broken:
+        print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _prepare(suite: Suite, local: Local) -> None:

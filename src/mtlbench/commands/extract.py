@@ -67,7 +67,7 @@ def run(
         raise MethodError("An exported program is written beside an extracted network. Give --out with --export.")
     loaded = load_run(run_folder)
     network = _sparse(loaded, run_folder)
-    wanted = list(tasks or loaded.method.tasks)
+    wanted = list(dict.fromkeys(tasks or loaded.method.tasks))
     thresholds = THRESHOLDS if threshold is None else (threshold,)
     rows = [row for task in wanted for row in measure(loaded, network, task, thresholds)]
     _print(rows)

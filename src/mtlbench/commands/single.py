@@ -38,4 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         if state == "failed":
             error = RunFolder(root, run_id).error() or {}
             raise MtlbenchError(f"{run_id} failed: {error.get('message')}")
+    for member in bench.members:
+        if member.error:
+            raise MtlbenchError(f"The plan of {member.spec.label}, seed {member.spec.seed}, broke off: {member.error}")
     return 0

@@ -81,7 +81,7 @@ class ComputationSharing(MTLMethod):
     ) -> None:
         """Takes and checks the hyper-parameters."""
         super().__init__(spec)
-        _check_positive(sparsity=sparsity, gate_lr=gate_lr, closeness=closeness)
+        _check_not_negative(sparsity=sparsity, gate_lr=gate_lr, closeness=closeness)
         if not (0 <= prune <= 1 and 0 <= sparsify <= 1 and prune + sparsify <= 1):
             raise MethodError(
                 "computation_sharing: prune and sparsify are shares of the steps, in [0, 1], and at most 1 together; "
@@ -204,7 +204,7 @@ def _base_of(tasks: Sequence[str], named: str) -> str:
     return named or ("semseg" if "semseg" in tasks else tasks[0])
 
 
-def _check_positive(**values: float) -> None:
+def _check_not_negative(**values: float) -> None:
     wrong = {name: value for name, value in values.items() if not 0 <= value < float("inf")}
     if wrong:
         raise MethodError(f"computation_sharing: {', '.join(values)} must be finite and >= 0; found {wrong}.")

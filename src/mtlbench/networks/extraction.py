@@ -31,8 +31,8 @@ def surviving(load: Sequence[float], threshold: float, top_k: int) -> list[int]:
     """
     if not 0 <= threshold < 1:
         raise MethodError(
-            f"threshold is the share of a task's tokens that an expert must serve, 0 <= threshold < 1: from 1 on no "
-            f"expert would be left. Found {threshold}."
+            f"threshold is the share of a task's tokens that an expert must serve, 0 <= threshold < 1: no "
+            f"expert can reach 1. Found {threshold}."
         )
     by_use = sorted(range(len(load)), key=lambda expert: (-load[expert], expert))
     used = [expert for expert in by_use if load[expert] * top_k > threshold]
