@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,8 +9,11 @@ from pathlib import Path
 import pytest
 from command_line import mtlbench
 
+from mtlbench import cli
 from mtlbench import suite as suites
+from mtlbench.commands import request
 from mtlbench.errors import SuiteError
+from mtlbench.study import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,11 +53,11 @@ def test_every_fault_is_reported() -> None:
 
 
 def planned(folder: Path, *words: str) -> list[tuple[str, str]]:
-    """Returns method and seed of every run that a dry bench lists."""
-    answer = mtlbench(folder, "bench", "digits", "--dry", *words)
-    assert answer.code == 0, answer.text
-    study = json.loads((folder / "results" / "digits" / "study.json").read_text())
-    return [(row["label"], str(row["seed"])) for row in study["rows"]]
+    """Returns method and seed of every run that a bench would train; a dry one takes the same words."""
+    assert mtlbench(folder, "bench", "digits", "--dry", *words).code == 0
+    asked = request.read(cli._parse(["bench", "digits", *words]))
+    study = resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    return [(spec.label, str(spec.seed)) for spec in study.members]
 
 
 def test_methods_and_seeds_of_the_command_line(tmp_path: Path) -> None:
