@@ -1,10 +1,11 @@
-"""Pairs a step of the real training loop with steps of bare PyTorch, in one process.
+"""Pairs a step of the real training loop with steps of bare PyTorch, in one process; the command line of such benchmarks.
 
 Times are CPU time of the process (one thread), so that other load on the machine does not count.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import tempfile
@@ -69,6 +70,24 @@ class Pairs(L.Callback):
 
     def pairs(self) -> list[tuple[float, ...]]:
         return self.seconds[self.warmup :]
+
+
+def run_parts(about: str, parts: Mapping[str, Callable[[int], None]]) -> None:
+    """Runs the parts of a benchmark that the command line names, or all, on one thread.
+
+    Args:
+        about: Docstring of the benchmark.
+        parts: What to call, with the number of pairs, by name.
+    """
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all if none is named")
+    parser.add_argument("--pairs", type=int, default=25, help="interleaved blocks of each kind")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(parts):
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(parts)}")
+    torch.set_num_threads(1)
+    for part in given.parts or parts:
+        parts[part](given.pairs)
 
 
 def measure(

@@ -8,31 +8,18 @@ copied in them. All steps take turns in one process.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable
 
 import torch
 from networks import CASES, Case
-from pairs import measure, spread
+from pairs import measure, run_parts, spread
 from surgery import Step, floor, uniform
 
 from mtlbench.method import MTLMethod
 
 PERIOD = 10
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--pairs", type=int, default=25, help="interleaved blocks of each kind")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    torch.set_num_threads(1)
-    for part in given.parts or PARTS:
-        PARTS[part](given.pairs)
 
 
 def tag(pairs: int) -> None:
@@ -101,4 +88,4 @@ PARTS: dict[str, Callable[[int], None]] = {"tag": tag, "hydalearn": hydalearn}
 
 
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, PARTS)

@@ -9,7 +9,6 @@ optimiser's step. Nothing is averaged, combined or copied in it. All steps take 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from networks import CASES, LARGE, Case, many_tasks
-from pairs import losses_of, measure, spread
+from pairs import losses_of, measure, run_parts, spread
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
@@ -30,18 +29,6 @@ from mtlbench.tensor_memory import peak_bytes
 
 METHODS = ("pcgrad", "mgda", "cagrad", "upgrad", "nash_mtl", "graddrop")
 Step = Callable[[], None]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--pairs", type=int, default=25, help="interleaved steps of each kind")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    torch.set_num_threads(1)
-    for part in given.parts or PARTS:
-        PARTS[part](given.pairs)
 
 
 def over_the_floor(pairs: int) -> None:
@@ -244,4 +231,4 @@ PARTS: dict[str, Callable[[int], None]] = {
 
 
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, PARTS)
