@@ -1,4 +1,4 @@
-"""Pairs a step of the real training loop with steps of bare PyTorch, in one process; the command line of such benchmarks.
+"""Pairs steps of the real training loop with steps of bare PyTorch, in one process; the command line of those who do.
 
 Times are CPU time of the process (one thread), so that other load on the machine does not count.
 """
