@@ -301,3 +301,32 @@ def trained_in_fp16(spec, folder, scale=2.0**8, **options):
         return testing.trained(spec, folder, **options), plugins[0].scaler.get_scale()
     finally:
         run.build_trainer = build
+
+
+class OwnHeads:
+    """Mixed into a method: keeps the gradients that heads end with, and those of each task's own loss."""
+
+    seen: list = []
+
+    def backward(self, loss):
+        self.own = {
+            task: torch.autograd.grad(self._rows[i], self.network.task_parameters(task), retain_graph=True)
+            for i, task in enumerate(self.tasks) if i in self._rows
+        }  # fmt: skip
+        super().backward(loss)
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        found = {task: [p.grad.clone() for p in self.network.task_parameters(task)] for task in self.own}
+        OwnHeads.seen.append((self.own, found))
+
+    @classmethod
+    def check(cls, train, steps):
+        """Trains, and holds the two against each other in every step."""
+        cls.seen.clear()
+        train()
+        assert len(cls.seen) == steps and any(own for own, _ in cls.seen)
+        for own, found in cls.seen:
+            for task, gradient in own.items():
+                for one, other in zip(gradient, found[task], strict=True):
+                    torch.testing.assert_close(one, other)

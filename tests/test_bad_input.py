@@ -91,6 +91,10 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "optimiser.name=adamv"], ["Unknown optimiser 'adamv'", "'adamw'"]),
         (["digits", "trainer.precision=16"], ["Unknown precision '16'", "16-mixed, 32-true"]),
         (["digits", "selection=best", "trainer.evaluate_every=0"], ["set trainer.evaluate_every"]),
+        (
+            ["scenes", "--methods", "computation_sharing", "selection=best", "trainer.evaluate_every=5"],
+            ["computation_sharing is trained in phases", "Set selection: last"],
+        ),
         (["digits", "methods=[uniform, uniform]"], ["'uniform' stands twice", "label"]),
         (["digits", "methods=[{name: pcgrad, balancer: famo}]"], ["pcgrad", "cannot take famo"]),
         (["digits", "--devices", "3", "trainer.batch_size=8"], ["batch_size 8 is not a multiple of 3 device"]),

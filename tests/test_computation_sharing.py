@@ -18,6 +18,7 @@ from mtlbench.methods.computation_sharing import ComputationSharing
 from mtlbench.networks.sharing.gates import START
 from mtlbench.networks.sharing.network import distance
 from mtlbench.run import load_run
+from mtlbench.step import streams
 from mtlbench.store import RunFolder
 from mtlbench.toy import ToyData, sourced, toy_spec, trained
 
@@ -35,6 +36,23 @@ class Watched(ComputationSharing):
         super().optimizer_step(*args, **kwargs)
         state = self.network.deltas.state_dict()
         self.seen.append({name: value.clone() for name, value in state.items()})
+
+
+class Clipped(ComputationSharing):
+    """Notes the norm of the gradients of Δ and gates before and after clipping."""
+
+    norms: list = []
+
+    def configure_gradient_clipping(self, *args, **kwargs):
+        """Looks, clips, looks."""
+        before = self.norm()
+        super().configure_gradient_clipping(*args, **kwargs)
+        self.norms.append((before, self.norm()))
+
+    def norm(self):
+        deltas = self.network.deltas
+        found = [p.grad.norm() for p in (*deltas.values(), *deltas.gates()) if p.grad is not None]
+        return float(torch.stack(found).norm())
 
 
 class ThreeSplits(ToyData):
@@ -139,15 +157,18 @@ def test_gates_move_in_the_first_phase_only(finished):
 
 
 def test_the_changed_entries_stay_the_same_after_pruning(finished):
-    changed = []
-    for state in Watched.seen[4:]:
-        gates, values = split(state)
-        open_ = {name: gates[name.replace(".value", ".logit")] > 0 for name in values}
-        changed.append({name: values[name] * open_[name] for name in values})
-    moved = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in zip(changed[:-1], changed[1:], strict=True)]
-    assert any(moved)
-    for state in changed[1:]:
-        assert all(not value[~(Watched.seen[4][n.replace(".value", ".logit")] > 0)].any() for n, value in state.items())
+    folder, spec = finished
+    net = load_run(folder / spec.run_id).method.double().network
+    weights, first, last = net.weights(), Watched.seen[4], Watched.seen[-1]
+    values = {name: name.removesuffix(".value") for name in split(first)[1]}
+    assert any(not torch.equal(first[name], last[name]) for name in values), "what is kept is trained further"
+    inside = outside = 0
+    for name, delta in net.deltas.named():
+        (key,) = [own for own in values.values() if net.deltas.get_submodule(own) is delta]
+        kept = first[f"{key}.logit"] > 0  # after the step in which pruning ended
+        differs = weights[name] != net.encoder.get_parameter(name)
+        inside, outside = inside + int(differs[kept].sum()), outside + int(differs[~kept].sum())
+    assert outside == 0 < inside
 
 
 def test_a_finished_run_needs_no_base(finished, tmp_path):
@@ -245,7 +266,7 @@ def test_a_run_without_a_base_is_refused(tmp_path):
 def test_the_price_of_gates_is_the_papers_sum_over_their_number():
     """λ Σ P(z > 0) / n: its gradient on one gate is λ σ'(α) / n, whatever the size of the network."""
     method = built(sparsity=4.3)
-    method._current_step = 0
+    method._current_step, method._batch = 0, {}
     terms = method.regularisation(None, None)
     assert list(terms) == ["open gates"]
     (price,) = terms.values()
@@ -258,6 +279,35 @@ def test_the_price_of_gates_is_the_papers_sum_over_their_number():
     assert float(price) == pytest.approx(4.3 * sigmoid * opened / count, rel=1e-5)
 
 
+def test_the_papers_values_are_the_defaults():
+    """Its sums as means: 86 million gates of a ViT-B; activations of five images of 512 pixels, twelve blocks."""
+    method = built()
+    assert method.sparsity == pytest.approx(5e-8 * 86e6, rel=0.01)
+    # 14 times the width of activations per token and block.
+    assert method.closeness == pytest.approx(2.5e-10 * 5 * 1025 * 12 * 14 * 768, rel=0.03)
+    assert (method.gate_lr, method.threshold) == (0.1, 0.15)
+
+
+def test_clipping_acts_on_changes_and_gates(tmp_path):
+    """The official code clips the encoder's own parameters, which have no gradient."""
+    Clipped.norms.clear()
+    spec = sourced(small("test_computation_sharing:Clipped", steps=3, clip=1e-3), str(tmp_path))
+    trained(spec, str(tmp_path))
+    assert len(Clipped.norms) == 3
+    assert all(before > 0.1 and 0 < after <= 1e-3 for before, after in Clipped.norms)
+
+
+def test_two_streams_pay_for_open_gates_once():
+    method = built(sparsity=4.3, closeness=2.0)
+    method._current_step, image = 0, torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
+    one = {"image": image, "targets": {}, "counts": {}}
+    prices = []
+    for batch in (one, {"streams": {"a": one, "b": one}}):
+        method._batch = batch
+        prices.append(sum(method.regularisation(None, stream)["open gates"] for stream in streams(batch)))
+    torch.testing.assert_close(prices[0], prices[1])
+
+
 def test_phases():
     method = built(prune=0.5, sparsify=0.25, closeness=2.0)
     image = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
@@ -265,7 +315,7 @@ def test_phases():
         for value in method.network.deltas.values():
             value.normal_(std=0.1)
     outputs = method.network(image, ["far"])
-    found = []
+    method._batch, found = {"image": image}, []
     for step in range(8):
         method._current_step = step
         found.append(method.regularisation(outputs, {"image": image}))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from balancers import context, rows
+from step_parts import OwnHeads
 from torch.testing import assert_close
 
 from mtlbench.errors import MethodError
@@ -87,6 +88,33 @@ def test_all_tasks_as_main_tasks():
     assert asked == [[0, 1, 2]] * 4
     targets = rows((1.0, 0.0), (0.0, 1.0))
     assert_close(step(made(main="all"), targets)[0], rows(1.0, 1.0))
+
+
+def test_gains_are_relative_to_the_loss_of_each_main_task():
+    """By hand: of ½ and 8, a's own step saves .19 and .049375, b's saves .64 and .19; absolute gains are dominated."""
+    weights, _ = step(made(main="all"), rows((1.0, 0.0), (4.0, 0.0)))
+    first, second = 0.19 + 0.049375, 0.64 + 0.19
+    assert_close(weights, 2 * rows(first, second) / (first + second))
+
+
+def test_a_loss_below_zero_gains_by_falling():
+    """From -2 to -3 is half of its size gained, from -2 to -1 as much lost."""
+    before = rows(-2.0, 1.0)
+    answers = iter([before[:1], rows(-3.0), rows(-1.0)])
+    ctx = context(before, lookahead=lambda change, tasks=None: next(answers))
+    found = made("a", "b", main="a").combine_gradients(torch.eye(2).double(), replace(ctx, preview=lambda g: -g))
+    assert_close(found, rows(2.0, 0.0))
+
+
+class Watched(OwnHeads, HydaLearn):
+    """HydaLearn whose heads are watched."""
+
+
+def test_heads_get_the_gradient_of_their_own_task_whatever_its_weight(tmp_path):
+    spec = toy_spec("test_hydalearn:Watched", steps=4, clip=0.0, arguments={"main": "far"})
+    Watched.check(lambda: trained(spec, str(tmp_path)), steps=4)
+    summary = json.loads((tmp_path / spec.run_id / "summary.json").read_text())
+    assert max(abs(weight - 1) for weight in summary["weights"].values()) > 0.1
 
 
 def test_without_the_main_task_all_weigh_the_same():

@@ -93,6 +93,13 @@ def watched(rule, losses, after, active=None, lr=0.5):
     return asked
 
 
+def test_a_loss_below_zero_gains_by_falling():
+    rule = made(per_lr=False)
+    rule.configure(2)
+    watched(rule, rows(-2.0, 2.0), rows(-3.0, 3.0))
+    assert_close(affinity(rule), rows((0.5, 0.5), (-0.5, -0.5)), atol=1e-6, rtol=0)
+
+
 def test_absent_tasks_have_no_pairs():
     rule = made(per_lr=False)
     rule.configure(3)
@@ -184,6 +191,21 @@ def test_a_run_against_copies_that_really_step(optimiser, norm, tmp_path):
     assert min(map(min, summary["probes"])) < max(map(max, summary["probes"])) == 5
     expected = [[sum(Plain.found[j, i]) / len(Plain.found[j, i]) for i in places] for j in places]
     assert_close(torch.tensor(summary["affinity"]), torch.tensor(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_the_table_is_of_the_whole_training_also_where_an_earlier_step_is_kept(tmp_path):
+    found = []
+    for selection in ("last", "best"):
+        spec = toy_spec("step_parts:Tiny", balancer="inter_task_affinity", steps=9)
+        spec.method["balancer"]["arguments"] = {"every": 3, "per_lr": True}
+        trainer = {**spec.trainer, "selection": selection, "evaluate_every": 1}
+        spec = replace(spec, trainer=trainer, optimiser={**spec.optimiser, "lr": 0.3})
+        weights = trained(spec, str(tmp_path))
+        network = {name: value for name, value in weights.items() if name.startswith("network.")}
+        found.append((json.loads((tmp_path / spec.run_id / "summary.json").read_text()), network))
+    (last, late), (best, early) = found
+    assert difference(late, early) > 1e-3, "another step is kept"
+    assert best == last and max(map(max, best["probes"])) == 3
 
 
 def test_fp16_measures_too(tmp_path):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from balancers import context, rows
+from step_parts import OwnHeads, Tiny
 from torch.testing import assert_close
 
 from mtlbench.balancing import make_balancer
 from mtlbench.methods.it_mtl import candidates
+from mtlbench.testing import toy_spec, trained
 
 TARGETS = rows((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0))
 
@@ -59,6 +62,17 @@ def test_the_choice_is_that_of_brute_force(tasks):
     assert len(kinds) == min(tasks, 3), "all kinds of sets were best at some time"
     chosen = rule.summary()["chosen"]
     assert chosen["all"] + sum(chosen["only"]) + sum(chosen["without"]) == 30
+
+
+class Watched(OwnHeads, Tiny):
+    """A method whose heads are watched."""
+
+
+def test_heads_get_the_gradient_of_their_own_task_also_where_it_is_left_out(tmp_path):
+    spec = toy_spec("test_it_mtl:Watched", balancer="it_mtl", steps=8, clip=0.0)
+    Watched.check(lambda: trained(spec, str(tmp_path)), steps=8)
+    chosen = json.loads((tmp_path / spec.run_id / "summary.json").read_text())["chosen"]
+    assert sum(chosen["only"]) + sum(chosen["without"]) > 0
 
 
 def test_candidates():

@@ -75,6 +75,19 @@ def test_its_predictions_are_the_gains_on_validation():
         assert predicted[group] == pytest.approx(values)
 
 
+def test_without_a_further_split_a_score_predicts_nothing():
+    """What was chosen by is what is reported: to correlate the two would always give 1."""
+    table = scored(golden, split="scores")
+
+    def invent(run):
+        return {**table(run), "validation": None}
+
+    for name, known in (("optimal_grouping", []), ("hoa", [THREE])):
+        _, ending = drive(spec(name, tasks=THREE), invent)
+        assert [entry["group"] for entry in ending.record["predicted"]] == known
+        assert "reported" in ending.record["note"]
+
+
 def test_a_run_without_a_score_is_not_chosen():
     def value(group, task):
         return math.nan if group == ("far", "mean") else golden(group, task)
@@ -94,8 +107,8 @@ def test_a_record_holds_no_more_than_127_predictions():
     assert max(len(group) for group in found if group not in chosen) == 4
 
 
-@pytest.mark.parametrize("cost", [0.0, -1.0, math.nan, math.inf])
-def test_a_single_network_costs_something(cost):
+@pytest.mark.parametrize("cost", [0.0, -1.0, 1.5, math.nan, math.inf])
+def test_a_single_network_costs_something_and_no_more_than_a_group(cost):
     with pytest.raises(MethodError, match="single_cost must be above 0"):
         begin(spec("optimal_grouping", single_cost=cost))
     from mtlbench.run import build

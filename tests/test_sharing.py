@@ -227,6 +227,8 @@ def test_what_is_trained():
     net = network().train()
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"deltas", "neck", "heads"}
+    plain = DenseNetwork(TASKS, **arch.model("vit", SIZE)).encoder.named_parameters()
+    assert {name.removeprefix("encoder.") for name in net.weights()} == {name for name, p in plain if p.requires_grad}
     before = {name: p.clone() for name, p in net.encoder.named_parameters()}
     net(arch.images(size=SIZE), ["depth"]).predictions["depth"].sum().backward()
     assert {name for name, p in net.named_parameters() if p.grad is not None} == trained

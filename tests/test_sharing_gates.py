@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from mtlbench.networks.sharing import gates
 from mtlbench.networks.sharing.gates import (
     HIGH,
     LOW,
@@ -30,14 +31,18 @@ def test_gates_by_hand():
     assert drawn_gate(torch.tensor([3.0]), torch.tensor([0.0])) == 0
 
 
+@pytest.mark.parametrize(("low", "high"), [(LOW, HIGH), (-0.1, 1.1), (-2.0, 1.5)])
 @pytest.mark.parametrize("logit", [-2.0, -0.5, 0.0, 1.0, 3.0])
-def test_probability_of_an_open_gate_is_that_of_draws(logit):
+def test_probability_of_an_open_gate_is_that_of_draws(logit, low, high, monkeypatch):
+    """Also for intervals whose ends are not as far from 0: at ours the logarithm is 0."""
+    monkeypatch.setattr(gates, "LOW", low)
+    monkeypatch.setattr(gates, "HIGH", high)
     draws = 200_000
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     share = float((drawn_gate(torch.full((draws,), logit, dtype=torch.float64), uniform) > 0).double().mean())
     expected = float(open_probability(torch.tensor(logit, dtype=torch.float64)))
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / draws)
-    assert expected == pytest.approx(1 / (1 + math.exp(-(logit - math.log(-LOW / HIGH)))))
+    assert expected == pytest.approx(1 / (1 + math.exp(-(logit - math.log(-low / high)))))
 
 
 def delta(seed=0, shape=(40, 30)):

@@ -16,7 +16,7 @@ from mtlbench.commands import video
 from mtlbench.errors import DataError, MtlbenchError, StoreError, SuiteError
 from mtlbench.networks.sharing.video import Frame
 from mtlbench.networks.sharing.video_scores import VideoScores, drift
-from mtlbench.report.video import figures, page
+from mtlbench.report.video import drifts, figures, flops, gain, page
 from mtlbench.tasks import Depth
 
 SUITE = """
@@ -31,6 +31,7 @@ model:
   decoder_channels: 8
 trainer: {steps: 12, batch_size: 4, diagnose_every: 0}
 methods: [single_task, {name: computation_sharing, threshold: 0.1, thresholds: [0.1]}]
+seeds: [0, 1]
 """
 
 
@@ -46,19 +47,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def record(folder: Path) -> dict[str, Any]:
     assert video.run(folder, "small", thresholds=[0.0, 0.1, 0.5], distances=[1, 2, 4], blocks=1) == 0
-    return json.loads((folder / "small/video-s0.json").read_text())
+    return written(folder)
 
 
-def point(record: dict[str, Any], threshold: float | None, distance: int, label: str = "") -> dict[str, Any]:
-    return next(
+def written(folder: Path, label: str = "computation_sharing") -> dict[str, Any]:
+    return json.loads((folder / f"small/video-{label}.json").read_text())
+
+
+def point(
+    record: dict[str, Any], threshold: float | None, distance: int, label: str = "", seed: int = 0
+) -> dict[str, Any]:
+    """Returns what one way gave with one seed."""
+    found = next(
         p for p in record["points"]
         if (p["threshold"], p["distance"]) == (threshold, distance) and label in p["label"]
     )  # fmt: skip
+    return found["seeds"][record["seeds"].index(seed)]
 
 
 def stored(folder: Path, method: str) -> dict[str, dict[str, float]]:
-    """Returns what the runs themselves scored on the same frames, by task."""
-    results = [json.loads(path.read_text()) for path in (folder / "small").glob(f"{method}-*/result.json")]
+    """Returns what the runs of the first seed themselves scored on the same frames, by task."""
+    results = [json.loads(path.read_text()) for path in (folder / "small").glob(f"{method}-s0-*/result.json")]
     return {task: scores for result in results for task, scores in result["scores"].items()}
 
 
@@ -73,14 +82,34 @@ def test_without_sharing_across_time_scores_are_those_of_the_runs(folder: Path, 
     assert point(record, 0.1, 1)["scores"]["semseg"] == pytest.approx(single["semseg"], rel=1e-5)
 
 
-def test_gains_are_against_single_task_runs(record: dict[str, Any]) -> None:
-    assert record["baseline"] == "single_task" and point(record, None, 1, "single_task")["delta_m"] == 0
-    about, base, there = record["tasks"], point(record, None, 1, "single_task"), point(record, 0.5, 4)
-    gains = []
-    for task, kind in about.items():
-        before, after = (p["scores"][task][kind["protocol"]] for p in (base, there))
-        gains.append(100 * (after - before) / before * (1 if kind["higher_is_better"] else -1))
-    assert there["delta_m"] == pytest.approx(sum(gains) / 3)
+def test_gains_are_against_the_mean_of_single_task_runs(record: dict[str, Any]) -> None:
+    assert record["baseline"] == "single_task" and record["seeds"] == [0, 1]
+
+    def first(threshold: float | None, distance: int, task: str, seed: int) -> float:
+        label = "single_task" if threshold is None else ""
+        return point(record, threshold, distance, label, seed)["scores"][task][record["tasks"][task]["protocol"]]
+
+    for threshold, distance in ((None, 1), (0.5, 4)):
+        for seed in (0, 1):
+            gains = []
+            for task, kind in record["tasks"].items():
+                before = sum(first(None, 1, task, s) for s in (0, 1)) / 2
+                gain = (first(threshold, distance, task, seed) - before) / before
+                gains.append(100 * gain * (1 if kind["higher_is_better"] else -1))
+            label = "single_task" if threshold is None else ""
+            assert point(record, threshold, distance, label, seed)["delta_m"] == pytest.approx(sum(gains) / 3)
+
+
+def test_means_and_intervals_are_over_seeds(record: dict[str, Any]) -> None:
+    there = next(p for p in record["points"] if (p["threshold"], p["distance"]) == (0.5, 4))
+    one, two = there["seeds"]
+    found = gain(there)
+    assert found and found.mean == pytest.approx((one["delta_m"] + two["delta_m"]) / 2) and found.n == 2
+    assert one["delta_m"] != two["delta_m"] and found.low < found.mean < found.high
+    assert flops(there) == pytest.approx(sum(sum(s["flops"].values()) for s in (one, two)) / 2)
+    assert drifts(there)[2] == pytest.approx(sum(sum(s["lags"][2]["drift"].values()) / 3 for s in (one, two)) / 2)
+    figure = figures(record)["Accuracy against computation"]
+    assert any(max(trace.error_y.array) > 0 for trace in figure.data)
 
 
 def test_threshold_zero_changes_nothing_and_saves_nothing(record: dict[str, Any]) -> None:
@@ -112,21 +141,38 @@ def test_the_page_needs_no_network_and_shows_names_as_they_are(record: dict[str,
     curves = [trace for trace in drawn["Accuracy against computation"].data if trace.mode == "lines+markers"]
     assert len(curves) == 3 and all(len(trace.x) == 3 for trace in curves)
     text = page({**record, "suite": "<b>small</b>"})
+    assert "not realised" in text
     assert "<h1>&lt;b&gt;small" in text and 'src="http' not in text
     short = page({**record, "points": [p for p in record["points"] if p["distance"] == 1]})
     assert "Drift over" not in short
 
 
-def test_the_first_clips_may_do(folder: Path) -> None:
-    assert video.run(folder, "small", thresholds=[0.1], distances=[3], clips=2) == 0
-    few = json.loads((folder / "small/video-s0.json").read_text())
-    assert few["clips"] == 2 and few["shared_blocks"] == 1 and len(few["points"]) == 3
+def test_one_seed_and_the_first_clips_may_do(folder: Path) -> None:
+    assert video.run(folder, "small", seeds=[1], thresholds=[0.1], distances=[3], limit=2) == 0
+    few = written(folder)
+    assert few["seeds"] == [1] and few["clips"] == 2 and few["shared_blocks"] == 1 and len(few["points"]) == 3
+    found = gain(few["points"][-1])
+    assert found and found.low is None
+
+
+def test_another_row_has_files_of_its_own(folder: Path) -> None:
+    path = folder / "small/study.json"
+    study, text = json.loads(path.read_text()), path.read_text()
+    rows = [{**row, "label": "less / θ"} for row in study["rows"] if row["method"] == "computation_sharing"]
+    path.write_text(json.dumps({**study, "rows": [*study["rows"], *rows]}))
+    try:
+        assert video.run(folder, "small", label="less / θ", seeds=[0], thresholds=[0.1], distances=[2], limit=1) == 0
+    finally:
+        path.write_text(text)
+    assert written(folder, "less-θ")["points"][-1]["label"] == "less / θ"
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"seed": 4}, StoreError, "none for seed 4"),
+        ({"seeds": [0, 4]}, StoreError, "none for seed 4"),
+        ({"label": "computation_sharin"}, StoreError, "Did you mean 'computation_sharing'"),
+        ({"distances": [0]}, SuiteError, "at least 1"),
         ({"thresholds": [math.inf]}, SuiteError, "finite"),
         ({"thresholds": [math.nan]}, SuiteError, "finite"),
         ({"blocks": 3}, SuiteError, "between 0 and the encoder's 2"),

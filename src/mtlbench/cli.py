@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     video = _command(commands, "video", _video, "measure computation sharing over the frames of clips")
     _suite_name(video)
     video.add_argument("--results", default=RESULTS)
-    video.add_argument("--seed", type=int, help="seed of the runs (default: the first of the study)")
+    video.add_argument("--label", metavar="ROW", help="row to measure (default: the first of computation_sharing)")
+    video.add_argument("--seed", type=int, nargs="+", metavar="S", help="seeds of the runs (default: all of the study)")
     video.add_argument("--threshold", type=float, nargs="+", metavar="θ", help="thresholds to try (default: six)")
     video.add_argument("--distance", type=_positive, nargs="+", metavar="N", help="frames between key frames")
     video.add_argument("--blocks", type=int, help="blocks in which tasks share between key frames (default: half)")
@@ -195,8 +196,8 @@ def _video(arguments: argparse.Namespace) -> int:
     from mtlbench.commands import video
 
     return video.run(
-        Path(arguments.results), arguments.suite, seed=arguments.seed, thresholds=arguments.threshold,
-        distances=arguments.distance, blocks=arguments.blocks, clips=arguments.clips,
+        Path(arguments.results), arguments.suite, label=arguments.label, seeds=arguments.seed,
+        thresholds=arguments.threshold, distances=arguments.distance, blocks=arguments.blocks, limit=arguments.clips,
     )  # fmt: skip
 
 

@@ -166,6 +166,11 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
         record["balancer"] = registry.record(given.pop("name"), **given)
         _check_pair(record)
     _check_balancer(record, suite, tasks, devices)
+    if suite.selection == "best" and getattr(registry.find(record["path"]), "PHASES", False):
+        raise SuiteError(
+            f"{name} is trained in phases, and only their end is a result. The suite has selection: best, which may "
+            "keep an earlier step. Set selection: last."
+        )
     short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
     return MethodEntry(str(label or short), record, model)
 

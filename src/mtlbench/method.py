@@ -67,10 +67,12 @@ class MTLMethod(TrainingStep):
             keyword arguments with the paper's default.
 
     Attributes:
+        PHASES: Whether training has phases, so that only its end is a result: `selection: best` is refused.
         VERSION: Raise it when the same arguments give another result; it enters every run's identity.
         SEARCH: Search space per hyper-parameter, for tuning.
     """
 
+    PHASES: ClassVar[bool] = False
     VERSION: ClassVar[int] = 1
     SEARCH: ClassVar[dict[str, Any]] = {}
 

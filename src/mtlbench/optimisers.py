@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -30,6 +31,22 @@ def build_optimiser(groups: Sequence[dict[str, Any]], config: Mapping[str, Any])
     if name == "sgd":
         options["momentum"] = config["momentum"]
     return OPTIMISERS[name]([group for group in groups if group["params"]], **options)
+
+
+def set_apart(
+    groups: Sequence[Mapping[str, Any]], parameters: Iterable[nn.Parameter], **own: Any
+) -> list[dict[str, Any]]:
+    """Returns parameter groups in which some parameters have one of their own, the last.
+
+    Args:
+        groups: Of all parameters.
+        parameters: Those that leave the groups they are in.
+        own: Options of their group, for example ``lr``; those of the optimiser hold where none is given.
+    """
+    parameters = list(parameters)
+    chosen = {id(p) for p in parameters}
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
+    return [*rest, {"params": parameters, **own}]
 
 
 def build_schedule(optimiser: Optimizer, config: Mapping[str, Any], steps: int) -> LambdaLR:

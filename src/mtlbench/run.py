@@ -213,7 +213,10 @@ def _with_network(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
 def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep) -> None:
     """Scores the selected weights and writes what a finished run leaves behind."""
     if spec.trainer["selection"] == "best":
-        method.load_state_dict(checkpoint.verified(folder.path / "best.ckpt")["state_dict"])
+        best = checkpoint.verified(folder.path / "best.ckpt")["state_dict"]
+        # The network alone: what a rule has gathered, and tells in the summary, is of the whole training.
+        prefix = "network."
+        method.network.load_state_dict({k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)})
     split = data.SPLITS[-1]
     scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
     end.write({"step": end.step, **flat(scores, split)})

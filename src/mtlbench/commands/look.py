@@ -42,16 +42,21 @@ def status(results: Path, suite: str) -> int:
     root, record = study_of(results, suite)
     table = Table("method", "seed", "run", "tasks", "state", "progress", box=None, header_style="bold")
     states = states_of(root, record)
+    users: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["rows"]:
         for run_id in row["runs"]:
-            folder = RunFolder(root, run_id)
-            spec = folder.spec()
-            tasks = " ".join(spec.tasks) if spec else ""
-            state = states[run_id]
-            table.add_row(row["label"], str(row["seed"]), run_id, tasks, state, _detail(folder, state))
+            users.setdefault(run_id, []).append(row)
+    for run_id, (row, *others) in users.items():
+        folder = RunFolder(root, run_id)
+        spec = folder.spec()
+        tasks = " ".join(spec.tasks) if spec else ""
+        label = row["label"] + (f" +{len(others)}" if others else "")
+        table.add_row(label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
     console = Console()
     console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
     console.print(table)
+    if any(len(rows) > 1 for rows in users.values()):
+        console.print("+n: n more rows use the run.")
     _show_stages(console, record, states)
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))

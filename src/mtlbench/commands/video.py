@@ -2,90 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from mtlbench import clips
+from mtlbench.clips import Way
 from mtlbench.commands import look
-from mtlbench.data import Collate, MTLDataModule
-from mtlbench.errors import DataError, StoreError, SuiteError
+from mtlbench.data import MTLDataModule
+from mtlbench.errors import DataError, StoreError, SuiteError, unknown_name
 from mtlbench.metrics.relative import delta_m
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.sharing.network import SharingNetwork
-from mtlbench.networks.sharing.video import Frame, VideoTask, play
-from mtlbench.networks.sharing.video_scores import VideoScores
+from mtlbench.networks.sharing.video import VideoTask
 from mtlbench.report import video as report
+from mtlbench.report.statistics import estimate
 from mtlbench.run import LoadedRun, load_run
 from mtlbench.store import write_json
 
 METHOD = "computation_sharing"
 THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 DISTANCES = (1, 2, 4, 8)
-TOGETHER = 10
-"""Clips that run side by side."""
 
-Player = Callable[[Sequence[Tensor]], Iterator[Frame]]
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of running all tasks over clips.
+class Shared:
+    """The finished networks of a row with one seed.
 
     Attributes:
-        label: Name in tables and figures.
-        threshold: θ, or None where nothing is shared.
-        distance: Frames from one key frame to the next; 1 where nothing is shared.
-        player: Runs the frames of some clips.
+        seed: Whose.
+        base: The base task.
+        data: Data of the base's run, with all tasks.
+        tasks: Network of every task.
+        alone: Networks of the baseline, or none where one is not there.
     """
 
-    label: str
-    threshold: float | None
-    distance: int
-    player: Player
+    seed: int
+    base: str
+    data: MTLDataModule
+    tasks: dict[str, VideoTask]
+    alone: dict[str, VideoTask]
 
 
 def run(
-    results: Path, suite: str, *, seed: int | None = None, thresholds: Sequence[float] | None = None,
-    distances: Sequence[int] | None = None, blocks: int | None = None, clips: int | None = None,
+    results: Path, suite: str, *, label: str | None = None, seeds: Sequence[int] | None = None,
+    thresholds: Sequence[float] | None = None, distances: Sequence[int] | None = None, blocks: int | None = None,
+    limit: int | None = None,
 ) -> int:  # fmt: skip
-    """Measures a finished row of computation_sharing on the clips of the suite's data; writes JSON and HTML.
+    """Measures a finished row of computation_sharing on the clips of the suite's data.
+
+    Writes ``video-<label>.json`` and ``.html`` into the suite's results.
 
     Args:
         results: Folder of results.
         suite: Name or path of the suite.
-        seed: Whose runs; None for the first seed of the study.
+        label: The row; None for the first one of computation_sharing.
+        seeds: Whose runs; None for all of the study.
         thresholds: θ >= 0 each.
         distances: Frames between key frames, >= 1 each.
         blocks: Blocks in which sub-tasks are held to the base between key frames; None for half of them.
-        clips: Use the first ones only; None for all.
+        limit: Use the first clips only; None for all.
 
     Raises:
         MtlbenchError: The row is not finished, the data has no clips, or a value is out of range.
     """
     root, study = look.study_of(results, suite)
-    seed = study["seeds"][0] if seed is None else seed
-    base, runs = _shared_runs(root, study, seed)
-    data = runs[base].data
-    data.tasks = {task: runs[task].method.tasks[task] for task in runs}
-    tasks = {task: _video_task(loaded, task) for task, loaded in runs.items()}
-    depth = len(tasks[base].encoder.model.blocks)
+    label = _label(study, label)
+    families = [_load(root, study, label, seed) for seed in seeds or study["seeds"]]
+    first = families[0]
+    depth = len(first.tasks[first.base].encoder.model.blocks)
     thresholds, distances = list(thresholds or THRESHOLDS), list(distances or DISTANCES)
     blocks = depth // 2 if blocks is None else blocks
-    _check(data, thresholds, blocks, depth)
-    alone = _baseline_runs(root, study, seed, list(tasks))
-    ways = list(_ways(tasks, base, thresholds, distances, blocks, str(study["baseline"]), alone))
-    points = measure(ways, data, frame_by_frame(tasks), clips)
+    _check(first.data, thresholds, distances, blocks, depth)
+    known = str(study["baseline"]) if all(family.alone for family in families) else None
+    count = clips.count(first.data, limit)
+    measured = []
+    for family in families:
+        ways = list(_ways(family, label, thresholds, distances, blocks, known))
+        measured.append(clips.measure(ways, family.data, clips.frame_by_frame(family.tasks), count))
+        print(f"Seed {family.seed}: {count} clips, {len(ways)} ways", flush=True)
+    protocols = _protocols(first.data)
+    points = [{**way.point, "seeds": list(found)} for way, *found in zip(ways, *measured, strict=True)]
     record = {
-        "format": 1, "suite": study["suite"], "seed": seed, "split": data.SPLITS[-1], "base": base,
-        "shared_blocks": blocks, "blocks": depth, "clips": points[0].pop("clips"),
-        "clip_length": data.clip_length, "tasks": _protocols(data), "baseline": points[0]["label"],
-        "points": _with_gains(points, data),
+        "format": 2, "suite": study["suite"], "label": label, "seeds": [family.seed for family in families],
+        "split": first.data.SPLITS[-1], "base": first.base, "shared_blocks": blocks, "blocks": depth, "clips": count,
+        "clip_length": first.data.clip_length, "tasks": protocols, "baseline": points[0]["label"],
+        "points": _with_gains(points, protocols),
     }  # fmt: skip
-    written = [root / f"video-s{seed}.{kind}" for kind in ("json", "html")]
+    name = re.sub(r"[^\w.-]+", "-", label)
+    written = [root / f"video-{name}.{kind}" for kind in ("json", "html")]
     write_json(written[0], record)
     written[1].write_text(report.page(record), encoding="utf-8")
     _print(record)
@@ -93,82 +102,58 @@ def run(
     return 0
 
 
-def measure(ways: Sequence[Way], data: MTLDataModule, free: Player, clips: int | None = None) -> list[Record]:
-    """Returns one record per way, see `VideoScores.compute`, with ``label``, ``threshold`` and ``distance``.
-
-    Args:
-        ways: What to measure.
-        data: Data with clips; its last split is used.
-        free: The same networks without sharing, which drift is measured from.
-        clips: Use the first ones only.
-    """
-    samples, length, collate = data.samples(data.SPLITS[-1]), data.clip_length, Collate(data.tasks)
-    count = min(clips or len(samples), len(samples) // length)
-    scores = [VideoScores(data.tasks, min(way.distance, length)) for way in ways]
-    for first in range(0, count, TOGETHER):
-        some = range(first, min(first + TOGETHER, count))
-        batches = [collate([samples[clip * length + t] for clip in some]) for t in range(length)]
-        images = [batch["image"] for batch in batches]
-        truth = [frame.predictions for frame in free(images)]
-        for way, score in zip(ways, scores, strict=True):
-            for batch, frame, apart in zip(batches, way.player(images), truth, strict=True):
-                score.update(frame, apart, batch["targets"])
-    return [
-        {"label": way.label, "threshold": way.threshold, "distance": way.distance, "clips": count, **score.compute()}
-        for way, score in zip(ways, scores, strict=True)
-    ]
-
-
-def frame_by_frame(tasks: Mapping[str, VideoTask]) -> Player:
-    """Returns the way of running every task by itself and every frame anew."""
-
-    def player(images: Sequence[Tensor]) -> Iterator[Frame]:
-        each = [play({n: t}, n, images, threshold=0, distance=1, shared_blocks=0) for n, t in tasks.items()]
-        for frames in zip(*each, strict=True):
-            predictions = {n: p for frame in frames for n, p in frame.predictions.items()}
-            yield Frame(0, predictions, {n: m for frame in frames for n, m in frame.macs.items()})
-
-    return player
-
-
 def _ways(
-    tasks: Mapping[str, VideoTask], base: str, thresholds: Sequence[float], distances: Sequence[int], blocks: int,
-    baseline: str, alone: Mapping[str, VideoTask],
-) -> Iterator[Way]:  # fmt: skip
+    family: Shared, label: str, thresholds: Sequence[float], distances: Sequence[int], blocks: int, baseline: str | None
+) -> Iterator[Way]:
     """Yields the baseline first, then everything without sharing, then thresholds by distances."""
-    if alone:
-        yield Way(baseline, None, 1, frame_by_frame(alone))
-    yield Way("frame by frame", None, 1, frame_by_frame(tasks))
-
-    def player(threshold: float, distance: int) -> Player:
-        return lambda images: play(tasks, base, images, threshold=threshold, distance=distance, shared_blocks=blocks)
-
+    if baseline:
+        yield Way(baseline, clips.frame_by_frame(family.alone))
+    yield Way("frame by frame", clips.frame_by_frame(family.tasks))
     for distance in distances:
         for threshold in thresholds:
-            yield Way(METHOD, threshold, distance, player(threshold, distance))
+            player = clips.sharing(family.tasks, family.base, threshold, distance, blocks)
+            yield Way(label, player, threshold, distance)
 
 
-def _shared_runs(root: Path, study: Record, seed: int) -> tuple[str, dict[str, LoadedRun]]:
-    """Returns the base task and the run of every task."""
-    rows = [row for row in study["rows"] if row["method"] == METHOD and row["seed"] == seed]
-    if not rows or not rows[0]["serving"]:
+def _label(study: Record, label: str | None) -> str:
+    """Returns the wanted row's label, or that of the first one that shares computation."""
+    known = list(dict.fromkeys(row["label"] for row in study["rows"] if row["method"] == METHOD))
+    if not known:
         raise StoreError(
-            f"Video needs a finished row of {METHOD}. {root / 'study.json'} has none for seed {seed}; its seeds are "
-            f"{study['seeds']}. Add the method to the suite and run it."
+            f"Video needs a row of {METHOD}. The study of {study['suite']} has none. Add the method to the suite and "
+            "run it."
         )
-    runs = {task: load_run(root / run) for task, run in rows[0]["serving"].items()}
+    if label is not None and label not in known:
+        raise StoreError(unknown_name(f"row of {METHOD}", label, known))
+    return label or known[0]
+
+
+def _load(root: Path, study: Record, label: str, seed: int) -> Shared:
+    serving = _serving(study, label, seed)
+    if not serving:
+        raise StoreError(
+            f"Video needs finished runs. {label} in {root / 'study.json'} has none for seed {seed}; its seeds are "
+            f"{study['seeds']}. Run the suite first: make bench SUITE={study['suite']}"
+        )
+    runs = {task: load_run(root / run) for task, run in serving.items()}
     sources = {(loaded.spec.sources or {}).get("base", {}).get("run") for loaded in runs.values()}
-    base = next((task for task, run in rows[0]["serving"].items() if run in sources), None)
-    return base or next(iter(runs)), runs
+    base = next((task for task, run in serving.items() if run in sources), next(iter(runs)))
+    data = runs[base].data
+    data.tasks = {task: loaded.method.tasks[task] for task, loaded in runs.items()}
+    # The baseline may have failed or be left out: curves are then drawn against frame by frame.
+    single = _serving(study, study["baseline"], seed)
+    alone = {task: load_run(root / single[task]) for task in runs} if set(runs) <= set(single) else {}
+    return Shared(seed, base, data, _video_tasks(runs), _video_tasks(alone))
 
 
-def _baseline_runs(root: Path, study: Record, seed: int, tasks: Sequence[str]) -> dict[str, VideoTask]:
-    """Returns the single-task networks of all tasks, or nothing where one is not there."""
-    rows = [row for row in study["rows"] if row["label"] == study["baseline"] and row["seed"] == seed]
-    serving = rows[0]["serving"] if rows else {}
-    if not all(task in serving for task in tasks):
-        return {}
-    return {task: _video_task(load_run(root / serving[task]), task) for task in tasks}
+def _serving(study: Record, label: str, seed: int) -> dict[str, str]:
+    """Returns the run of every task in a row, nothing where the row is not finished."""
+    rows = [row for row in study["rows"] if row["label"] == label and row["seed"] == seed]
+    return rows[0]["serving"] if rows else {}
+
+
+def _video_tasks(runs: Mapping[str, LoadedRun]) -> dict[str, VideoTask]:
+    return {task: _video_task(loaded, task) for task, loaded in runs.items()}
 
 
 def _video_task(loaded: LoadedRun, task: str) -> VideoTask:
@@ -183,16 +168,17 @@ def _video_task(loaded: LoadedRun, task: str) -> VideoTask:
     )
 
 
-def _check(data: MTLDataModule, thresholds: Sequence[float], blocks: int, depth: int) -> None:
+def _check(data: MTLDataModule, thresholds: Sequence[float], distances: Sequence[int], blocks: int, depth: int) -> None:
     if data.clip_length < 2:
         raise DataError(
             f"Video needs clips. {type(data).__name__} has single images here. Choose a suite whose data has frames, "
             "for example video (data.options.frames)."
         )
-    if not all(0 <= theta < float("inf") for theta in thresholds) or not 0 <= blocks <= depth:
+    known = all(0 <= theta < float("inf") for theta in thresholds) and all(distance >= 1 for distance in distances)
+    if not known or not 0 <= blocks <= depth:
         raise SuiteError(
-            f"Thresholds must be finite and >= 0, and blocks between 0 and the encoder's {depth}; found "
-            f"{list(thresholds)} and {blocks}."
+            "Thresholds must be finite and >= 0, distances at least 1, and blocks between 0 and the encoder's "
+            f"{depth}; found {list(thresholds)}, {list(distances)} and {blocks}."
         )
 
 
@@ -202,16 +188,17 @@ def _protocols(data: MTLDataModule) -> Record:
     return {n: {"protocol": p.id, "higher_is_better": p.higher_is_better, "unit": p.unit} for n, p in first.items()}
 
 
-def _with_gains(points: list[Record], data: MTLDataModule) -> list[Record]:
-    """Adds ``delta_m`` against the first point, in per cent; None where a baseline is 0."""
-    about = _protocols(data)
-    first = {n: [float(point["scores"][n][about[n]["protocol"]]) for point in points] for n in about}
-    base = {n: values[0] for n, values in first.items()}
-    higher = {n: about[n]["higher_is_better"] for n in about}
-    for i, point in enumerate(points):
-        known = all(base.values())
-        point.pop("clips", None)
-        point["delta_m"] = delta_m({n: v[i] for n, v in first.items()}, base, higher) if known else None
+def _with_gains(points: list[Record], protocols: Mapping[str, Record]) -> list[Record]:
+    """Adds ``delta_m`` to every seed, against the first point's mean over seeds, in per cent; None where that is 0."""
+    up = {name: about["higher_is_better"] for name, about in protocols.items()}
+
+    def first(found: Record) -> dict[str, float]:
+        return {name: float(found["scores"][name][about["protocol"]]) for name, about in protocols.items()}
+
+    base = {name: estimate(first(found)[name] for found in points[0]["seeds"]).mean for name in protocols}
+    for point in points:
+        for found in point["seeds"]:
+            found["delta_m"] = delta_m(first(found), base, up) if all(base.values()) else None
     return points
 
 
@@ -219,19 +206,20 @@ def _print(record: Record) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "θ", "distance", "Δm %", "MFLOPs per frame", "", "drift", box=None, header_style="bold")
-    whole = sum(record["points"][0]["flops"].values())
+    table = Table("", "θ", "distance", "Δm %", "95 %", "MFLOPs per frame", "", "drift", box=None, header_style="bold")
+    whole = report.flops(record["points"][0])
     for point in record["points"]:
-        flops, last = sum(point["flops"].values()), point["lags"][-1]["drift"]
-        gain = "-" if point["delta_m"] is None else f"{point['delta_m']:+.2f}"
+        gain, used = report.gain(point), report.flops(point)
         shown = ("", "") if point["threshold"] is None else (f"{point['threshold']:g}", str(point["distance"]))
         table.add_row(
-            point["label"], *shown, gain, f"{flops / 1e6:.1f}", f"{flops / whole:.0%}",
-            "-" if point["threshold"] is None else f"{sum(last.values()) / len(last):.3f}",
+            point["label"], *shown, "-" if gain is None else f"{gain.mean:+.2f}",
+            "" if gain is None or gain.low is None else f"[{gain.low:+.2f}, {gain.high:+.2f}]", f"{used / 1e6:.1f}",
+            f"{used / whole:.0%}", "-" if point["threshold"] is None else f"{report.drifts(point)[-1]:.3f}",
         )  # fmt: skip
     console = Console()
     console.print(
-        f"{record['clips']} clips of {record['clip_length']} frames; base task {record['base']}; Δm against "
-        f"{record['baseline']}; drift: relative change of predictions in the last frame before a key frame"
+        f"{record['clips']} clips of {record['clip_length']} frames, {len(record['seeds'])} seed(s); base task "
+        f"{record['base']}; Δm against {record['baseline']}; drift: relative change of predictions in the last frame "
+        "before a key frame"
     )
     console.print(table)

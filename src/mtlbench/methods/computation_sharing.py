@@ -16,6 +16,7 @@ from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.sharing.costs import attention_macs, decoder_macs, dense_macs, storage
 from mtlbench.networks.sharing.curve import ThresholdCurve
 from mtlbench.networks.sharing.network import SharingNetwork, distance
+from mtlbench.optimisers import set_apart
 from mtlbench.plan import Plan, RunSpec
 from mtlbench.step import streams
 
@@ -49,7 +50,9 @@ class ComputationSharing(MTLMethod):
     Differences from the official code: the kept entries follow from α and not from one draw; the mean, not the sum, of
     activations, so that c does not depend on batch and resolution; gradients of the gates by autograd; clipping acts on
     Δ and α; one schedule over all phases; θ is also applied to norms, attention and GELU, whose outputs linear layers
-    read; decay only of Δ's matrices. Dropout and drop path of the encoder are off.
+    read; decay only of Δ's matrices. The decoder is trained in all phases. All sub-tasks of a row have one λ and one c.
+    The NYU variant, which draws activations to those of a neighbouring frame instead, is not there. Dropout and drop
+    path of the encoder are off.
 
     Example:
         >>> import torch
@@ -62,6 +65,7 @@ class ComputationSharing(MTLMethod):
         torch.Size([2, 1, 32, 48])
     """
 
+    PHASES: ClassVar[bool] = True
     SEARCH: ClassVar[dict[str, Any]] = {"sparsity": [1.1, 4.3, 17.0], "closeness": [0.05, 0.17, 0.5]}
 
     network: SharingNetwork
@@ -122,10 +126,7 @@ class ComputationSharing(MTLMethod):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the usual groups, and one for the gates."""
-        gates = self.network.deltas.gates()
-        known = {id(gate) for gate in gates}
-        usual = [{**g, "params": [p for p in g["params"] if id(p) not in known]} for g in super().parameter_groups()]
-        return [*usual, {"params": gates, "lr": self.gate_lr, "weight_decay": 0.0}]
+        return set_apart(super().parameter_groups(), self.network.deltas.gates(), lr=self.gate_lr, weight_decay=0.0)
 
     def on_train_start(self) -> None:
         """Refuses to train without a base."""
@@ -146,12 +147,13 @@ class ComputationSharing(MTLMethod):
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Returns the price of open gates, then nothing, then the distance to the base's activations."""
+        share = 1 / len(streams(self._batch))  # Asked once per stream: together they are one price and one mean.
         if self._current_step < self.pruned:
-            return {"open gates": self.sparsity * self.network.deltas.openness()}
+            return {"open gates": share * self.sparsity * self.network.deltas.openness()}
         if self._current_step < self.drawn:
             return {}
         base = self.network.base(batch["image"])
-        return {"distance": self.closeness * distance(outputs.statistics["trace"], base)}
+        return {"distance": share * self.closeness * distance(outputs.statistics["trace"], base)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps settled gates where they are: with a gradient of zero, momentum would move them."""

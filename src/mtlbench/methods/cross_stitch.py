@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from mtlbench.errors import MethodError
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork
-from mtlbench.networks.columns import ColumnNetwork, unit_groups
+from mtlbench.networks.columns import ColumnNetwork
 from mtlbench.networks.cross_stitch import StitchUnit
+from mtlbench.optimisers import set_apart
 
 
 class CrossStitch(MTLMethod):
@@ -66,4 +67,4 @@ class CrossStitch(MTLMethod):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the groups of every method, and one of the stitches."""
         lr = self.stitch_lr * self.spec.optimiser["lr"]
-        return unit_groups(super().parameter_groups(), self.network.units, lr)
+        return set_apart(super().parameter_groups(), self.network.units.parameters(), lr=lr, weight_decay=0.0)

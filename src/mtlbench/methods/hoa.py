@@ -44,4 +44,6 @@ class HOA(GroupingMethod):
         pairs = {(a, b): gains[tuple(task for task in tasks if task in (a, b))][a] for a in tasks for b in tasks}
         table = from_pairs(groups, pairs, alone=0.0)
         cover = best_cover(tasks, table, grouping.networks)
-        return (yield from grouping.end(cover, table, pairs, "relative gain of a pair over single tasks", note))
+        # Where there is no further split, a pair's own score predicts nothing.
+        known = {group: values for group, values in table.items() if len(group) > 2 or not note}
+        return (yield from grouping.end(cover, known, pairs, "relative gain of a pair over single tasks", note))

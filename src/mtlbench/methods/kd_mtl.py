@@ -15,9 +15,9 @@ from mtlbench.data import Batch
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.columns import unit_groups
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.feature_distillation import Adapters, TappedNetwork, taps
+from mtlbench.optimisers import set_apart
 from mtlbench.plan import Plan, RunSpec
 
 
@@ -48,7 +48,8 @@ class KDMTL(MTLMethod):
     a task without labels in a step is still distilled. Only a step in which no task has any changes nothing.
 
     Differences from the official code: all parameters have one optimiser, that of the suite, where A has an Adam of
-    its own; clipping, where it is on, sees the gradients of A too. The student is the suite's dense network.
+    its own, and the suite's schedule, not halves every 100 epochs; clipping, where it is on, sees the gradients of A
+    too. All λ_i are 1 unless told otherwise. The student is the suite's dense network.
 
     Example:
         >>> import torch
@@ -128,8 +129,8 @@ class KDMTL(MTLMethod):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the groups of every method, and one of the adapters."""
-        *rest, own = unit_groups(super().parameter_groups(), self.adapters, self.adapter_lr)
-        return [*rest, {**own, "weight_decay": self.adapter_decay}]
+        own = {"lr": self.adapter_lr, "weight_decay": self.adapter_decay}
+        return set_apart(super().parameter_groups(), self.adapters.parameters(), **own)
 
     def on_train_start(self) -> None:
         """Puts the teachers beside the student, on its device and in its precision."""
@@ -139,9 +140,7 @@ class KDMTL(MTLMethod):
             teacher.to(next(self.network.parameters()))
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Returns λ_i ℓ_i for every task asked for, labelled or not; nothing where no gradient is wanted."""
-        if not torch.is_grad_enabled():  # A rule looks ahead at task losses alone.
-            return {}
+        """Returns λ_i ℓ_i for every task asked for, labelled or not."""
         found = {}
         for task in outputs.predictions:
             with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ class OptimalGrouping(GroupingMethod):
     Args:
         networks: The budget b in networks, at least 1.
         train: Method or balancer that trains a group.
-        single_cost: Cost of a network of one task, above 0. The paper's code has 0.5, with networks of half the size;
+        single_cost: Cost of a network of one task, in (0, 1]. The paper's code has 0.5, with networks of half the size;
             ours are of full size, hence 1.
 
     Differences from the official code: dynamic programming over sets of tasks instead of branch and bound, with the
@@ -49,12 +48,14 @@ class OptimalGrouping(GroupingMethod):
         """Chooses by gains of all subsets on the validation split.
 
         Raises:
-            MethodError: If a single network costs nothing.
+            MethodError: If the cost of a single network is out of range.
         """
         _check(arguments["single_cost"])
         return grouping.by_all("validation", arguments["single_cost"])
 
 
 def _check(single_cost: float) -> None:
-    if not 0 < single_cost < math.inf:
-        raise MethodError(f"optimal_grouping: single_cost must be above 0 and finite. Found {single_cost}.")
+    if not 0 < single_cost <= 1:
+        raise MethodError(
+            f"optimal_grouping: single_cost must be above 0 and at most 1, the cost of a group. Found {single_cost}."
+        )

@@ -81,17 +81,3 @@ class ColumnNetwork(MTLNetwork):
     def task_modules(self, task: str) -> Sequence[nn.Module]:
         """Returns the task's head, neck and unit of the last stage; all else reaches other columns."""
         return [self.heads[task], self.necks[task], self.units[-1][task]]
-
-
-def unit_groups(groups: Sequence[Mapping[str, Any]], units: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """Returns optimiser groups in which units of fusion have one of their own, without weight decay.
-
-    Args:
-        groups: Of all parameters.
-        units: Units of a `ColumnNetwork`.
-        lr: Their learning rate.
-    """
-    own = list(units.parameters())
-    chosen = {id(p) for p in own}
-    rest = [{**group, "params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
-    return [*rest, {"params": own, "weight_decay": 0.0, "lr": lr}]

@@ -73,7 +73,9 @@ def sharing_figures(points: Mapping[str, Sequence[Point]]) -> dict[str, go.Figur
         if known:
             _draw(figure, label, known, COLOURS[i % len(COLOURS)], column=1, listed=True)
         _draw(figure, label, stored, COLOURS[i % len(COLOURS)], column=2, listed=not known)
-    figure.update_xaxes(title_text="MFLOPs per image, all tasks", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(
+        title_text="MFLOPs per image, all tasks; counted, no time is saved", rangemode="tozero", row=1, col=1
+    )
     figure.update_xaxes(title_text="million stored parameters, all tasks", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(title_text="Δm in %", row=1, col=1)
     unknown = [label for label, line in points.items() if any(p.flops is None for p in line)]
