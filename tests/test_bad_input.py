@@ -384,3 +384,9 @@ def test_interrupted_run_resumes(tmp_path: Path) -> None:
     assert gone(members) and runs_of(tmp_path)["uniform"].state() == "stale"
     assert mtlbench(tmp_path, *words).code == 0
     assert outcome(runs_of(tmp_path)["uniform"])["steps"] == 600
+
+
+@pytest.mark.parametrize("words", [["predict", "results/digits/absent", "image.png"], ["extract", "results/absent"]])
+def test_a_run_that_is_not_there(words: list[str], tmp_path: Path) -> None:
+    answer = mtlbench(tmp_path, *words)
+    assert answer.code == 2 and "A run has a folder" in answer.text and "absent is none" in answer.text

@@ -64,7 +64,7 @@ def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
         data: Folder of the data, where it has moved since.
 
     Raises:
-        StoreError: If the run is not done or its weights are damaged.
+        StoreError: If there is no such run, it is not done, or its weights are damaged.
 
     Example::
 
@@ -72,6 +72,8 @@ def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
         predictions = run.method(images)          # {task: (B, channels, H, W)}
     """
     path = Path(folder)
+    if not path.is_dir():
+        raise StoreError(f"A run has a folder, results/<suite>/<run_id>. {path} is none. `mtlbench status` lists runs.")
     run = RunFolder(path.parent, path.name)
     spec, result = run.spec(), run.result()
     if spec is None or result is None:

@@ -18,6 +18,7 @@ from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.sharing.network import SharingNetwork
 from mtlbench.networks.sharing.video import VideoTask
 from mtlbench.report import video as report
+from mtlbench.report import words
 from mtlbench.report.statistics import estimate
 from mtlbench.run import LoadedRun, load_run
 from mtlbench.store import write_json
@@ -206,20 +207,22 @@ def _print(record: Record) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "θ", "distance", "Δm %", "95 %", "MFLOPs per frame", "", "drift", box=None, header_style="bold")
+    # A name only where nothing is shared: the table must fit into 80 columns.
+    table = Table("", "θ", "every", "Δm %", "95 %", "MFLOPs", "", "drift", box=None, header_style="bold")
     whole = report.flops(record["points"][0])
     for point in record["points"]:
         gain, used = report.gain(point), report.flops(point)
-        shown = ("", "") if point["threshold"] is None else (f"{point['threshold']:g}", str(point["distance"]))
+        theta, distance = point["threshold"], str(point["distance"])
+        shown = (point["label"], "", "") if theta is None else ("", f"{theta:g}", distance)
         table.add_row(
-            point["label"], *shown, "-" if gain is None else f"{gain.mean:+.2f}",
-            "" if gain is None or gain.low is None else f"[{gain.low:+.2f}, {gain.high:+.2f}]", f"{used / 1e6:.1f}",
-            f"{used / whole:.0%}", "-" if point["threshold"] is None else f"{report.drifts(point)[-1]:.3f}",
+            *shown, words.number(gain.mean, 2, sign=True) if gain else words.BLANK, words.interval(gain),
+            f"{used / 1e6:.1f}", f"{used / whole:.0%}",
+            words.BLANK if theta is None else f"{report.drifts(point)[-1]:.3f}",
         )  # fmt: skip
     console = Console()
     console.print(
-        f"{record['clips']} clips of {record['clip_length']} frames, {len(record['seeds'])} seed(s); base task "
-        f"{record['base']}; Δm against {record['baseline']}; drift: relative change of predictions in the last frame "
-        "before a key frame"
+        f"{record['label']}, {record['clips']} clips of {record['clip_length']} frames, seeds {record['seeds']}; base "
+        f"task {record['base']}. every: frames from key frame to key frame; Δm against {record['baseline']}; "
+        "MFLOPs per frame; drift: relative change of predictions in the last frame before a key frame"
     )
     console.print(table)
