@@ -12,7 +12,7 @@ import torch
 
 import mtlbench
 from mtlbench import registry
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, SuiteError
 from mtlbench.method import MethodSpec
 from mtlbench.methods.computation_sharing import ComputationSharing
 from mtlbench.networks.sharing.gates import START
@@ -286,6 +286,14 @@ def test_the_papers_values_are_the_defaults():
     # 14 times the width of activations per token and block.
     assert method.closeness == pytest.approx(2.5e-10 * 5 * 1025 * 12 * 14 * 768, rel=0.03)
     assert (method.gate_lr, method.threshold) == (0.1, 0.15)
+
+
+def test_factors_by_layer_reach_the_network_and_are_checked():
+    assert built(layers={"qkv": 0.5}).network.encoder.factors["block1.qkv"] == 0.5
+    with pytest.raises(MethodError, match="layers.qkv must be finite and >= 0"):
+        built(layers={"qkv": -1.0})
+    with pytest.raises(SuiteError, match="Unknown place 'kqv'"):
+        built(layers={"kqv": 1.0})
 
 
 def test_clipping_acts_on_changes_and_gates(tmp_path):

@@ -111,6 +111,36 @@ def test_threshold_per_place():
     assert sum(map(int, trace.changed().values())) == 0 < int(free.changed()["block1.proj"])
 
 
+def test_factors_by_place_part_and_block():
+    net, other, image = vit(), vit(), arch.images(size=SIZE)
+    other.load_state_dict({name: value * 1.1 for name, value in net.state_dict().items()})
+    other.encoder.load_state_dict({n: v for n, v in net.encoder.state_dict().items() if n in ("mean", "std")}, False)
+    with torch.no_grad():
+        base = net(image).activations
+        other.set_factors({"qkv": 2.0, "block1": 0.5, "block1.fc2": 0.0})
+        found = other(image, base, 0.2)
+        other.set_factors({})
+        wanted = dict.fromkeys(other.places, 0.2) | {p: 0.1 for p in other.places if p.startswith("block1.")}
+        wanted |= {p: 0.4 for p in other.places if p.endswith(".qkv")} | {"block1.fc2": 0.0}
+        named, plain = other(image, base, wanted), other(image, base, 0.2)
+    assert all(torch.equal(found.activations[p], named.activations[p]) for p in other.places)
+    assert not torch.equal(found.maps[-1], plain.maps[-1])
+
+
+def test_a_factor_of_zero_holds_nothing_at_any_threshold():
+    net, image = network(), arch.images(size=SIZE)
+    net.encoder.set_factors({"block2.fc2": 0.0})
+    trace = predictions(net, image, math.inf)[1]
+    # All that it reads is the base's, its own weights are not.
+    assert [place for place, count in trace.changed().items() if count] == ["block2.fc2"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("qvk", "'qkv'"), ("block3", "'block"), ("block1.fc", "'block1.fc")])
+def test_a_factor_of_no_place_is_refused(name, hint):
+    with pytest.raises(SuiteError, match=f"Unknown place '{name}'. Did you mean {hint}"):
+        vit().set_factors({name: 1.0})
+
+
 def test_a_pass_can_be_held_to_the_one_before():
     """Video: the references are those of the same network on another image, and of some places only."""
     net, image = vit(), arch.images(4, SIZE)

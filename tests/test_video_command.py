@@ -30,7 +30,7 @@ model:
   image_size: [16, 16]
   decoder_channels: 8
 trainer: {steps: 12, batch_size: 4, diagnose_every: 0}
-methods: [single_task, {name: computation_sharing, threshold: 0.1, thresholds: [0.1]}]
+methods: [single_task, {name: computation_sharing, threshold: 0.1, thresholds: [0.1], layers: {block1: 0.5}}]
 seeds: [0, 1]
 """
 
@@ -80,6 +80,12 @@ def test_without_sharing_across_time_scores_are_those_of_the_runs(folder: Path, 
     for task, scores in shared.items():
         assert point(record, 0.1, 1)["scores"][task] == pytest.approx(scores, rel=1e-5)
     assert point(record, 0.1, 1)["scores"]["semseg"] == pytest.approx(single["semseg"], rel=1e-5)
+
+
+def test_base_and_sub_tasks_have_the_factors_of_their_row(folder: Path) -> None:
+    study = json.loads((folder / "small/study.json").read_text())
+    tasks = video._load(folder / "small", study, "computation_sharing", 0).tasks
+    assert {task.encoder.factors["block1.qkv"] for task in tasks.values()} == {0.5} and len(tasks) == 3
 
 
 def test_gains_are_against_the_mean_of_single_task_runs(record: dict[str, Any]) -> None:

@@ -141,16 +141,25 @@ def _load(root: Path, study: Record, label: str, seed: int) -> Shared:
     base = next((task for task, run in serving.items() if run in sources), next(iter(runs)))
     data = runs[base].data
     data.tasks = {task: loaded.method.tasks[task] for task, loaded in runs.items()}
+    tasks = _video_tasks(runs)
+    for task in tasks.values():  # The base's run does not know what its sub-tasks were told.
+        task.encoder.set_factors(_layers(runs))
     # The baseline may have failed or be left out: curves are then drawn against frame by frame.
     single = _serving(study, study["baseline"], seed)
     alone = {task: load_run(root / single[task]) for task in runs} if set(runs) <= set(single) else {}
-    return Shared(seed, base, data, _video_tasks(runs), _video_tasks(alone))
+    return Shared(seed, base, data, tasks, _video_tasks(alone))
 
 
 def _serving(study: Record, label: str, seed: int) -> dict[str, str]:
     """Returns the run of every task in a row, nothing where the row is not finished."""
     rows = [row for row in study["rows"] if row["label"] == label and row["seed"] == seed]
     return rows[0]["serving"] if rows else {}
+
+
+def _layers(runs: Mapping[str, LoadedRun]) -> Mapping[str, float]:
+    """Returns the factors on θ by layer that the row was given."""
+    given = (loaded.spec.method["arguments"].get("layers") for loaded in runs.values())
+    return next(filter(None, given), {})
 
 
 def _video_tasks(runs: Mapping[str, LoadedRun]) -> dict[str, VideoTask]:

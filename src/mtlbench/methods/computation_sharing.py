@@ -46,6 +46,8 @@ class ComputationSharing(MTLMethod):
         threshold: θ >= 0 of the run's own scores; the paper's is 0.15.
         thresholds: θ of further evaluations: the curve of accuracy against computation, in ``summary``; θ itself is
             always part of it.
+        layers: Factors >= 0 on θ, by layer: ``block3.qkv``, else ``qkv`` in all blocks, else ``block3``. None for the
+            same θ everywhere, as in the paper.
 
     Differences from the official code: the kept entries follow from α and not from one draw; the mean, not the sum, of
     activations, so that c does not depend on batch and resolution; gradients of the gates by autograd; clipping acts on
@@ -82,10 +84,12 @@ class ComputationSharing(MTLMethod):
         sparsify: float = 0.25,
         threshold: float = 0.15,
         thresholds: Sequence[float] = (0.0, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0),
+        layers: dict[str, float] | None = None,
     ) -> None:
         """Takes and checks the hyper-parameters."""
         super().__init__(spec)
         _check_not_negative(sparsity=sparsity, gate_lr=gate_lr, closeness=closeness)
+        _check_not_negative(**{f"layers.{name}": factor for name, factor in (layers or {}).items()})
         if not (0 <= prune <= 1 and 0 <= sparsify <= 1 and prune + sparsify <= 1):
             raise MethodError(
                 "computation_sharing: prune and sparsify are shares of the steps, in [0, 1], and at most 1 together; "
@@ -93,7 +97,8 @@ class ComputationSharing(MTLMethod):
             )
         if not all(theta >= 0 for theta in (threshold, *thresholds)):
             raise MethodError(f"computation_sharing: thresholds must be >= 0; found {threshold}, {list(thresholds)}.")
-        self.sparsity, self.gate_lr, self.closeness, self.threshold = sparsity, gate_lr, closeness, threshold
+        self.sparsity, self.gate_lr, self.closeness = sparsity, gate_lr, closeness
+        self.threshold, self.layers = threshold, dict(layers or {})
         self.pruned, self.drawn = round(prune * spec.steps), spec.steps - round(sparsify * spec.steps)
         self.curve = ThresholdCurve(self.tasks, sorted({*thresholds, threshold}))
         self._curves: list[list[dict[str, Any]]] = []
@@ -117,7 +122,9 @@ class ComputationSharing(MTLMethod):
 
     def build_network(self) -> MTLNetwork:
         """Returns the network with a frozen encoder and its changes."""
-        return SharingNetwork(self.tasks, threshold=self.threshold, **self.spec.model)
+        network = SharingNetwork(self.tasks, threshold=self.threshold, **self.spec.model)
+        network.encoder.set_factors(self.layers)
+        return network
 
     def use_sources(self, networks: Mapping[str, MTLNetwork]) -> None:
         """Takes the encoder of the base."""

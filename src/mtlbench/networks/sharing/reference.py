@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlbench.errors import SuiteError
+from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.networks.encoder import Encoder
 
 Activations = Mapping[str, Tensor]
@@ -112,6 +112,9 @@ class ReferencedViT(nn.Module):
 
     The output of every linear layer is held, and so is what norms, attention and the activation function make of it,
     because they spread a change of one entry over others. Dropout and drop path are off: a reference has none.
+
+    Attributes:
+        factors: What a single θ is multiplied by, by place; empty for 1 everywhere. See `set_factors`.
     """
 
     PARTS = ("norm1", "qkv", "attention", "proj", "norm2", "fc1", "act", "fc2")
@@ -127,6 +130,7 @@ class ReferencedViT(nn.Module):
         """
         super().__init__()
         self.encoder = encoder
+        self.factors: dict[str, float] = {}
         _check(encoder)
         self.eval()
 
@@ -142,6 +146,8 @@ class ReferencedViT(nn.Module):
             references: Activations of an earlier pass on as many images, or of some places of it.
             threshold: θ, see `held`.
         """
+        if self.factors and not isinstance(threshold, Mapping):  # 0 · ∞ is no number.
+            threshold = {place: threshold * factor if factor else 0.0 for place, factor in self.factors.items()}
         trace = Trace(references or {}, threshold)
         model = self.model
         pixels = trace.hold("pixels", self.encoder.normalise(image))
@@ -152,6 +158,27 @@ class ReferencedViT(nn.Module):
             if index in self.encoder.trunk.out_indices:
                 trace.maps.append(self._map(x))
         return trace
+
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """Lets θ differ from place to place.
+
+        Args:
+            factors: >= 0; of a place (``block3.qkv``), else of its part (``qkv``), else of its block (``block3``). What
+                is not named has 1; at 0 nothing is held.
+
+        Raises:
+            SuiteError: There is no such place, part or block.
+        """
+        blocks = {place.partition(".")[0] for place in self.places}
+        known = {*self.places, *self.PARTS, *blocks}
+        if unknown := [unknown_name("place", name, known) for name in factors if name not in known]:
+            raise SuiteError("\n".join(unknown))
+
+        def factor(place: str) -> float:
+            block, _, part = place.partition(".")
+            return next((factors[name] for name in (place, part, block) if name in factors), 1.0)
+
+        self.factors = {place: factor(place) for place in self.places} if factors else {}
 
     @property
     def model(self) -> Any:
