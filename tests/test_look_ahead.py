@@ -86,6 +86,19 @@ def test_momentum_and_decay_by_hand():
     torch.testing.assert_close(change_by(optimiser, [parameter], torch.tensor([2.0])), torch.tensor([-0.49]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_the_preview_of_a_first_step_in_any_precision(dtype, lr):
+    """No state is there yet; in bfloat16 not even the rounding may differ, which is as large as the step."""
+    parameter, gradient = nn.Parameter(draw(40).to(dtype)), draw(40, seed=1).to(dtype)
+    optimiser = torch.optim.AdamW([parameter], lr=lr, weight_decay=0.1)
+    found, before = change_by(optimiser, [parameter], gradient), parameter.detach().clone()
+    parameter.grad = gradient.clone()
+    optimiser.step()
+    exact = {"rtol": 0, "atol": 0} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, parameter.detach() - before, **exact)
+
+
 class Noisy(torch.optim.Optimizer):
     """Draws random numbers, writes into gradients and calls hooks."""
 
