@@ -95,6 +95,10 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
             ["scenes", "--methods", "computation_sharing", "selection=best", "trainer.evaluate_every=5"],
             ["computation_sharing is trained in phases", "Set selection: last"],
         ),
+        (
+            ["scenes", "--dry", "methods=[{name: computation_sharing, layers: {kqv: 1}}]"],
+            ["Unknown place 'kqv'. Did you mean 'qkv'"],
+        ),
         (["digits", "methods=[uniform, uniform]"], ["'uniform' stands twice", "label"]),
         (["digits", "methods=[{name: pcgrad, balancer: famo}]"], ["pcgrad", "cannot take famo"]),
         (["digits", "--devices", "3", "trainer.batch_size=8"], ["batch_size 8 is not a multiple of 3 device"]),
@@ -389,4 +393,4 @@ def test_interrupted_run_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["predict", "results/digits/absent", "image.png"], ["extract", "results/absent"]])
 def test_a_run_that_is_not_there(words: list[str], tmp_path: Path) -> None:
     answer = mtlbench(tmp_path, *words)
-    assert answer.code == 2 and "A run has a folder" in answer.text and "absent is none" in answer.text
+    assert answer.code == 2 and "absent is not a run's folder" in answer.text

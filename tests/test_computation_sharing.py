@@ -16,7 +16,7 @@ from mtlbench.errors import MethodError, SuiteError
 from mtlbench.method import MethodSpec
 from mtlbench.methods.computation_sharing import ComputationSharing
 from mtlbench.networks.sharing.gates import START
-from mtlbench.networks.sharing.network import distance
+from mtlbench.networks.sharing.network import activation_distance
 from mtlbench.run import load_run
 from mtlbench.step import streams
 from mtlbench.store import RunFolder
@@ -290,8 +290,9 @@ def test_the_papers_values_are_the_defaults():
 
 def test_factors_by_layer_reach_the_network_and_are_checked():
     assert built(layers={"qkv": 0.5}).network.encoder.factors["block1.qkv"] == 0.5
-    with pytest.raises(MethodError, match="layers.qkv must be finite and >= 0"):
-        built(layers={"qkv": -1.0})
+    for wrong in ({"qkv": -1.0}, {"qkv": "a"}, {"qkv": math.nan}, 3):
+        with pytest.raises(MethodError, match="layers maps layers to finite numbers"):
+            built(layers=wrong)
     with pytest.raises(SuiteError, match="Unknown place 'kqv'"):
         built(layers={"kqv": 1.0})
 
@@ -305,15 +306,21 @@ def test_clipping_acts_on_changes_and_gates(tmp_path):
     assert all(before > 0.1 and 0 < after <= 1e-3 for before, after in Clipped.norms)
 
 
-def test_two_streams_pay_for_open_gates_once():
+def test_two_streams_pay_for_open_gates_and_distance_once():
     method = built(sparsity=4.3, closeness=2.0)
-    method._current_step, image = 0, torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
+    image = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     one = {"image": image, "targets": {}, "counts": {}}
-    prices = []
-    for batch in (one, {"streams": {"a": one, "b": one}}):
-        method._batch = batch
-        prices.append(sum(method.regularisation(None, stream)["open gates"] for stream in streams(batch)))
-    torch.testing.assert_close(prices[0], prices[1])
+    with torch.no_grad():
+        for value in method.network.deltas.values():
+            value.normal_(std=0.1)
+    outputs = method.network(image, ["far"])
+    for step, name in ((0, "open gates"), (7, "distance")):
+        method._current_step, prices = step, []
+        for batch in (one, {"streams": {"a": one, "b": one}}):
+            method._batch = batch
+            prices.append(sum(method.regularisation(outputs, stream)[name] for stream in streams(batch)))
+        assert prices[0] > 0
+        torch.testing.assert_close(prices[0], prices[1])
 
 
 def test_phases():
@@ -328,7 +335,7 @@ def test_phases():
         method._current_step = step
         found.append(method.regularisation(outputs, {"image": image}))
     assert [list(terms) for terms in found] == [["open gates"]] * 4 + [[]] * 2 + [["distance"]] * 2
-    expected = 2 * distance(outputs.statistics["trace"], method.network.base(image))
+    expected = 2 * activation_distance(outputs.statistics["trace"], method.network.base(image))
     torch.testing.assert_close(found[-1]["distance"], expected)
     # The base is frozen: no gradient goes to it, but one to every change before the last block's end.
     found[-1]["distance"].backward()

@@ -129,6 +129,10 @@ def test_without_the_main_task_all_weigh_the_same():
 def test_a_loss_that_cannot_be_compared_gains_nothing():
     assert_close(step(made(main="a"), rows((0.0, 0.0), (1.0, 0.0)))[0], rows(1.0, 1.0))
     assert_close(step(made(main="a"), TARGETS, lr=float("inf"))[0], rows(1.0, 1.0, 1.0))
+    answers = iter([rows(0.0), rows(-1.0), rows(0.0)])  # from 0 to below 0: infinitely much gained
+    ctx = context(rows(0.0, 1.0), lookahead=lambda change, tasks=None: next(answers))
+    found = made("a", "b", main="a").combine_gradients(torch.eye(2).double(), replace(ctx, preview=lambda g: -g))
+    assert_close(found, rows(2.0, 0.0))
 
 
 def test_the_main_task_by_name():

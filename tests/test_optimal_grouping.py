@@ -98,11 +98,11 @@ def test_a_run_without_a_score_is_not_chosen():
 
 
 def test_a_record_holds_no_more_than_127_predictions():
-    from mtlbench.grouping.plans import _first
+    from mtlbench.grouping.plans import _capped
 
     table = {group: dict.fromkeys(group, 0.5) for group in subsets("abcdefgh")}
     chosen = [tuple("abcdefgh"), ("a", "b")]
-    found = [tuple(entry["group"]) for entry in _first(table, chosen)]
+    found = [tuple(entry["group"]) for entry in _capped(table, chosen)]
     assert len(table) == 255 and len(found) == len(set(found)) == 127 and set(chosen) < set(found)
     assert max(len(group) for group in found if group not in chosen) == 4
 

@@ -14,7 +14,7 @@ from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.flops import forward_flops
 from mtlbench.networks.sharing import costs
-from mtlbench.networks.sharing.network import SharingNetwork, distance
+from mtlbench.networks.sharing.network import SharingNetwork, activation_distance
 from mtlbench.networks.sharing.reference import ReferencedViT, held, linear_from_reference
 
 SIZE = (32, 48)
@@ -247,10 +247,12 @@ def test_distance_by_hand():
     base, trace, _ = predictions(net, image, 0.0)
     pairs = [(trace.activations[p].flatten(), base.activations[p].flatten()) for p in net.encoder.places[1:]]
     ours, theirs = (torch.cat(values) for values in zip(*pairs, strict=True))
-    torch.testing.assert_close(distance(trace, base), (ours - theirs).abs().mean())
+    torch.testing.assert_close(activation_distance(trace, base), (ours - theirs).abs().mean())
     # The mean, not the sum: twice the images are as far.
     twice = torch.cat([image, image])
-    torch.testing.assert_close(distance(net.trace(twice, net.weights()), net.base(twice)), distance(trace, base))
+    torch.testing.assert_close(
+        activation_distance(net.trace(twice, net.weights()), net.base(twice)), activation_distance(trace, base)
+    )
 
 
 def test_what_is_trained():

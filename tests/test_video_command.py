@@ -84,7 +84,7 @@ def test_without_sharing_across_time_scores_are_those_of_the_runs(folder: Path, 
 
 def test_base_and_sub_tasks_have_the_factors_of_their_row(folder: Path) -> None:
     study = json.loads((folder / "small/study.json").read_text())
-    tasks = video._load(folder / "small", study, "computation_sharing", 0).tasks
+    tasks = video._load(folder / "small", study, "computation_sharing", [0, 1]).tasks
     assert {task.encoder.factors["block1.qkv"] for task in tasks.values()} == {0.5} and len(tasks) == 3
 
 
@@ -154,7 +154,7 @@ def test_the_page_needs_no_network_and_shows_names_as_they_are(record: dict[str,
 
 
 def test_one_seed_and_the_first_clips_may_do(folder: Path) -> None:
-    assert video.run(folder, "small", seeds=[1], thresholds=[0.1], distances=[3], limit=2) == 0
+    assert video.run(folder, "small", seeds=[1, 1], thresholds=[0.1], distances=[3], limit=2) == 0
     few = written(folder)
     assert few["seeds"] == [1] and few["clips"] == 2 and few["shared_blocks"] == 1 and len(few["points"]) == 3
     found = gain(few["points"][-1])

@@ -219,10 +219,7 @@ def _plan_of(spec: RunSpec) -> Plan:
     from mtlbench.plan import one_run
 
     cls: Any = registry.find(spec.method["path"])
-    try:
-        return cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
-    except MethodError as error:
-        raise MethodError(f"{spec.label}: {error}") from error
+    return cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
 
 
 def _checked_runs(member: Member, runs: Any) -> list[RunSpec]:

@@ -88,7 +88,8 @@ def check_run(spec: RunSpec) -> None:
     """
     import torch
 
-    from mtlbench.method import MethodSpec
+    from mtlbench.balancing.base import overrides
+    from mtlbench.method import MethodSpec, MTLMethod
     from mtlbench.run import build_method, build_tasks
 
     tasks = build_tasks(spec, registry.load(spec.data["module"]))
@@ -96,9 +97,13 @@ def check_run(spec: RunSpec) -> None:
         method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
     except MethodError as error:
         raise MethodError(f"{spec.label}, on {', '.join(tasks)}: {error}") from error
+    own = any(overrides(method, MTLMethod, hook) for hook in ("build_network", "configure_model"))
+    if own:  # A network that cannot be built is refused now, not after the runs that its plan trains first.
+        method.configure_model()
     if method.balancer.view == "parameters":
         return
-    method.configure_model()
+    if not own:
+        method.configure_model()
     outputs = method.network.eval()(torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8), list(tasks))
     for fault in method.update.view_refusals([outputs.representation]):
         raise MethodError(f"{spec.label}: {fault}")

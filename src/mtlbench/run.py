@@ -73,7 +73,9 @@ def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise StoreError(f"A run has a folder, results/<suite>/<run_id>. {path} is none. `mtlbench status` lists runs.")
+        raise StoreError(
+            f"{path} is not a run's folder; runs are in results/<suite>/<run_id>. `mtlbench status` lists them."
+        )
     run = RunFolder(path.parent, path.name)
     spec, result = run.spec(), run.result()
     if spec is None or result is None:

@@ -37,6 +37,7 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
 def status(results: Path, suite: str) -> int:
     """Prints the state of every run."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     root, record = study_of(results, suite)
@@ -51,7 +52,8 @@ def status(results: Path, suite: str) -> int:
         spec = folder.spec()
         tasks = " ".join(spec.tasks) if spec else ""
         label = row["label"] + (f" +{len(others)}" if others else "")
-        table.add_row(label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
+        cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
+        table.add_row(*map(escape, cells))
     console = Console()
     console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
     console.print(table)

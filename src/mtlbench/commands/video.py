@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Shared:
         base: The base task.
         data: Data of the base's run, with all tasks.
         tasks: Network of every task.
-        alone: Networks of the baseline, or none where one is not there.
+        alone: Networks of the baseline; empty if one is missing with any seed.
     """
 
     seed: int
@@ -73,23 +73,25 @@ def run(
     """
     root, study = look.study_of(results, suite)
     label = _label(study, label)
-    families = [_load(root, study, label, seed) for seed in seeds or study["seeds"]]
-    first = families[0]
+    seeds = _unique(seeds or study["seeds"])
+    first = _load(root, study, label, seeds)
     depth = len(first.tasks[first.base].encoder.model.blocks)
-    thresholds, distances = list(thresholds or THRESHOLDS), list(distances or DISTANCES)
+    thresholds, distances = _unique(thresholds or THRESHOLDS), _unique(distances or DISTANCES)
     blocks = depth // 2 if blocks is None else blocks
     _check(first.data, thresholds, distances, blocks, depth)
-    known = str(study["baseline"]) if all(family.alone for family in families) else None
     count = clips.count(first.data, limit)
-    measured = []
-    for family in families:
-        ways = list(_ways(family, label, thresholds, distances, blocks, known))
-        measured.append(clips.measure(ways, family.data, clips.frame_by_frame(family.tasks), count))
-        print(f"Seed {family.seed}: {count} clips, {len(ways)} ways", flush=True)
+    points: list[Record] = []
+    for seed in seeds:  # One family of networks at a time is in memory.
+        family = first if seed == first.seed else _load(root, study, label, seeds, seed)
+        ways = list(_ways(family, label, thresholds, distances, blocks, str(study["baseline"])))
+        points = points or [{**way.point, "seeds": []} for way in ways]
+        measured = clips.measure(ways, family.data, clips.frame_by_frame(family.tasks), count)
+        for point, found in zip(points, measured, strict=True):
+            point["seeds"].append(found)
+        print(f"Seed {seed}: {count} clips, {len(ways)} ways", flush=True)
     protocols = _protocols(first.data)
-    points = [{**way.point, "seeds": list(found)} for way, *found in zip(ways, *measured, strict=True)]
     record = {
-        "format": 2, "suite": study["suite"], "label": label, "seeds": [family.seed for family in families],
+        "format": 2, "suite": study["suite"], "label": label, "seeds": seeds,
         "split": first.data.SPLITS[-1], "base": first.base, "shared_blocks": blocks, "blocks": depth, "clips": count,
         "clip_length": first.data.clip_length, "tasks": protocols, "baseline": points[0]["label"],
         "points": _with_gains(points, protocols),
@@ -104,10 +106,10 @@ def run(
 
 
 def _ways(
-    family: Shared, label: str, thresholds: Sequence[float], distances: Sequence[int], blocks: int, baseline: str | None
+    family: Shared, label: str, thresholds: Sequence[float], distances: Sequence[int], blocks: int, baseline: str
 ) -> Iterator[Way]:
     """Yields the baseline first, then everything without sharing, then thresholds by distances."""
-    if baseline:
+    if family.alone:
         yield Way(baseline, clips.frame_by_frame(family.alone))
     yield Way("frame by frame", clips.frame_by_frame(family.tasks))
     for distance in distances:
@@ -129,13 +131,15 @@ def _label(study: Record, label: str | None) -> str:
     return label or known[0]
 
 
-def _load(root: Path, study: Record, label: str, seed: int) -> Shared:
-    serving = _serving(study, label, seed)
-    if not serving:
+def _load(root: Path, study: Record, label: str, seeds: Sequence[int], seed: int | None = None) -> Shared:
+    """Loads the networks of one of the seeds, by default of the first; refuses them all if one has none."""
+    seed = seeds[0] if seed is None else seed
+    if missing := [each for each in seeds if not _serving(study, label, each)]:
         raise StoreError(
-            f"Video needs finished runs. {label} in {root / 'study.json'} has none for seed {seed}; its seeds are "
-            f"{study['seeds']}. Run the suite first: make bench SUITE={study['suite']}"
+            f"Video needs finished runs. {label} in {root / 'study.json'} has none for seed {missing[0]}; its seeds "
+            f"are {study['seeds']}. Run the suite first: make bench SUITE={study['suite']}"
         )
+    serving = _serving(study, label, seed)
     runs = {task: load_run(root / run) for task, run in serving.items()}
     sources = {(loaded.spec.sources or {}).get("base", {}).get("run") for loaded in runs.values()}
     base = next((task for task, run in serving.items() if run in sources), next(iter(runs)))
@@ -145,9 +149,14 @@ def _load(root: Path, study: Record, label: str, seed: int) -> Shared:
     for task in tasks.values():  # The base's run does not know what its sub-tasks were told.
         task.encoder.set_factors(_layers(runs))
     # The baseline may have failed or be left out: curves are then drawn against frame by frame.
+    whole = all(set(runs) <= set(_serving(study, study["baseline"], each)) for each in seeds)
     single = _serving(study, study["baseline"], seed)
-    alone = {task: load_run(root / single[task]) for task in runs} if set(runs) <= set(single) else {}
+    alone = {task: load_run(root / single[task]) for task in runs} if whole else {}
     return Shared(seed, base, data, tasks, _video_tasks(alone))
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
 
 
 def _serving(study: Record, label: str, seed: int) -> dict[str, str]:
@@ -214,6 +223,7 @@ def _with_gains(points: list[Record], protocols: Mapping[str, Record]) -> list[R
 
 def _print(record: Record) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     # A name only where nothing is shared: the table must fit into 80 columns.
@@ -222,16 +232,17 @@ def _print(record: Record) -> None:
     for point in record["points"]:
         gain, used = report.gain(point), report.flops(point)
         theta, distance = point["threshold"], str(point["distance"])
-        shown = (point["label"], "", "") if theta is None else ("", f"{theta:g}", distance)
+        shown = (escape(point["label"]), "", "") if theta is None else ("", f"{theta:g}", distance)
         table.add_row(
             *shown, words.number(gain.mean, 2, sign=True) if gain else words.BLANK, words.interval(gain),
             f"{used / 1e6:.1f}", f"{used / whole:.0%}",
             words.BLANK if theta is None else f"{report.drifts(point)[-1]:.3f}",
         )  # fmt: skip
     console = Console()
-    console.print(
+    about = (
         f"{record['label']}, {record['clips']} clips of {record['clip_length']} frames, seeds {record['seeds']}; base "
         f"task {record['base']}. every: frames from key frame to key frame; Δm against {record['baseline']}; "
         "MFLOPs per frame; drift: relative change of predictions in the last frame before a key frame"
     )
+    console.print(escape(about))
     console.print(table)

@@ -23,6 +23,9 @@ Group = tuple[str, ...]
 Table = Mapping[Group, Mapping[str, float]]
 """How well a network on a group serves each of its tasks: higher is better; not finite where it cannot."""
 
+ROUNDING = 1e-9
+"""By how much a sum of costs may pass the budget: three networks of a third are one."""
+
 MOST_TASKS = 16
 """All subsets of so many tasks are a matter of seconds."""
 
@@ -84,7 +87,7 @@ def best_cover(tasks: Sequence[str], table: Table, budget: float, single_cost: f
     alone = [values[single[task], place] if task in single else -math.inf for place, task in enumerate(tasks)]
 
     worth, server = _best_servers(len(tasks), masks, values)
-    served, parts = _partitions(worth, min(int(budget + 1e-9), len(tasks)))
+    served, parts = _partitions(worth, min(int(budget + ROUNDING), len(tasks)))
     networks, mask = _cheapest_best(served, alone, budget, single_cost)
 
     chosen = [single[task] for place, task in enumerate(tasks) if not mask >> place & 1]
@@ -158,7 +161,7 @@ def _cheapest_best(served: np.ndarray, alone: Sequence[float], budget: float, si
     singles = np.array([int(mask).bit_count() for mask in every])[::-1]
     networks = np.arange(len(served))[:, None]
     cost = networks + single_cost * singles
-    totals = np.where(cost <= budget + 1e-9, served + sums[::-1], -np.inf)
+    totals = np.where(cost <= budget + ROUNDING, served + sums[::-1], -np.inf)
     if not np.isfinite(totals.max()):
         raise MethodError(
             f"Each task needs a network with a finite score, within the budget. None of the choices of cost {budget:g} "

@@ -109,20 +109,21 @@ class Grouping:
             single_cost: Cost of a network of one task, see `best_cover`.
         """
         results = yield from self.measure(subsets(self.tasks))
-        table, note = self.gains(results, split)
+        table, reported, note = self.gains(results, split)
         cover = best_cover(self.tasks, table, self.networks, single_cost)
         # A score that is reported is no prediction of itself.
-        return (yield from self.end(cover, {} if note else table, note=note))
+        return (yield from self.end(cover, {} if reported else table, note=note))
 
-    def gains(self, results: Mapping[Group, Result], split: str) -> tuple[Table, str]:
-        """Returns relative gains over single tasks, and what to know of the split that they were measured on."""
+    def gains(self, results: Mapping[Group, Result], split: str) -> tuple[Table, bool, str]:
+        """Returns relative gains over single tasks, whether they are of the reported scores, and a note on that."""
         if split == "scores":
             note = "Upper bound: chosen by the scores that are reported."
         elif all(result.get("validation") for result in results.values()):
             note = ""
         else:
             split, note = "scores", "The data has no further split: chosen by the scores that are reported."
-        return relative_gains(self.spec.tasks, {group: result[split] for group, result in results.items()}), note
+        table = relative_gains(self.spec.tasks, {group: result[split] for group, result in results.items()})
+        return table, split == "scores", note
 
     def end(
         self, cover: Cover, predicted: Table | None = None, pairs: Pairs | None = None, what: str = "",
@@ -138,7 +139,7 @@ class Grouping:
         record = {
             "kind": "grouping", "groups": [list(group) for group in cover.groups], "serves": cover.serves,
             "networks": self.networks, "search_runs": [name for name in self.searched if name not in final],
-            "predicted": _first(predicted or {}, cover.groups), "note": note,
+            "predicted": _capped(predicted or {}, cover.groups), "note": note,
         }  # fmt: skip
         if pairs:
             rows = [[pairs[a, b] for b in self.tasks] for a in self.tasks]
@@ -150,13 +151,16 @@ class Grouping:
 def check_networks(networks: int) -> None:
     """Refuses a number of networks that cannot be."""
     if not networks >= 1:
-        raise MethodError(f"networks must be a whole number of at least 1. Found {networks}.")
+        raise MethodError(f"networks of a grouping method must be a whole number of at least 1. Found {networks}.")
 
 
 def _check_train(name: str) -> None:
     from mtlbench.method import MTLMethod
 
-    method, own = registry.find(name), MTLMethod.plan
+    try:
+        method, own = registry.find(name), MTLMethod.plan
+    except MethodError as error:
+        raise MethodError(f"train of a grouping method: {error}") from error
     if issubclass(method, MTLMethod) and method.plan.__code__ is not own.__code__:
         raise MethodError(f"train must name a method or balancer of one run. {name} needs several. Use uniform.")
 
@@ -177,7 +181,7 @@ def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
     return pairs
 
 
-def _first(predicted: Table, chosen: Sequence[Group]) -> list[dict[str, Any]]:
+def _capped(predicted: Table, chosen: Sequence[Group]) -> list[dict[str, Any]]:
     """Returns as many predictions as a record holds: those of the chosen groups, then of the smallest."""
     order = [*(group for group in chosen if group in predicted), *(g for g in predicted if g not in set(chosen))]
     kept = set(order[:MOST_PREDICTIONS])

@@ -15,7 +15,7 @@ from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.sharing.costs import attention_macs, decoder_macs, dense_macs, storage
 from mtlbench.networks.sharing.curve import ThresholdCurve
-from mtlbench.networks.sharing.network import SharingNetwork, distance
+from mtlbench.networks.sharing.network import SharingNetwork, activation_distance
 from mtlbench.optimisers import set_apart
 from mtlbench.plan import Plan, RunSpec
 from mtlbench.step import streams
@@ -89,7 +89,7 @@ class ComputationSharing(MTLMethod):
         """Takes and checks the hyper-parameters."""
         super().__init__(spec)
         _check_not_negative(sparsity=sparsity, gate_lr=gate_lr, closeness=closeness)
-        _check_not_negative(**{f"layers.{name}": factor for name, factor in (layers or {}).items()})
+        _check_layers(layers or {})
         if not (0 <= prune <= 1 and 0 <= sparsify <= 1 and prune + sparsify <= 1):
             raise MethodError(
                 "computation_sharing: prune and sparsify are shares of the steps, in [0, 1], and at most 1 together; "
@@ -99,7 +99,7 @@ class ComputationSharing(MTLMethod):
             raise MethodError(f"computation_sharing: thresholds must be >= 0; found {threshold}, {list(thresholds)}.")
         self.sparsity, self.gate_lr, self.closeness = sparsity, gate_lr, closeness
         self.threshold, self.layers = threshold, dict(layers or {})
-        self.pruned, self.drawn = round(prune * spec.steps), spec.steps - round(sparsify * spec.steps)
+        self.prune_until, self.sparsify_from = round(prune * spec.steps), spec.steps - round(sparsify * spec.steps)
         self.curve = ThresholdCurve(self.tasks, sorted({*thresholds, threshold}))
         self._curves: list[list[dict[str, Any]]] = []
         self._based = False
@@ -147,25 +147,25 @@ class ComputationSharing(MTLMethod):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draws this step's gates, the same on all ranks and micro-batches, or ends pruning."""
         step, deltas = self.trainer.global_step, self.network.deltas
-        if step == self.pruned:
+        if step == self.prune_until:
             deltas.settle()
         generator = torch.Generator(self.device).manual_seed(seed_of("gates", self.spec.seed, step))
-        deltas.draw(generator if step < self.pruned else None)
+        deltas.draw(generator if step < self.prune_until else None)
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Returns the price of open gates, then nothing, then the distance to the base's activations."""
         share = 1 / len(streams(self._batch))  # Asked once per stream: together they are one price and one mean.
-        if self._current_step < self.pruned:
+        if self._current_step < self.prune_until:
             return {"open gates": share * self.sparsity * self.network.deltas.openness()}
-        if self._current_step < self.drawn:
+        if self._current_step < self.sparsify_from:
             return {}
         base = self.network.base(batch["image"])
-        return {"distance": share * self.closeness * distance(outputs.statistics["trace"], base)}
+        return {"distance": share * self.closeness * activation_distance(outputs.statistics["trace"], base)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps settled gates where they are: with a gradient of zero, momentum would move them."""
         super().on_before_optimizer_step(optimizer)
-        if self._current_step >= self.pruned:
+        if self._current_step >= self.prune_until:
             for gate in self.network.deltas.gates():
                 gate.grad = None
 
@@ -211,6 +211,12 @@ def _base_of(tasks: Sequence[str], named: str) -> str:
     if named and named not in tasks:
         raise MethodError("computation_sharing: " + unknown_name("base task", named, tasks))
     return named or ("semseg" if "semseg" in tasks else tasks[0])
+
+
+def _check_layers(layers: Any) -> None:
+    given = list(layers.values()) if isinstance(layers, Mapping) else [None]
+    if not all(isinstance(value, (int, float)) and 0 <= value < float("inf") for value in given):
+        raise MethodError(f"computation_sharing: layers maps layers to finite numbers of at least 0; found {layers!r}.")
 
 
 def _check_not_negative(**values: float) -> None:

@@ -40,10 +40,10 @@ class HOA(GroupingMethod):
         """Chooses by gains of pairs on the validation split."""
         tasks, groups = grouping.tasks, subsets(grouping.tasks)
         results = yield from grouping.measure(subsets(tasks, 2))
-        gains, note = grouping.gains(results, "validation")
+        gains, reported, note = grouping.gains(results, "validation")
         pairs = {(a, b): gains[tuple(task for task in tasks if task in (a, b))][a] for a in tasks for b in tasks}
         table = from_pairs(groups, pairs, alone=0.0)
         cover = best_cover(tasks, table, grouping.networks)
         # Where there is no further split, a pair's own score predicts nothing.
-        known = {group: values for group, values in table.items() if len(group) > 2 or not note}
+        known = {group: values for group, values in table.items() if len(group) > 2 or not reported}
         return (yield from grouping.end(cover, known, pairs, "relative gain of a pair over single tasks", note))

@@ -72,7 +72,7 @@ class HydaLearn(MTLMethod):
         """Returns weights (A,) by what the step of each task does to the losses of the main tasks."""
         before = ctx.lookahead(None, mains)
         after = torch.stack([ctx.lookahead(ctx.preview(gradient), mains) for gradient in jacobian])
-        gains = relative_decrease(before, after).nan_to_num(0.0, neginf=-1.0).mean(1)
+        gains = relative_decrease(before, after).nan_to_num(0.0, posinf=1.0, neginf=-1.0).mean(1)
         return task_weights(gains, None if self.main == "all" else ctx.active.index(mains[0]), self.w_min)
 
     def summary(self) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class KDMTL(MTLMethod):
     a task without labels in a step is still distilled. Only a step in which no task has any changes nothing.
 
     Differences from the official code: all parameters have one optimiser, that of the suite, where A has an Adam of
-    its own, and the suite's schedule, not halves every 100 epochs; clipping, where it is on, sees the gradients of A
-    too. All λ_i are 1 unless told otherwise. The student is the suite's dense network.
+    its own, and the suite's schedule rather than halving every 100 epochs; clipping, where it is on, sees the
+    gradients of A too. All λ_i are 1 unless told otherwise. The student is the suite's dense network.
 
     Example:
         >>> import torch

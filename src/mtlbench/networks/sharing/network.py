@@ -105,7 +105,7 @@ class SharingNetwork(DenseNetwork):
         return outputs
 
 
-def distance(trace: Trace, base: Trace) -> Tensor:
+def activation_distance(trace: Trace, base: Trace) -> Tensor:
     """Returns the mean absolute difference of two passes over all entries of all places that both computed: ().
 
     Args:
