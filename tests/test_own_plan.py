@@ -102,7 +102,7 @@ def test_a_failed_stage_stops_its_plan_and_no_other(folder: Path) -> None:
     found = row(folder, "BestPartner")
     assert [len(stage) for stage in found["stages"]] == [2, 1] and found["serving"] == {}
     status = " ".join(mtlbench(folder, "status", "mine").text.split())
-    assert f"failed: stage 3 depends on {found['runs'][-1]}, which failed" in status
+    assert f"failed: what follows depends on {found['runs'][-1]}, which failed" in status
     assert "stage 2 of the plan of BestPartner; what depends on it is not run" in " ".join(answer.text.split())
     (folder / "broken").unlink()
     mended = bench(folder, "partner:BestPartner uniform", "--retry")
@@ -126,9 +126,36 @@ def test_a_plan_that_breaks_off_is_a_row_with_a_reason(folder: Path) -> None:
     answer = bench(folder, "breaks:Breaks")
     assert answer.code == 1 and "Traceback" not in answer.text
     table = (folder / "results" / "mine" / "leaderboard.md").read_text()
-    assert "1 failed" in table and "its plan broke off: KeyError in the plan: 'nonsense'" in table
+    assert "1 failed" in table and "its plan broke off: KeyError in the plan: 'nonsense' (breaks.py:" in table
     status = mtlbench(folder, "status", "mine")
     assert status.code == 1 and "failed: KeyError in the plan: 'nonsense'" in " ".join(status.text.split())
+
+
+WRONG = """\
+from mtlbench import MTLMethod
+
+
+class NoYield(MTLMethod):
+    @classmethod
+    def plan(cls, spec):
+        return {}
+
+
+class NoTask(MTLMethod):
+    @classmethod
+    def plan(cls, spec):
+        yield [spec.with_tasks("lefd")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("NoYield", "A plan must be a generator"), ("NoTask", "NoTask: Unknown task 'lefd'. Did you mean 'left'")],
+)
+def test_a_plan_that_cannot_begin_is_refused(folder: Path, name: str, words: str) -> None:
+    (folder / "wrong.py").write_text(WRONG)
+    answer = bench(folder, f"wrong:{name}")
+    assert answer.code == 2 and words in answer.text and "Traceback" not in answer.text
 
 
 SPEC = RunSpec("digits", "mine", 0, {"name": "m"}, {"left": {}, "sum": {}}, {}, {}, {}, {"steps": 4})

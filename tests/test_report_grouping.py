@@ -299,9 +299,9 @@ def lines_of(label: str) -> Iterator[str]:
         ("ended", []),
         ("apart", []),
         ("several", ["1 done", "2 done"]),
-        ("first", ["1 running", "waits for stage 1"]),
-        ("second", ["1 done", "1 done, 1 to do", "waits for stage 2"]),
-        ("lost", ["1 done, 1 failed", "failed: stage 2 depends on probe-s0-3, which failed"]),
+        ("first", ["1 running", "known when stage 1 is done"]),
+        ("second", ["1 done", "1 done, 1 to do", "known when stage 2 is done"]),
+        ("lost", ["1 done, 1 failed", "failed: what follows depends on probe-s0-3, which failed"]),
         ("wrong", ["1 done", "failed: KeyError in the plan: 'depth'"]),
     ],
 )
@@ -323,9 +323,9 @@ def test_status_shows_stages_and_what_waits(
     assert [line.split() for line in table if "second" in line] == [
         ["second", "0", "1", "1", "done"],
         ["second", "0", "2", "1", "done,", "1", "to", "do"],
-        ["second", "0", "3", "waits", "for", "stage", "2"],
+        ["second", "0", "3", "known", "when", "stage", "2", "is", "done"],
     ]
-    assert "failed: stage 2 depends on probe-s0-3, which failed" in text and not [x for x in table if "plain" in x]
+    assert "failed: what follows depends on probe-s0-3, which failed" in text and not [x for x in table if "plain" in x]
 
 
 def test_problems_say_what_a_failed_stage_takes_with_it_and_no_more() -> None:

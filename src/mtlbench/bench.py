@@ -6,7 +6,8 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ class Bench:
             progressed = any([self._advance(member) for member in self.members if member.open])
         for row, member in zip(self.study.record["rows"], self.members, strict=True):
             row.update(member.written())
+        self.study.record["run_tasks"] = {run_id: list(spec.tasks) for run_id, spec in self.specs().items()}
         if self.record:
             remember(self.root, self.study.record)
 
@@ -165,7 +167,7 @@ class Bench:
             member.failed, member.ending = True, None
             del member.stages[stages:]  # What was refused is no stage.
             known = isinstance(error, MtlbenchError)
-            member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}"
+            member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}{_place(error)}"
         return True
 
     def _check(self, spec: RunSpec) -> None:
@@ -214,12 +216,21 @@ class Bench:
                 folder.fail({"type": "Error", "message": f"The run ended without a word; see {log}.", "traceback": ""})
 
 
+def _place(error: Exception) -> str:
+    """Returns where an error came up."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({Path(last.filename).name}:{last.lineno})"
+
+
 def _plan_of(spec: RunSpec) -> Plan:
     from mtlbench import registry
     from mtlbench.plan import one_run
 
     cls: Any = registry.find(spec.method["path"])
-    return cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
+    plan = cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
+    if not isinstance(plan, Generator):
+        raise MethodError(f"A plan must be a generator that yields lists of runs. {spec.label}.plan returned {plan!r}.")
+    return plan
 
 
 def _checked_runs(member: Member, runs: Any) -> list[RunSpec]:

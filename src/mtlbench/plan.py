@@ -16,6 +16,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mtlbench.errors import MethodError, unknown_name
+
 Result = dict[str, Any]
 Serving = dict[str, str]
 Plan = Generator[list["RunSpec"], list[Result], "Serving | Ending"]
@@ -92,7 +94,14 @@ class RunSpec:
         return f"{self.method['name']}-s{self.seed}-{self.hash[:8]}"
 
     def with_tasks(self, *names: str) -> RunSpec:
-        """Returns the same run on some of its tasks; what is said about the labels of others is forgotten."""
+        """Returns the same run on some of its tasks; what is said about the labels of others is forgotten.
+
+        Raises:
+            MethodError: If it has no such task.
+        """
+        for name in names:
+            if name not in self.tasks:
+                raise MethodError(f"{self.label}: " + unknown_name("task", name, self.tasks))
         labels = {task: rule for task, rule in self.data.get("labels", {}).items() if task in names}
         return replace(self, tasks={name: self.tasks[name] for name in names}).with_labels(labels)
 

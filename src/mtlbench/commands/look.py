@@ -50,7 +50,7 @@ def status(results: Path, suite: str) -> int:
     for run_id, (row, *others) in users.items():
         folder = RunFolder(root, run_id)
         spec = folder.spec()
-        tasks = " ".join(spec.tasks) if spec else ""
+        tasks = " ".join(spec.tasks if spec else record.get("run_tasks", {}).get(run_id, ()))
         label = row["label"] + (f" +{len(others)}" if others else "")
         cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
         table.add_row(*map(escape, cells))
@@ -59,6 +59,9 @@ def status(results: Path, suite: str) -> int:
     console.print(table)
     if any(len(rows) > 1 for rows in users.values()):
         console.print("+n: n more rows use the run.")
+    for run_id in users:
+        if states[run_id] == "failed":
+            console.print(escape(f"FAILED {run_id}: {_reason(RunFolder(root, run_id))}"))
     _show_stages(console, record, states)
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
@@ -116,8 +119,6 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
         error = RunFolder(root, run_id).error() or {}
         print(f"FAILED {run_id}: {error.get('type')}: {error.get('message')}", file=sys.stderr)
     broken = [row for row in record["rows"] if row.get("error")]
-    for row in broken:
-        print(f"FAILED plan of {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
     broken_off = _broken_off(record)
     for line in broken_off:
         print(f"FAILED {line}", file=sys.stderr)
@@ -151,8 +152,12 @@ def list_suites() -> int:
 
 def _detail(folder: RunFolder, state: str) -> str:
     if state == "failed":
-        error = folder.error() or {}
-        first, _, _ = str(error.get("message", "")).partition("\n")
-        return f"{error.get('type')}: {first[:80]}"
+        return ""
     progress = folder.progress()
     return f"{progress['step']}/{progress['steps']} steps" if "step" in progress else ""
+
+
+def _reason(folder: RunFolder) -> str:
+    error = folder.error() or {}
+    first, _, _ = str(error.get("message", "")).partition("\n")
+    return f"{error.get('type')}: {first}"

@@ -64,7 +64,7 @@ def run(
         label: The row; None for the first one of computation_sharing.
         seeds: Whose runs; None for all of the study.
         thresholds: θ >= 0 each.
-        distances: Frames between key frames, >= 1 each.
+        distances: Frames from key frame to key frame, >= 1 each; at most a clip.
         blocks: Blocks in which sub-tasks are held to the base between key frames; None for half of them.
         limit: Use the first clips only; None for all.
 
@@ -76,7 +76,8 @@ def run(
     seeds = _unique(seeds or study["seeds"])
     first = _load(root, study, label, seeds)
     depth = len(first.tasks[first.base].encoder.model.blocks)
-    thresholds, distances = _unique(thresholds or THRESHOLDS), _unique(distances or DISTANCES)
+    thresholds, length = _unique(thresholds or THRESHOLDS), first.data.clip_length
+    distances = _unique(min(distance, length) for distance in distances or DISTANCES)  # A clip has one key frame.
     blocks = depth // 2 if blocks is None else blocks
     _check(first.data, thresholds, distances, blocks, depth)
     count = clips.count(first.data, limit)
@@ -89,12 +90,12 @@ def run(
         for point, found in zip(points, measured, strict=True):
             point["seeds"].append(found)
         print(f"Seed {seed}: {count} clips, {len(ways)} ways", flush=True)
-    protocols = _protocols(first.data)
+    protocols = _first_protocols(first.data, "metric")
     record = {
         "format": 2, "suite": study["suite"], "label": label, "seeds": seeds,
         "split": first.data.SPLITS[-1], "base": first.base, "shared_blocks": blocks, "blocks": depth, "clips": count,
-        "clip_length": first.data.clip_length, "tasks": protocols, "baseline": points[0]["label"],
-        "points": _with_gains(points, protocols),
+        "clip_length": length, "tasks": protocols, "monitors": _first_protocols(first.data, "monitor"),
+        "baseline": points[0]["label"], "points": _with_gains(points, protocols),
     }  # fmt: skip
     name = re.sub(r"[^\w.-]+", "-", label)
     written = [root / f"video-{name}.{kind}" for kind in ("json", "html")]
@@ -201,9 +202,9 @@ def _check(data: MTLDataModule, thresholds: Sequence[float], distances: Sequence
         )
 
 
-def _protocols(data: MTLDataModule) -> Record:
-    """Returns the first protocol of every task: what Δm is made of."""
-    first: dict[str, Any] = {name: task.metric().protocols[0] for name, task in data.tasks.items()}  # type: ignore
+def _first_protocols(data: MTLDataModule, kind: str) -> Record:
+    """Returns the first protocol of every task's ``metric``, which Δm is made of, or ``monitor``."""
+    first: dict[str, Any] = {name: getattr(task, kind)().protocols[0] for name, task in data.tasks.items()}
     return {n: {"protocol": p.id, "higher_is_better": p.higher_is_better, "unit": p.unit} for n, p in first.items()}
 
 
@@ -227,7 +228,7 @@ def _print(record: Record) -> None:
     from rich.table import Table
 
     # A name only where nothing is shared: the table must fit into 80 columns.
-    table = Table("", "θ", "every", "Δm %", "95 %", "MFLOPs", "", "drift", box=None, header_style="bold")
+    table = Table("", "θ", "every", "Δm %", "95 %", "MFLOPs", "of dense", "drift", box=None, header_style="bold")
     whole = report.flops(record["points"][0])
     for point in record["points"]:
         gain, used = report.gain(point), report.flops(point)

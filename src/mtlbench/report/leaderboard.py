@@ -43,8 +43,9 @@ def build(
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
-    named = study.get("named") or ()
     rows = order(_finish(draft, baseline, columns) for draft in drafts)
+    named = study.get("named") or ()
+    named = named if set(named) <= {row.label for row in rows} else ()
     return Leaderboard(
         suite=study["suite"],
         title=study.get("title", ""),

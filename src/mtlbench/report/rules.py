@@ -49,7 +49,7 @@ def notes(rows: Iterable[Row], named: Sequence[str] = ()) -> tuple[str, ...]:
         lines.append(
             "Cost of a row with several runs: seconds per step and parameters are summed, memory is the largest."
         )
-    devices = sorted({r.cost.devices for r in every if r.cost})
+    devices = sorted({device for r in every if r.cost for device in r.cost.devices.split(", ")})
     if devices:
         lines.append(f"Cost was measured on: {'; '.join(devices)}.")
     hints = dict.fromkeys(r.hint for r in every if r.hint.startswith(("Δm", "no task")))

@@ -46,8 +46,8 @@ def ahead(entry: Record, states: Mapping[str, str]) -> str:
         return f"failed: {entry['error']}"
     failed = [run for run in stages[-1] if states.get(run) == "failed"]
     if failed:
-        return f"failed: stage {len(stages) + 1} depends on {', '.join(failed)}, which failed"
-    return f"waits for stage {len(stages)}"
+        return f"failed: what follows depends on {', '.join(failed)}, which failed"
+    return f"known when stage {len(stages)} is done"
 
 
 def consequence(entry: Record, run: str) -> str:

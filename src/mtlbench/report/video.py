@@ -92,8 +92,9 @@ def scores(record: Record, points: Sequence[Record]) -> go.Figure:
     tasks = list(record["tasks"])
     wide = min(3, len(tasks))
     high = math.ceil(len(tasks) / wide)
-    named = {task: next(iter(_lags(points[0])[0][0]["scores"][task])) for task in tasks}
-    titles = [safe(f"{task}: {protocol}") for task, protocol in named.items()]
+    named = {task: record["monitors"][task]["protocol"] for task in tasks}
+    arrows = {task: "↑" if record["monitors"][task]["higher_is_better"] else "↓" for task in tasks}
+    titles = [safe(f"{task}: {protocol} {arrows[task]}") for task, protocol in named.items()]
     figure = make_subplots(high, wide, subplot_titles=titles, vertical_spacing=0.14 / high + 0.05)
     for place, (task, protocol) in enumerate(named.items()):
         for i, point in enumerate(points):
