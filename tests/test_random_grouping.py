@@ -55,7 +55,7 @@ def test_more_networks_than_tasks_are_as_many_as_tasks():
 
 @pytest.mark.parametrize("networks", [0, -1])
 def test_no_network_is_refused(networks):
-    with pytest.raises(MethodError, match=f"networks must be .*at least 1. Found {networks}"):
+    with pytest.raises(MethodError, match=f"networks of a grouping method must be .*at least 1. Found {networks}"):
         begin(spec("random_grouping", networks=networks))
 
 
