@@ -245,7 +245,7 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
         ((str(run), "--task", "lft"), "Did you mean 'left'"),
         ((str(run), "--task", "left", "--threshold", "1"), "no expert can reach 1"),
         ((str(run), "--out", "x"), "--task and --threshold"),
-        ((str(tmp_path / "nowhere"), "--task", "left"), "must be done"),
+        ((str(tmp_path / "nowhere"), "--task", "left"), "is not a run's folder"),
     ):
         refused = mtlbench(tmp_path, "extract", *words)
         assert refused.code == 2 and message in refused.text, refused.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,29 @@ class CheckpointFiles(CheckpointIO):
         """Removes a checkpoint and its hash."""
         Path(path).unlink(missing_ok=True)
         _digest_file(Path(path)).unlink(missing_ok=True)
+
+
+def state_sha256(state: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 over names and bytes of all tensors and values, equal for bit-identical states."""
+    sha = hashlib.sha256()
+    for name, value in sorted(_leaves(state, ""), key=lambda leaf: leaf[0]):
+        sha.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(repr(value).encode())
+    return sha.hexdigest()
+
+
+def _leaves(state: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _leaves(value, f"{name}/{key}")
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from _leaves(value, f"{name}/{index}")
+    else:
+        yield name, state
 
 
 def _digest_file(path: Path) -> Path:

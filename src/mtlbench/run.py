@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -13,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mtlbench import __version__, checkpoint, registry, start
 from mtlbench.allocator import keep_freed_memory
 from mtlbench.callbacks import EndOfStep, Heartbeat, flat
+from mtlbench.checkpoint import state_sha256
 from mtlbench.data import MTLDataModule, seed_of
 from mtlbench.errors import DataError, MtlbenchError, StoreError
 from mtlbench.evaluation import evaluate, evaluating, examples
@@ -239,8 +239,8 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
         "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
         "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
         "validation": validation, "task_gates": any(len(method.network.task_modules(task)) > 1 for task in spec.tasks),
-        "conflict_share": end.conflicts / end.measured if end.measured else None, "weights_sha256": digest(weights),
-        "optimiser_sha256": digest(method.trainer.optimizers[0].state_dict()),
+        "conflict_share": end.conflicts / end.measured if end.measured else None, "weights_sha256": state_sha256(weights),
+        "optimiser_sha256": state_sha256(method.trainer.optimizers[0].state_dict()),
         "versions": versions(), "threads": torch.get_num_threads(), "started": end.started, "finished": time.time(),
     }  # fmt: skip
     folder.finish(result)
@@ -248,29 +248,6 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
         path.unlink()
     if end.tracker is not None:
         end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}}, summary)
-
-
-def digest(state: Mapping[str, Any]) -> str:
-    """Returns a SHA-256 over names and bytes of all tensors and values, equal for bit-identical states."""
-    sha = hashlib.sha256()
-    for name, value in sorted(_leaves(state, ""), key=lambda leaf: leaf[0]):
-        sha.update(name.encode())
-        if isinstance(value, torch.Tensor):
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            sha.update(repr(value).encode())
-    return sha.hexdigest()
-
-
-def _leaves(state: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(state, Mapping):
-        for key, value in state.items():
-            yield from _leaves(value, f"{name}/{key}")
-    elif isinstance(state, (list, tuple)):
-        for index, value in enumerate(state):
-            yield from _leaves(value, f"{name}/{index}")
-    else:
-        yield name, state
 
 
 def versions() -> dict[str, str]:
