@@ -239,7 +239,8 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
         "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
         "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
         "validation": validation, "task_gates": any(len(method.network.task_modules(task)) > 1 for task in spec.tasks),
-        "conflict_share": end.conflicts / end.measured if end.measured else None, "weights_sha256": state_sha256(weights),
+        "conflict_share": end.conflicts / end.measured if end.measured else None,
+        "weights_sha256": state_sha256(weights),
         "optimiser_sha256": state_sha256(method.trainer.optimizers[0].state_dict()),
         "versions": versions(), "threads": torch.get_num_threads(), "started": end.started, "finished": time.time(),
     }  # fmt: skip
