@@ -98,12 +98,11 @@ def check_run(spec: RunSpec) -> None:
     except MethodError as error:
         raise MethodError(f"{spec.label}, on {', '.join(tasks)}: {error}") from error
     own = any(overrides(method, MTLMethod, hook) for hook in ("build_network", "configure_model"))
-    if own:  # A network that cannot be built is refused now, not after the runs that its plan trains first.
+    looks = method.balancer.view != "parameters"
+    if own or looks:  # A network that cannot be built is refused now, not after the runs that its plan trains first.
         method.configure_model()
-    if method.balancer.view == "parameters":
+    if not looks:
         return
-    if not own:
-        method.configure_model()
     outputs = method.network.eval()(torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8), list(tasks))
     for fault in method.update.view_refusals([outputs.representation]):
         raise MethodError(f"{spec.label}: {fault}")

@@ -118,9 +118,8 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
     for run_id in failed:
         error = RunFolder(root, run_id).error() or {}
         print(f"FAILED {run_id}: {error.get('type')}: {error.get('message')}", file=sys.stderr)
-    broken = [row for row in record["rows"] if row.get("error")]
-    broken_off = _broken_off(record)
-    for line in broken_off:
+    broken = _broken_off(record)
+    for line in broken:
         print(f"FAILED {line}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} run(s) failed; RETRY=1 (--retry) runs them again. Logs: {root / 'logs'}", file=sys.stderr)

@@ -109,7 +109,7 @@ def _gains(figure: go.Figure, name: str, points: Sequence[Record], **marks: Any)
     told = [f"θ = {p['threshold']:g}<br>" if p["threshold"] is not None else "" for p, _ in known]
     figure.add_scatter(
         x=[flops(point) / 1e6 for point, _ in known], y=[found.mean for _, found in known], name=name, customdata=told,
-        error_y={"array": [(found.high or found.mean) - found.mean for _, found in known], "thickness": 1, "width": 3},
+        error_y={"array": [0 if e.high is None else e.high - e.mean for _, e in known], "thickness": 1, "width": 3},
         hovertemplate=f"{name}<br>%{{customdata}}%{{x:.4g}} MFLOPs<br>Δm %{{y:+.2f}} %<extra></extra>", **marks,
     )  # fmt: skip
 
