@@ -18,8 +18,8 @@ from pairs import spread
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtlbench.allocator import keep_freed_memory
-from mtlbench.networks.dispatch import Dispatch, expert_mlp
+from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
+from mtlbench.training.malloc import keep_freed_memory
 
 Step = Callable[[], None]
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from data_modules.scenes import Scenes
+from mtlbench.data_modules.scenes import Scenes
+
 from mtlbench.data import Batch, Collate
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
-from mtlbench.run import build_method
 from mtlbench.tasks import Depth, Task
+from mtlbench.training.build import build_method
 
 SMALL_VIT = {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
 FIVE = ("semseg", "parts", "saliency", "normals", "edges")

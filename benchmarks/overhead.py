@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mtlbench.data import Collate
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.run import build_method
 from mtlbench.tasks import Regression
+from mtlbench.training.build import build_method
 
 TASKS = {"one": Regression("one"), "two": Regression("two")}
 BLOCK, BLOCKS = 10, 60

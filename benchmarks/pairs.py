@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mtlbench.allocator import keep_freed_memory
-from mtlbench.callbacks import EndOfStep
 from mtlbench.data import Batch, MTLDataModule
 from mtlbench.method import MTLMethod
-from mtlbench.plan import RunSpec
-from mtlbench.run import build_trainer, quiet_lightning
+from mtlbench.runs.spec import RunSpec
 from mtlbench.tasks import Task
-from mtlbench.tracking import MetricsFile
+from mtlbench.training.callbacks import EndOfStep
+from mtlbench.training.loggers import MetricsFile
+from mtlbench.training.malloc import keep_freed_memory
+from mtlbench.training.trainer import build_trainer, quiet_lightning
 
 
 class OneBatch(MTLDataModule):

@@ -12,7 +12,7 @@ import statistics  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 
-from data_modules.rendering import describe, render  # noqa: E402
+from mtlbench.data_modules.rendering import describe, render  # noqa: E402
 
 
 def main(size: int = 64, images: int = 100, repeats: int = 5) -> None:

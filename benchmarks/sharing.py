@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mtlbench.networks.sharing.reference import linear_from_reference
+from mtlbench.networks.sharing.referenced_vit import linear_from_reference
 
 REPEATS = 7
 LAYERS = {"qkv": (768, 2304), "proj": (768, 768), "fc1": (768, 3072), "fc2": (3072, 768)}

@@ -23,9 +23,9 @@ from pairs import losses_of, measure, run_parts, spread
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from mtlbench.balancing import update
+from benchmarks.tensor_memory import peak_bytes
+from mtlbench.balancing.gradients import update
 from mtlbench.method import MTLMethod
-from mtlbench.tensor_memory import peak_bytes
 
 METHODS = ("pcgrad", "mgda", "cagrad", "upgrad", "nash_mtl", "graddrop")
 Step = Callable[[], None]

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from pairs import spread
 
-from mtlbench.allocator import keep_freed_memory
 from mtlbench.networks.encoder import build_encoder
-from mtlbench.networks.expert_vit import ExpertOptions, ExpertViT
-from mtlbench.networks.moe import TOKENS_PER_PASS
+from mtlbench.networks.experts.network import TOKENS_PER_PASS
+from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
+from mtlbench.training.malloc import keep_freed_memory
 
 SIDE, PATCH, WARMUP = 48, 8, 4
 TOKENS = (SIDE // PATCH) ** 2 + 1

@@ -10,13 +10,14 @@ from typing import ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.dense import DenseData, numbered
-from data_modules.dense import decoding as read
-from data_modules.dense.decoding import Array, Bytes, Size
-from data_modules.dense.files import Files
-from data_modules.transforms import Protocol, ZoomedCrop
-from mtlbench.map_tasks import InverseDepth
 from mtlbench.tasks import IGNORE, SemanticSegmentation, Task
+from mtlbench.tasks.taskonomy import InverseDepth
+
+from .dense import DenseData, numbered_files
+from .dense import decoding as read
+from .dense.decoding import Array, Bytes, Size
+from .dense.files import Files
+from .dense.recipes import Protocol, ZoomedCrop
 
 NAMES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -121,7 +122,7 @@ class Cityscapes(DenseData):
         """Returns the image and the labels of ``tasks``; see `DenseData.decode`."""
         files = cast(CityscapesFiles, self.files)
         npy, path = files.layout == "npy", files.path("image", image)
-        pixels = numbered.image(path) if npy else read.photo(path)
+        pixels = numbered_files.image(path) if npy else read.photo(path)
         size, groups = (pixels.shape[0], pixels.shape[1]), self.GROUPS
         official = files.layout == "official"
 
@@ -129,7 +130,7 @@ class Cityscapes(DenseData):
             path = files.path("semseg", image)
             if official:
                 return official_classes(path, groups, size)
-            return numbered.classes(path, len(groups), size) if npy else png_classes(path, len(groups), size)
+            return numbered_files.classes(path, len(groups), size) if npy else png_classes(path, len(groups), size)
 
         def depth() -> NDArray[np.float32]:
             path = files.path("depth", image)

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mtlbench.data import MTLDataModule, Sample, Samples, seed_of
+from mtlbench.data import MTLDataModule, Sample, Samples
+from mtlbench.seeding import seed_of
 from mtlbench.tasks import Classification, Regression, SemanticSegmentation, Task
 
 CANVAS = (20, 24)

@@ -9,13 +9,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.dense import DenseData
-from data_modules.dense import decoding as read
-from data_modules.dense.decoding import Array, Bytes, Size
-from data_modules.dense.files import ListedFiles
-from data_modules.transforms import AboutCentre, Protocol, ScaledCrop
-from mtlbench.download import Download
+from mtlbench.data.download import Download
 from mtlbench.tasks import IGNORE, Depth, Edges, Normals, SemanticSegmentation, Task
+
+from .dense import DenseData
+from .dense import decoding as read
+from .dense.decoding import Array, Bytes, Size
+from .dense.files import ListedFiles
+from .dense.recipes import AboutCentre, Protocol, ScaledCrop
 
 SEMSEG_NAMES = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
-from data_modules.dense import DenseData, numbered
-from data_modules.dense import decoding as read
-from data_modules.dense.decoding import Array, Bytes
-from data_modules.transforms import Protocol, ZoomedCrop
-from mtlbench.map_tasks import CosineNormals
 from mtlbench.tasks import Depth, SemanticSegmentation, Task
+from mtlbench.tasks.taskonomy import CosineNormals
+
+from .dense import DenseData, numbered_files
+from .dense import decoding as read
+from .dense.decoding import Array, Bytes
+from .dense.recipes import Protocol, ZoomedCrop
 
 
-class NYUv2Files(numbered.NumberedFiles):
+class NYUv2Files(numbered_files.NumberedFiles):
     """``nyuv2/{train,val}/{image,label,depth,normal}/<n>.npy``."""
 
     TITLE: ClassVar[str] = "NYUv2 of MTAN"
@@ -57,11 +58,11 @@ class NYUv2(DenseData):
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the image and the labels of ``tasks``; see `DenseData.decode`."""
         files = self.files
-        pixels = numbered.image(files.path("image", image))
+        pixels = numbered_files.image(files.path("image", image))
         size = (pixels.shape[0], pixels.shape[1])
         readers: dict[str, Callable[[], Array]] = {
-            "semseg": lambda: numbered.classes(files.path("semseg", image), 13, size),
+            "semseg": lambda: numbered_files.classes(files.path("semseg", image), 13, size),
             "depth": lambda: read.depth(files.path("depth", image), read.npy(files.path("depth", image)), size),
-            "normals": lambda: numbered.normals(files.path("normals", image), size),
+            "normals": lambda: numbered_files.normals(files.path("normals", image), size),
         }
         return pixels, {task: readers[task]() for task in tasks}

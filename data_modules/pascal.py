@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_modules import pascal_labels as labels
-from data_modules.dense import DenseData
-from data_modules.dense.decoding import Array, Bytes, photo
-from data_modules.pascal_files import PascalFiles
-from data_modules.transforms import AboutCentre, Protocol, ScaledCrop
-from mtlbench.download import Download
+from mtlbench.data.download import Download
 from mtlbench.tasks import Edges, HumanParts, Normals, Saliency, SemanticSegmentation, Task
+
+from .dense import DenseData
+from .dense.decoding import Array, Bytes, photo
+from .dense.formats import pascal_labels as labels
+from .dense.formats.pascal_files import PascalFiles
+from .dense.recipes import AboutCentre, Protocol, ScaledCrop
 
 
 class Pascal(DenseData):

@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from data_modules.dense import DenseData
-from data_modules.dense import decoding as read
-from data_modules.dense.decoding import Array, Bytes, Size
-from data_modules.dense.files import Files
-from data_modules.dense.module import NO_NORMAL
-from data_modules.transforms import Protocol, RandomCrop
-from mtlbench.download import Download
+from mtlbench.data.download import Download
 from mtlbench.errors import DataError, SuiteError, unknown_name
-from mtlbench.map_tasks import CosineNormals, SoftClassification, ValueMap
 from mtlbench.tasks import IGNORE, Task
+from mtlbench.tasks.taskonomy import CosineNormals, SoftClassification, ValueMap
+
+from .dense import DenseData
+from .dense import decoding as read
+from .dense.decoding import Array, Bytes, Size
+from .dense.files import Files
+from .dense.module import NO_NORMAL
+from .dense.recipes import Protocol, RandomCrop
 
 SUBSETS = ("debug", "tiny", "medium", "full", "fullplus")
 EXCLUDED = frozenset({"mosquito", "tansboro", "tomkins", "darnestown", "brinnon", "rough", "woodbine"})

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mtlbench.rank_pool import RankPool
-from mtlbench.run import quiet_lightning
+from mtlbench.testing.rank_pool import RankPool
+from mtlbench.training.trainer import quiet_lightning
 
 
 @pytest.fixture(scope="session", autouse=True)

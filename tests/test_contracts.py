@@ -6,19 +6,20 @@ import importlib
 import inspect
 from pathlib import Path
 
-import faults
 import pytest
 import torch
-from faults import trained_with
 
 from mtlbench import registry, suite
 from mtlbench.data import MTLDataModule
 from mtlbench.method import MTLMethod
-from mtlbench.plan import Ending, RunSpec
-from mtlbench.run import train
-from mtlbench.store import RunFolder
-from mtlbench.study import Local, resolve
+from mtlbench.runs.plan import Ending
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder
+from mtlbench.study.resolve import Local, resolve
 from mtlbench.testing import TOLERANCE, check_data_module, check_method, difference, toy_spec, trained
+from mtlbench.training.run import train
+from tests.support import faults
+from tests.support.faults import trained_with
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSITIONS = [
@@ -55,13 +56,13 @@ def test_composition(name, balancer, pool):
 
 
 def test_own_random_numbers_are_noticed(pool):
-    assert [text.split(":")[0] for text in failures(check_method("faults:OwnDraws", pool))] == [
+    assert [text.split(":")[0] for text in failures(check_method("tests.support.faults:OwnDraws", pool))] == [
         "two ranks equal one process"
     ]
 
 
 def test_forgotten_state_is_noticed(pool):
-    assert [text.split(":")[0] for text in failures(check_method("faults:Forgetful", pool))] == [
+    assert [text.split(":")[0] for text in failures(check_method("tests.support.faults:Forgetful", pool))] == [
         "stop and resume is bit-identical"
     ]
 
@@ -107,7 +108,7 @@ def data_modules():
     """Returns ``module:Class`` of every data module that data_modules/*.py defines."""
     found = []
     for path in sorted((ROOT / "data_modules").glob("[!_]*.py")):
-        module = importlib.import_module(f"data_modules.{path.stem}")
+        module = importlib.import_module(f"mtlbench.data_modules.{path.stem}")
         for name, value in vars(module).items():
             if inspect.isclass(value) and issubclass(value, MTLDataModule) and value.__module__ == module.__name__:
                 found.append(f"data_modules.{path.stem}:{name}")
@@ -116,7 +117,7 @@ def data_modules():
 
 def miniature(name, folder):
     """Returns the folder of a rendered miniature of a data set, or None for data that needs no files."""
-    from data_modules.miniatures import MINIATURES
+    from mtlbench.data_modules.miniatures import MINIATURES
 
     return str(MINIATURES[name](folder, train=4, val=2)) if name in MINIATURES else None
 
@@ -144,10 +145,10 @@ def test_data_module(target, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("target", "message"), [
-    ("faults:OwnNoise", "different images"), ("faults:OwnCrop", "different"), ("faults:Unstable", "two readings"),
+    ("OwnNoise", "different images"), ("OwnCrop", "different"), ("Unstable", "two readings"),
 ])  # fmt: skip
 def test_data_module_with_a_state_is_noticed(target, message):
-    (found,) = failures(check_data_module(target))
+    (found,) = failures(check_data_module(f"tests.support.faults:{target}"))
     assert message in found
 
 

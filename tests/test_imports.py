@@ -1,11 +1,14 @@
-"""Imports go one way: lower parts never know higher ones, and what only looks starts without torch."""
+"""Imports go one way, lazy ones included: lower rooms never know higher ones, and what only looks needs no torch."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,25 +16,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtlbench"
-FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
-HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
-LIGHT = (
-    "__init__", "suite", "plan", "store", "errors", "study", "registry", "cli", "bench", "executors/", "report/",
-    "grouping/", "commands/look", "commands/request", "commands/bench", "commands/progress", "commands/single",
+LAYERS = (
+    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "data",
+    "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "testing", "cli",
 )  # fmt: skip
-LOWER = {
-    "balancing/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "networks", "commands"),
-    "networks/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "data", "commands"),
-    "metrics/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "data", "commands"),
-    "methods/": ("run", "suite", "store", "report", "study", "bench", "commands", "executors"),
-    "report/": ("method", "methods", "run", "study", "bench", "data", "commands", "executors", "suite"),
-    "grouping/": ("method", "methods", "run", "suite", "store", "report", "study", "bench", "commands", "executors"),
-    "executors/": ("bench", "study", "commands", "report", "suite"),
-    "method": ("run", "suite", "store", "report", "study", "bench", "commands", "executors"),
-    "run": ("bench", "study", "suite", "commands", "report", "executors"),
-    "store": ("run", "method", "suite", "study", "bench", "commands", "report"),
-    "suite": ("run", "method", "store", "study", "bench", "commands", "report"),
-}
+"""Rooms from the lowest to the highest: each may import from those on its left alone."""
+LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"}
+"""The only modules of the package that are in no room."""
+HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
+LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "cli")
+"""What starts without torch."""
+ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.reader", "cli.arguments"}}
+"""Libraries that one place knows."""
+
+
+def name_of(path: Path) -> str:
+    """Returns the name of a module within the package, ``""`` for the package itself."""
+    name = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+    return "" if name == "__init__" else name.removesuffix(".__init__")
+
+
+FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "data_modules" not in path.parts[-2:]}
 
 
 def at_module_level(node: ast.AST) -> Iterator[ast.AST]:
@@ -43,8 +48,8 @@ def at_module_level(node: ast.AST) -> Iterator[ast.AST]:
             yield from at_module_level(child)
 
 
-def imports(path: Path, *, everywhere: bool = False) -> set[str]:
-    """Returns the dotted names that a file imports."""
+def imports(path: Path, *, everywhere: bool = True) -> set[str]:
+    """Returns the dotted names that a file imports; with ``everywhere`` also inside functions and for types."""
     tree = ast.parse(path.read_text())
     found: set[str] = set()
     for node in ast.walk(tree) if everywhere else at_module_level(tree):
@@ -55,48 +60,76 @@ def imports(path: Path, *, everywhere: bool = False) -> set[str]:
     return found
 
 
-def within(names: set[str], part: str) -> set[str]:
-    return {name for name in names if name == part or name.startswith(part + ".")}
+def arrows() -> Iterator[tuple[str, str]]:
+    """Yields every import of one module of the package by another."""
+    for name, path in FILES.items():
+        for found in imports(path):
+            own = found.removeprefix("mtlbench.")
+            if found.startswith("mtlbench.") and own in FILES and own != name:
+                yield name, own
 
 
-def files(*parts: str) -> dict[str, Path]:
-    """Returns modules by name; a name that ends in a slash stands for a whole package."""
-    folders = tuple(part for part in parts if part.endswith("/"))
-    chosen = {name: path for name, path in FILES.items() if name in parts or (folders and name.startswith(folders))}
-    assert chosen
-    return chosen
+def room(name: str) -> str:
+    """Returns the top-level package or module of a module."""
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", sorted(files(*LIGHT)))
+def test_every_room_has_its_layer() -> None:
+    assert {room(name) for name in FILES} - {""} == set(LAYERS)
+
+
+def test_few_modules_are_in_no_room() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= LOOSE and len(LOOSE) <= 6
+
+
+def test_lower_never_imports_higher() -> None:
+    height = {name: number for number, name in enumerate(LAYERS)}
+    wrong = [
+        f"{one} imports {other}"
+        for one, other in arrows()
+        if one and other and room(one) != room(other) and height[room(one)] < height[room(other)]
+    ]
+    assert wrong == []
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    """Within every package, files and sub-packages form no circle."""
+    graphs: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for one, other in arrows():
+        a, b = one.split("."), other.split(".")
+        common = os.path.commonprefix([a, b])
+        depth = len(common)
+        if depth < len(a) and depth < len(b):
+            graphs[".".join(common)][a[depth]].add(b[depth])
+    for place, graph in graphs.items():
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as circle:
+            raise AssertionError(f"In mtlbench.{place}: {' <- '.join(circle.args[1])}") from None
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) in LIGHT))
 def test_light_parts_import_nothing_heavy(name: str) -> None:
-    assert {found.partition(".")[0] for found in imports(FILES[name])} & HEAVY == set()
+    assert {found.partition(".")[0] for found in imports(FILES[name], everywhere=False)} & HEAVY == set()
 
 
-@pytest.mark.parametrize("part", sorted(LOWER))
-def test_lower_never_imports_higher(part: str) -> None:
-    for name, path in files(part).items():
-        known = imports(path)
-        assert [higher for higher in LOWER[part] if within(known, f"mtlbench.{higher}")] == [], name
-
-
-def test_the_package_never_imports_data_modules() -> None:
-    assert [name for name, path in FILES.items() if within(imports(path, everywhere=True), "data_modules")] == []
+def test_the_package_imports_data_modules_by_name_alone() -> None:
+    assert [name for name, path in FILES.items() if any("data_modules" in found for found in imports(path))] == []
 
 
 def test_one_method_never_imports_another() -> None:
-    assert [n for n, p in files("methods/").items() if within(imports(p, everywhere=True), "mtlbench.methods")] == []
+    own = [name for name in FILES if room(name) == "methods"]
+    assert [(one, other) for one, other in arrows() if one in own and other in own] == []
 
 
-@pytest.mark.parametrize(
-    ("library", "allowed"),
-    [("wandb", {"tracking"}), ("yaml", {"suite", "commands/request"})],
-)
-def test_one_place_knows_a_library(library: str, allowed: set[str]) -> None:
-    assert {name for name, path in FILES.items() if within(imports(path, everywhere=True), library)} <= allowed
+@pytest.mark.parametrize("library", sorted(ONLY_HERE))
+def test_one_place_knows_a_library(library: str) -> None:
+    knowing = {name for name, path in FILES.items() if any(f.partition(".")[0] == library for f in imports(path))}
+    assert knowing <= ONLY_HERE[library]
 
 
 def test_one_place_builds_a_trainer() -> None:
-    assert [name for name, path in FILES.items() if "Trainer(" in path.read_text()] == ["run"]
+    assert [name for name, path in FILES.items() if "Trainer(" in path.read_text()] == ["training.trainer"]
 
 
 NO_TORCH = """\

@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from command_line import mtlbench
 
 from mtlbench import registry
 from mtlbench.balancing import Balancer
 from mtlbench.cli import _parser
+from tests.support.command_line import mtlbench
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_modules.dense.cache import Decoded, Stored, cached
-from data_modules.dense.decoding import Array, Bytes
-from data_modules.dense.files import Files
-from data_modules.transforms import Protocol
-from data_modules.warp import AXES, SHORT
 from mtlbench.data import MTLDataModule, Sample
-from mtlbench.download import Download
+from mtlbench.data.download import Download
 from mtlbench.errors import DataError, SuiteError, unknown_name
 from mtlbench.tasks import IGNORE
+
+from .cache import Decoded, Stored, cached
+from .decoding import Array, Bytes
+from .files import Files
+from .recipes import Protocol
+from .warp import AXES, SHORT
 
 CATEGORICAL = ("semantic_segmentation", "human_parts")
 BINARY = ("saliency", "edges")
@@ -42,7 +43,7 @@ class DenseData(MTLDataModule):
         rotation: Largest turn of a training image, degrees, to either side.
         fill: Label of pixels that the warp brings in from outside: 255 = ignore, or 0 = background, as in the
             reference code of ASTMT and Vandenhende. Depth and normals are ignored there in any case.
-        normals_axes: Where the stored channels 0 and 1 of the normals point: a key of `data_modules.warp.AXES`;
+        normals_axes: Where the stored channels 0 and 1 of the normals point: a key of `data_modules.dense.warp.AXES`;
             None = what the reference code assumes.
         **common: ``tasks``, ``batch_size``, ``steps``, ``seed``, ``workers``, ``micro`` of `MTLDataModule`.
 

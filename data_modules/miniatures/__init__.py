@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from data_modules.miniatures.cityscapes import write_cityscapes
-from data_modules.miniatures.nyud import write_nyud
-from data_modules.miniatures.nyuv2 import write_nyuv2
-from data_modules.miniatures.pascal import write_pascal
-from data_modules.miniatures.taskonomy import write_taskonomy
-from data_modules.miniatures.writing import MARK, palette
+from .cityscapes import write_cityscapes
+from .nyud import write_nyud
+from .nyuv2 import write_nyuv2
+from .pascal import write_pascal
+from .taskonomy import write_taskonomy
+from .writing import MARK, palette
 
 __all__ = [
     "MARK", "MINIATURES", "palette", "write_cityscapes", "write_nyud", "write_nyuv2", "write_pascal",

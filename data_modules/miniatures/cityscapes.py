@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.miniatures.writing import photo, save, save_npy, whole
-from data_modules.rendering import SEMSEG_CLASSES, render
+from ..rendering import SEMSEG_CLASSES, render
+from .writing import photo, save, save_npy, whole
 
 SIZE = (32, 64)
 CITIES = ("aachen", "bochum")

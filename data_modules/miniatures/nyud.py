@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.miniatures.writing import photo, save, save_mat, save_npy, whole, write_lists
-from data_modules.nyud import SEMSEG_NAMES
-from data_modules.rendering import SEMSEG_CLASSES, render
+from ..nyud import SEMSEG_NAMES
+from ..rendering import SEMSEG_CLASSES, render
+from .writing import photo, save, save_mat, save_npy, whole, write_lists
 
 SIZE = (60, 80)
 STAND_INS = {

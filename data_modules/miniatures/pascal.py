@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.miniatures.writing import palette, photo, save, save_mat, whole, write_lists
-from data_modules.pascal_labels import PART_NAMES, PARTS, SEMSEG_NAMES
-from data_modules.pascal_labels import PERSON as VOC_PERSON
-from data_modules.rendering import SEMSEG_CLASSES, render
-from data_modules.rendering.renderer import Rendered
-from data_modules.thinning import boundaries, thin
 from mtlbench.tasks import IGNORE
+
+from ..dense.boundaries import boundaries, thin
+from ..dense.formats.pascal_labels import PART_NAMES, PARTS, SEMSEG_NAMES
+from ..dense.formats.pascal_labels import PERSON as VOC_PERSON
+from ..rendering import SEMSEG_CLASSES, render
+from ..rendering.renderer import Rendered
+from .writing import palette, photo, save, save_mat, whole, write_lists
 
 STAND_INS = {
     "sphere": "sheep", "box": "sofa", "cylinder": "bottle", "cone": "boat", "capsule": "cat", "table": "diningtable",

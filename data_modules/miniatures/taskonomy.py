@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_modules.miniatures.writing import photo, save, save_npy, whole
-from data_modules.rendering import render
-from data_modules.rendering.renderer import Rendered
+from ..rendering import render
+from ..rendering.renderer import Rendered
+from .writing import photo, save, save_npy, whole
 
 SIZE = (56, 72)
 BUILDINGS = {"train": ("hiteman", "beechwood"), "val": ("corozal",), "test": ("ihlen",)}

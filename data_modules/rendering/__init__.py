@@ -3,8 +3,8 @@
 `describe` draws a `Scene` from (seed, index); `render` turns scenes into images and labels.
 """
 
-from data_modules.rendering.layout import describe
-from data_modules.rendering.renderer import Rendered, render
-from data_modules.rendering.scene import PART_CLASSES, SEMSEG_CLASSES, Scene
+from .layout import describe
+from .renderer import Rendered, render
+from .scene import PART_CLASSES, SEMSEG_CLASSES, Scene
 
 __all__ = ["PART_CLASSES", "SEMSEG_CLASSES", "Rendered", "Scene", "describe", "render"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.rendering.scene import Array
+from .scene import Array
 
 CREASE = float(np.cos(np.radians(30)))
 """Cosine of the angle between two faces of one thing above which their border is an edge."""

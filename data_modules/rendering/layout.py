@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from data_modules.rendering.figures import CLOTHES, figure
-from data_modules.rendering.materials import material, skin, tint
-from data_modules.rendering.scene import (
+from .bodies import CLOTHES, figure
+from .materials import material, skin, tint
+from .scene import (
     BACKGROUND,
     GROUND,
     SEMSEG_CLASSES,
@@ -22,7 +22,7 @@ from data_modules.rendering.scene import (
     rotation,
     vector,
 )
-from data_modules.rendering.solids import bound, reach
+from .solids import bound, reach
 
 MIN_SOLIDS = 20
 """Every scene has at least this many solids, planes included."""

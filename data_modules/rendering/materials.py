@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.rendering.scene import Array, Material, Texture, vector
+from .scene import Array, Material, Texture, vector
 
 _TEXTURES = np.cumsum((0.34, 0.22, 0.2))  # Upper ends of the shares of all but the last texture.
 _SKIN = np.array(((0.85, 0.62, 0.48), (0.09, 0.045, 0.03)), np.float32)

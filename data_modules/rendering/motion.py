@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from data_modules.rendering.layout import describe
-from data_modules.rendering.renderer import Rendered, shoot
-from data_modules.rendering.scene import (
+from .layout import describe
+from .renderer import Rendered, shoot
+from .scene import (
     BACKGROUND,
     GROUND,
     PERSON,
@@ -26,7 +26,7 @@ from data_modules.rendering.scene import (
     rotation,
     vector,
 )
-from data_modules.rendering.solids import reach
+from .solids import reach
 
 ORBITED = 3.5
 """Metres between the camera and the upright axis that it orbits."""

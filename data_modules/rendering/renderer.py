@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.rendering import labels, shading, tracing
-from data_modules.rendering.layout import describe
-from data_modules.rendering.scene import BACKGROUND, GROUND, Array, Scene
-from data_modules.rendering.solids import FACES
+from . import labels, shading, tracing
+from .layout import describe
+from .scene import BACKGROUND, GROUND, Array, Scene
+from .solids import FACES
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.rendering.materials import albedo
-from data_modules.rendering.scene import FAR, Array, Scene
-from data_modules.rendering.tracing import Hits, Table, shadowed, unit
+from .materials import albedo
+from .scene import FAR, Array, Scene
+from .tracing import Hits, Table, shadowed, unit
 
 
 def sky(scene: Scene, directions: Array) -> Array:

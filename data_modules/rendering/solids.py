@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.rendering.scene import Array, Kind, Solid
+from .scene import Array, Kind, Solid
 
 FACES = 6
 """More than the face ids of any solid."""

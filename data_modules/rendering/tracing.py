@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.rendering.scene import FAR, Array, Camera, Kind, Material, Scene
-from data_modules.rendering.solids import bound, enter, normal
+from .scene import FAR, Array, Camera, Kind, Material, Scene
+from .solids import bound, enter, normal
 
 Ints = NDArray[np.intp]
 

@@ -13,8 +13,8 @@ _HOMES = {
     "Balancer": "balancing",
     "make_balancer": "balancing",
     "Task": "tasks",
-    "load_run": "run",
-    "load_extracted": "extracted",
+    "load_run": "training.load",
+    "load_extracted": "networks.experts.extracted",
 }
 
 __all__ = list(_HOMES)

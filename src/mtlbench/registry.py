@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mtlbench.errors import MethodError, unknown_name
 
@@ -18,12 +18,26 @@ ENTRY_POINTS = "mtlbench.methods"
 _METHODS = Path(__file__).parent / "methods"
 
 
+class Registered:
+    """Base of what a suite may name as a method: `MTLMethod` and `Balancer`. Every subclass is found by name.
+
+    Attributes:
+        VERSION: Raise it when the same hyper-parameters give another result; it enters every run's identity.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+
 def shipped() -> dict[str, str]:
     """Returns the names of the shipped methods with the first line of their docstring, without importing them."""
-    found = {}
-    for path in sorted(_METHODS.glob("[!_]*.py")):
-        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
-    return found
+    return {
+        name: (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0] for name, path in _files().items()
+    }
+
+
+def _files() -> dict[str, Path]:
+    """Returns the file of every shipped method by name, sorted by name."""
+    return {path.stem: path for path in sorted(_METHODS.glob("*/[!_]*.py"), key=lambda path: path.stem)}
 
 
 def names() -> list[str]:
@@ -34,6 +48,8 @@ def names() -> list[str]:
 def load(path: str) -> Any:
     """Returns the object that ``module:Name`` stands for; the current folder counts as importable.
 
+    ``data_modules.digits:Digits`` names a shipped data module, wherever mtlbench is installed.
+
     Raises:
         MethodError: If the module or the name does not exist.
     """
@@ -41,7 +57,7 @@ def load(path: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(_home_of(module_name))
     except ModuleNotFoundError as error:
         raise MethodError(
             f"{path!r} must name an importable module: {error}. Looked in the current folder and the environment."
@@ -51,33 +67,55 @@ def load(path: str) -> Any:
     return getattr(module, attribute)
 
 
+def _home_of(module_name: str) -> str:
+    """Returns where a module is imported from: a shipped data module from within the package.
+
+    Raises:
+        MethodError: If the current folder has a module of the same name as a shipped one.
+    """
+    package, _, name = module_name.partition(".")
+    shipped_file = _module_file(Path(importlib.import_module("mtlbench.data_modules").__path__[0]), name)
+    if package != "data_modules" or shipped_file is None:
+        return module_name
+    own = _module_file(Path.cwd() / "data_modules", name)
+    if own is not None and not own.samefile(shipped_file):
+        raise MethodError(
+            f"A data module of your own needs a name of its own. {own} has the name of the shipped {module_name}. "
+            "Rename your file."
+        )
+    return f"mtlbench.{module_name}"
+
+
+def _module_file(folder: Path, name: str) -> Path | None:
+    """Returns the file of a module ``a.b`` below a folder, or None."""
+    base = folder.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if name and path.is_file()), None)
+
+
 def find(name: str) -> type:
     """Returns the class of a method or balancer.
 
     Raises:
         MethodError: If there is none of that name.
     """
-    from mtlbench.balancing.base import Balancer
-    from mtlbench.method import MTLMethod
-
     if ":" in name:
         cls = load(name)
-        if not (inspect.isclass(cls) and issubclass(cls, (MTLMethod, Balancer))):
+        if not (inspect.isclass(cls) and issubclass(cls, Registered)):
             raise MethodError(f"{name!r} must name a subclass of MTLMethod or Balancer; found {cls!r}.")
         return cls
-    if name in shipped():
-        module = importlib.import_module(f"mtlbench.methods.{name}")
+    if path := _files().get(name):
+        module = importlib.import_module(f"mtlbench.methods.{path.parent.name}.{name}")
         own = [
             cls for cls in vars(module).values()
-            if inspect.isclass(cls) and cls.__module__ == module.__name__ and issubclass(cls, (MTLMethod, Balancer))
+            if inspect.isclass(cls) and cls.__module__ == module.__name__ and issubclass(cls, Registered)
         ]  # fmt: skip
         return own[0]
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name == name:
             return point.load()
     # Shipped ones have their names, and what several of them share is no method itself.
-    found = [cls for base in (MTLMethod, Balancer) for cls in _below(base)]
-    subclasses = {_snake(c.__name__): c for c in found if not c.__module__.startswith("mtlbench.")}
+    found = [cls for cls in _below(Registered) if not cls.__module__.startswith("mtlbench.")]
+    subclasses = {_snake(cls.__name__): cls for cls in found}
     if name in subclasses:
         return subclasses[name]
     raise MethodError(unknown_name("method", name, {*names(), *subclasses}))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.errors import MethodError, unknown_name
-from mtlbench.noise import seed_of
+from mtlbench.registry import Registered
+from mtlbench.seeding import seed_of
 
 GRADIENT_HOOKS = ("gradient_weights", "combine_gradients")
 BALANCING_HOOKS = ("combine_losses", *GRADIENT_HOOKS)
@@ -50,14 +51,13 @@ class Context:
     lr: float = 1.0
 
 
-class Balancer(nn.Module):
+class Balancer(nn.Module, Registered):
     """Base of every balancing rule. Override one hook (or two: from losses, then from gradients).
 
     What a rule remembers is a buffer created in `configure`, so that a checkpoint carries it. A Parameter is
     trained by the main optimiser: only for what shall be trained that way.
 
     Attributes:
-        VERSION: Raise it when the same arguments give another result; it enters every run's identity.
         SEARCH: Search space per argument, for tuning.
         POSITIVE: Whether every loss must be above `floor`, because the rule takes logarithms or quotients.
         COLUMNWISE: Whether `combine_gradients` treats every column alone. It is then called with blocks of columns,
@@ -72,7 +72,6 @@ class Balancer(nn.Module):
             multiplied by the weight that `gradient_weights` gave to the task.
     """
 
-    VERSION: ClassVar[int] = 1
     SEARCH: ClassVar[dict[str, Any]] = {}
     POSITIVE: ClassVar[bool] = False
     COLUMNWISE: ClassVar[bool] = False

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mtlbench.balancing import ranks
+from mtlbench import distributed
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,5 @@ class ReducedLosses:
 
 def reduce_losses(sums: Tensor, counts: Sequence[int], scales: Sequence[float]) -> ReducedLosses:
     """Adds this rank's loss sums (T,) and counts to those of all others."""
-    totals = ranks.sum_(sums.detach().clone())
-    return ReducedLosses(totals, tuple(ranks.sum_counts(counts, sums.device)), tuple(scales))
+    totals = distributed.sum_(sums.detach().clone())
+    return ReducedLosses(totals, tuple(distributed.sum_counts(counts, sums.device)), tuple(scales))

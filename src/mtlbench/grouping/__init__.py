@@ -1,6 +1,6 @@
 """Task grouping: which tasks share a network. Tables of quality, the best choice on them, and plans. Free of torch."""
 
-from mtlbench.grouping.cover import Cover, Group, Table, best_cover, subsets
+from mtlbench.grouping.assignment import Cover, Group, Table, best_cover, subsets
 from mtlbench.grouping.plans import Grouping
 from mtlbench.grouping.quality import from_pairs, random_partition, relative_gains
 

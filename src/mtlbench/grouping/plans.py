@@ -9,9 +9,10 @@ from typing import Any
 
 from mtlbench import registry
 from mtlbench.errors import MethodError
-from mtlbench.grouping.cover import Cover, Group, Table, best_cover, subsets
+from mtlbench.grouping.assignment import Cover, Group, Table, best_cover, subsets
 from mtlbench.grouping.quality import Pairs, from_pairs, relative_gains
-from mtlbench.plan import Ending, Plan, Result, RunSpec
+from mtlbench.runs.plan import Ending, Plan, Result
+from mtlbench.runs.spec import RunSpec
 
 ALONE = -1e6
 """Score of a task alone where only pairs are scored: any company is better."""

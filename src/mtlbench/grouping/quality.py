@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtlbench.errors import MethodError
-from mtlbench.grouping.cover import Group, Table
+from mtlbench.grouping.assignment import Group, Table
 
 Pairs = Mapping[tuple[str, str], float]
 """``{(recipient, source): value}``, the pairs of a task with itself included."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlbench.networks.encoder import Encoder
-from mtlbench.noise import seed_of
+from mtlbench.seeding import seed_of
 
 
 def norm(channels: int) -> nn.GroupNorm:

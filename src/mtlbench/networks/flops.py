@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mtlbench.networks.base import MTLNetwork
-from mtlbench.networks.dispatch import flop_mapping
+from mtlbench.networks.experts.dispatch import flop_mapping
 
 
 def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> int:

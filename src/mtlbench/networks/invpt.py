@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from mtlbench.errors import MethodError
 from mtlbench.networks.blocks import Predictor, conv, norm, per_task, resize
 from mtlbench.networks.decoder import DenseHead
-from mtlbench.networks.distillation import ExchangeDecoder
 from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.feature_exchange import ExchangeDecoder
 from mtlbench.tasks import Task
 
 STRIDES = (16, 8, 4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtlbench.networks.base import Outputs
 from mtlbench.networks.blocks import bottleneck, conv, norm, per_task, resize
 from mtlbench.networks.dense import DenseNetwork
-from mtlbench.networks.stages import Stages
+from mtlbench.networks.encoder_stages import Stages
 from mtlbench.tasks import Task
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.blocks import Predictor, Pyramid, SqueezeExcite, basic_block, conv, norm, per_task, resize
-from mtlbench.networks.distillation import Distillation, ExchangeDecoder
 from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.feature_exchange import Distillation, ExchangeDecoder
 from mtlbench.tasks import Task
 
 

@@ -14,7 +14,7 @@ from mtlbench.errors import SuiteError
 from mtlbench.networks.base import Outputs
 from mtlbench.networks.blocks import per_task
 from mtlbench.networks.dense import DenseNetwork
-from mtlbench.networks.stages import Stages
+from mtlbench.networks.encoder_stages import Stages
 from mtlbench.tasks import Task
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mtlbench.networks.blocks import Predictor, bottleneck, per_task
 from mtlbench.networks.decoder import DenseHead, Neck
-from mtlbench.networks.distillation import Distillation, ExchangeDecoder
 from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.feature_exchange import Distillation, ExchangeDecoder
 from mtlbench.tasks import Task
 
 

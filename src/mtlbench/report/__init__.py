@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtlbench.report import conditions
-from mtlbench.report.board import Leaderboard
-from mtlbench.report.leaderboard import build
-from mtlbench.report.read import Study, read_study
+from mtlbench.report.model import Leaderboard
+from mtlbench.report.reader import Study, read_study
+from mtlbench.report.tables import conditions
+from mtlbench.report.tables.leaderboard import build
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtlbench.report.tables import AnyBoard
+    from mtlbench.report.views.tables import AnyBoard
 
 __all__ = ["build", "load", "show", "write"]
 
@@ -36,7 +36,7 @@ def show(folder: Path, states: Mapping[str, str] | None = None, console: Console
     """Prints the leaderboard of a results folder in the terminal."""
     from rich.console import Console
 
-    from mtlbench.report.text import show_board
+    from mtlbench.report.views.terminal import show_board
 
     show_board(load(folder, states)[1], console or Console())
 
@@ -48,23 +48,23 @@ def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
     ``grouping.json`` holds groups, costs, predictions and affinities; where one shares computation, ``sharing.json``
     holds Δm, FLOPs and storage over thresholds.
     """
-    from mtlbench.report import export, page
-    from mtlbench.report.sharing import read_sharing, sharing_json
-    from mtlbench.report.usage import read_usage, usage_json
+    from mtlbench.report.figures.experts import read_usage, usage_json
+    from mtlbench.report.figures.sharing import read_sharing, sharing_json
+    from mtlbench.report.views import files, html
 
     study, board = load(folder, states)
-    files = {
-        "leaderboard.md": export.markdown(board),
-        "leaderboard.csv": export.tidy_csv(board),
-        "leaderboard.tex": export.latex(board),
-        "report.html": page.render(study, board),
+    texts = {
+        "leaderboard.md": files.markdown(board),
+        "leaderboard.csv": files.tidy_csv(board),
+        "leaderboard.tex": files.latex(board),
+        "report.html": html.render(study, board),
     }
     if isinstance(board, Leaderboard) and board.groupings:
-        files["grouping.json"] = export.groupings_json(board)
+        texts["grouping.json"] = files.groupings_json(board)
     if isinstance(board, Leaderboard) and (points := read_sharing(study, board)):
-        files["sharing.json"] = sharing_json(points)
+        texts["sharing.json"] = sharing_json(points)
     if usages := read_usage(study):
-        files["experts.json"] = usage_json(usages)
-    for name, text in files.items():
+        texts["experts.json"] = usage_json(usages)
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in files]
+    return [folder / name for name in texts]

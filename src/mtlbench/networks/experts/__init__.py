@@ -1,8 +1,13 @@
 """Sparse experts: task-aware routers, expert MLPs and attention, and the losses that shape their use."""
 
 from mtlbench.networks.experts.attention import ExpertAttention
+from mtlbench.networks.experts.balance_losses import (
+    importance_variation,
+    load_balance,
+    mutual_information,
+    task_balance,
+)
 from mtlbench.networks.experts.layer import ExpertLayer
-from mtlbench.networks.experts.losses import importance_variation, load_balance, mutual_information, task_balance
 from mtlbench.networks.experts.mlp import ExpertMlp
 from mtlbench.networks.experts.routing import GATES, Routing, TaskRouter
 from mtlbench.networks.experts.statistics import LayerStatistics, RunningTables, global_mean, global_sum

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlbench.networks.dispatch import Dispatch, segment_matmul
+from mtlbench.networks.experts.dispatch import Dispatch, segment_matmul
 from mtlbench.networks.experts.routing import Routing
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.errors import MethodError, SuiteError
-from mtlbench.networks.dispatch import Dispatch, expert_mlp
+from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
 from mtlbench.networks.experts.routing import Routing
 
 STARTS = ("random", "split", "copy")

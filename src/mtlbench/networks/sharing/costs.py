@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlbench.networks.sharing.network import SharingNetwork
-from mtlbench.networks.sharing.reference import ReferencedViT
+from mtlbench.networks.sharing.referenced_vit import ReferencedViT
 
 VALUE_BITS = 32
 """Bits of a stored number."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlbench.balancing import ranks
+from mtlbench import distributed
 from mtlbench.networks.blocks import full_precision
 from mtlbench.networks.sharing.costs import attention_macs, decoder_macs, shared_macs
 from mtlbench.networks.sharing.network import SharingNetwork
@@ -65,7 +65,7 @@ class ThresholdCurve(nn.Module):
         """
         device = next(network.parameters()).device
         sizes, kept = network.encoder.sizes(), {n: int(c) for n, c in network.deltas.kept().items()}
-        (images,) = ranks.sum_counts([self._images], device)
+        (images,) = distributed.sum_counts([self._images], device)
         fixed = attention_macs(network.encoder) + decoder_macs(network)
         points = []
         for threshold, metrics, changed in zip(self.thresholds, self.metrics, self._changed, strict=True):
@@ -74,7 +74,7 @@ class ThresholdCurve(nn.Module):
                 scores[name] = cast(Metric, metric).compute()
                 cast(Metric, metric).reset()
             counts = torch.zeros(len(sizes), dtype=torch.int64, device=device) + changed
-            totals = ranks.sum_(counts).tolist()
+            totals = distributed.sum_(counts).tolist()
             each = {place: total / max(1, images) for place, total in zip(sizes, totals, strict=True)}
             macs = shared_macs(network.encoder, each, kept) + fixed
             shares = {place: count / sizes[place] for place, count in each.items()}

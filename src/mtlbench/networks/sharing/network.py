@@ -13,7 +13,7 @@ from mtlbench.errors import MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.sharing.gates import SparseDeltas
-from mtlbench.networks.sharing.reference import ReferencedViT, Threshold, Trace
+from mtlbench.networks.sharing.referenced_vit import ReferencedViT, Threshold, Trace
 from mtlbench.tasks import Task
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.sharing.costs import attention_macs, shared_macs
 from mtlbench.networks.sharing.network import SharingNetwork
-from mtlbench.networks.sharing.reference import Activations, ReferencedViT, Threshold, Trace
+from mtlbench.networks.sharing.referenced_vit import Activations, ReferencedViT, Threshold, Trace
 
 
 class VideoTask:

@@ -8,9 +8,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from mtlbench.errors import StoreError
-from mtlbench.report import words
-from mtlbench.report.board import Column, Leaderboard
-from mtlbench.report.grid import Part
+from mtlbench.report import formatting
+from mtlbench.report.columns import Part
+from mtlbench.report.model import Column, Leaderboard
 
 HEADING = "Published by others: their code, schedules and weights, so not ranked with the rows above"
 
@@ -65,8 +65,8 @@ def published_grid(board: Leaderboard) -> tuple[str, tuple[Part, ...]] | None:
 
 
 def _scores(rows: tuple[PublishedRow, ...], column: Column) -> Part:
-    texts = [str(row.values.get(column.key, words.BLANK)) for row in rows]
-    return Part.of(words.metric(column), texts, "score", column.protocol)
+    texts = [str(row.values.get(column.key, formatting.BLANK)) for row in rows]
+    return Part.of(formatting.metric(column), texts, "score", column.protocol)
 
 
 def _row(path: Path, record: dict[str, str]) -> PublishedRow:

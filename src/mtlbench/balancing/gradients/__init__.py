@@ -1,0 +1,1 @@
+"""Gradients of tasks: collected, averaged over ranks, combined and written back."""

@@ -1,0 +1,1 @@
+"""The mathematics of balancing rules, shared by the methods that use them."""

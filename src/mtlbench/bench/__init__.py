@@ -1,0 +1,1 @@
+"""The bench: drives the plans of a study to their end through an executor."""

@@ -1,0 +1,119 @@
+"""Runs as processes of this machine, forked from a server that has done the imports (0.05 s each instead of 6 s)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtlbench.runs.spec import RunSpec
+
+GRACE_S = 30.0
+"""How long runs may take to reach a step boundary and write a checkpoint after being asked to stop."""
+
+
+@dataclass
+class _Job:
+    spec: RunSpec
+    processes: list[Any]
+    slot: int
+    since: float = field(default_factory=time.monotonic)
+
+
+class LocalExecutor:
+    """Runs up to ``jobs`` runs at once, ``devices`` processes each.
+
+    Args:
+        root: ``results/<suite>``.
+        jobs: Runs at once.
+        devices: Ranks per run.
+        threads: Threads per process.
+    """
+
+    def __init__(self, root: Path, *, jobs: int, devices: int, threads: int):
+        self.root, self.jobs, self.devices, self.threads = root, jobs, devices, threads
+        self._context: Any = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["mtlbench.training.worker"])
+        self._running: dict[str, _Job] = {}
+
+    @property
+    def free(self) -> bool:
+        """Whether another run may start."""
+        return len(self._running) < self.jobs
+
+    @property
+    def running(self) -> list[str]:
+        """Ids of the runs that were started here and have not ended."""
+        return list(self._running)
+
+    def start(self, spec: RunSpec) -> None:
+        """Starts a run in processes of its own."""
+        slot = min(set(range(self.jobs)) - {job.slot for job in self._running.values()})
+        log = self.root / "logs" / f"{spec.run_id}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        port = _free_port() if self.devices > 1 else 0
+        arguments = [
+            (str(self.root), spec.to_json(), self._seat(rank, port), slot, str(log)) for rank in range(self.devices)
+        ]
+        processes = [self._context.Process(target=_run, args=each) for each in arguments]
+        for process in processes:
+            process.start()
+        self._running[spec.run_id] = _Job(spec, processes, slot)
+
+    def ended(self) -> Iterator[tuple[RunSpec, int]]:
+        """Yields runs that have ended since the last call, with their worst exit code (negative: a signal)."""
+        for run_id, job in list(self._running.items()):
+            codes = [process.exitcode for process in job.processes]
+            if any(code not in (None, 0, 4) for code in codes):
+                # One rank fell: the others would wait for it in a collective for ever.
+                self._end(job, signal.SIGKILL)
+                codes = [process.exitcode for process in job.processes]
+            if None not in codes:
+                del self._running[run_id]
+                own = [code for code in codes if code not in (0, -signal.SIGKILL)]
+                yield job.spec, min(codes) if min(codes) < 0 and not own else max(own, default=0)
+
+    def stop(self) -> None:
+        """Asks every run to write a checkpoint and leave, and ends those that do not within the grace time."""
+        for job in self._running.values():
+            for process in job.processes:
+                process.terminate()
+        deadline = time.monotonic() + GRACE_S
+        for job in self._running.values():
+            for process in job.processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+            self._end(job, signal.SIGKILL)
+        self._running.clear()
+
+    def _end(self, job: _Job, number: int) -> None:
+        for process in job.processes:
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+            process.join()
+
+    def _seat(self, rank: int, port: int) -> dict[str, int]:
+        return {"rank": rank, "world": self.devices, "port": port, "threads": self.threads, "parent": os.getpid()}
+
+
+def _run(root: str, record: dict[str, Any], seat: dict[str, int], slot: int, log: str) -> None:
+    """First code of a forked run: chooses its accelerators before anything touches them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    world = seat["world"]
+    if "," in visible:
+        chosen = visible.split(",")[slot * world : (slot + 1) * world]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen or visible.split(","))
+    from mtlbench.training.worker import Seat, process
+
+    process(root, record, Seat(**seat), log)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,270 @@
+"""The bench: drives the plans of a study to their end through an executor. Idempotent: it runs what is missing."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtlbench.bench.executors.local import LocalExecutor
+from mtlbench.errors import MethodError, MtlbenchError
+from mtlbench.runs.plan import Ending, Plan
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder
+from mtlbench.study.resolve import Study, remember
+from mtlbench.study.validation import check_run
+
+RETRIES = 2
+"""How often a run whose process was killed is taken up again from its checkpoint within one bench."""
+
+
+@dataclass
+class Member:
+    """One line of the study: its plan, and how far it is.
+
+    Attributes:
+        spec: The run that the suite names.
+        plan: What the method makes of it.
+        stages: What the plan has yielded so far; it waits for the last of them.
+        ending: What it returned.
+        error: Why it went no further although its runs were done.
+        failed: Whether it goes no further.
+    """
+
+    spec: RunSpec
+    plan: Plan
+    stages: list[list[RunSpec]] = field(default_factory=list)
+    ending: Ending | None = None
+    error: str = ""
+    failed: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the plan has neither ended nor failed."""
+        return self.ending is None and not self.failed
+
+    @property
+    def waiting(self) -> list[RunSpec]:
+        """The runs that the plan waits for."""
+        return self.stages[-1] if self.stages else []
+
+    @property
+    def seen(self) -> list[RunSpec]:
+        """All runs that the plan has yielded."""
+        return [spec for stage in self.stages for spec in stage]
+
+    def step(self, results: list[dict[str, Any]]) -> None:
+        """Gives the plan the results that it waits for, and takes what it asks for next.
+
+        Raises:
+            MethodError: If the plan breaks the rules.
+        """
+        try:
+            runs = self.plan.send(results) if self.stages else next(self.plan)
+        except StopIteration as end:
+            self.ending = _checked_ending(self, end.value)
+            return
+        self.stages.append(_checked_runs(self, runs))
+
+    def written(self) -> dict[str, Any]:
+        """Returns what the study's record says of it."""
+        ending = self.ending or Ending({})
+        more = {"record": dict(ending.record)} if ending.record else {}
+        return {
+            "stages": [[spec.run_id for spec in stage] for stage in self.stages], "serving": ending.serving,
+            "runs": [spec.run_id for spec in self.seen], **more, **({"error": self.error} if self.error else {}),
+        }  # fmt: skip
+
+
+class Bench:
+    """Runs a study.
+
+    Args:
+        root: ``results/<suite>``.
+        study: What to run.
+        executor: Where to run it; None only looks (``DRY=1``).
+        retry: Run failed runs again.
+        record: Whether this becomes the folder's current study; who only looks leaves that as it is.
+        watch: Called about once a second with this bench, to show progress.
+    """
+
+    def __init__(
+        self, root: Path, study: Study, executor: LocalExecutor | None, *, retry: bool = False,
+        record: bool = True, watch: Callable[[Bench], None] = lambda bench: None,
+    ):  # fmt: skip
+        self.root, self.study, self.executor, self.retry, self.watch = root, study, executor, retry, watch
+        self.record = record
+        self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
+        self.kills: dict[str, int] = {}
+        self.attempted: set[str] = set()
+        self._states: dict[str, str] = {}
+        self._checked: set[str] = set()
+        self.advance()
+
+    def specs(self) -> dict[str, RunSpec]:
+        """Returns every run known so far by id; a run that several plans share stands once."""
+        return {spec.run_id: spec for member in self.members for spec in member.seen}
+
+    def state(self, run_id: str) -> str:
+        """Returns a run's state on disk; done is final and not read again."""
+        if self._states.get(run_id) != "done":
+            self._states[run_id] = RunFolder(self.root, run_id).state()
+        return self._states[run_id]
+
+    def states(self) -> dict[str, str]:
+        """Returns the state of every known run."""
+        return {run_id: self.state(run_id) for run_id in self.specs()}
+
+    def run(self) -> dict[str, str]:
+        """Runs everything that is missing; failures are passed by. Returns the final states."""
+        if self.executor is None:
+            return self.states()
+        try:
+            while True:
+                self._take_in()
+                self.advance()
+                self._start()
+                self.watch(self)
+                if not self.executor.running and not self._wanted() and not self._elsewhere():
+                    return self.states()
+                time.sleep(0.05 if self._wanted() and self.executor.free else 0.3)
+        finally:
+            self.executor.stop()
+
+    def advance(self) -> None:
+        """Lets every plan take the results it waits for, as far as they are there."""
+        progressed = True
+        while progressed:
+            progressed = any([self._advance(member) for member in self.members if member.open])
+        for row, member in zip(self.study.record["rows"], self.members, strict=True):
+            row.update(member.written())
+        self.study.record["run_tasks"] = {run_id: list(spec.tasks) for run_id, spec in self.specs().items()}
+        if self.record:
+            remember(self.root, self.study.record)
+
+    def _advance(self, member: Member) -> bool:
+        states = [self.state(spec.run_id) for spec in member.waiting]
+        if "failed" in states and not (self.retry and self._retriable(member)):
+            member.failed = all(state in ("done", "failed") for state in states)
+            return False
+        if any(state != "done" for state in states):
+            return False
+        stages = len(member.stages)
+        try:
+            if not stages:  # The suite's own line, which a plan may come to only after hours of other runs.
+                self._check(member.spec)
+            member.step([RunFolder(self.root, spec.run_id).outcome() for spec in member.waiting])
+            for spec in member.waiting:
+                self._check(spec)
+        except Exception as error:
+            if not stages:  # Nothing was trained for it yet: the suite is wrong.
+                raise
+            member.failed, member.ending = True, None
+            del member.stages[stages:]  # What was refused is no stage.
+            known = isinstance(error, MtlbenchError)
+            member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}{_place(error)}"
+        return True
+
+    def _check(self, spec: RunSpec) -> None:
+        """Refuses a run that cannot be, once for all seeds."""
+        kind = json.dumps([spec.method, list(spec.tasks), spec.model], sort_keys=True)
+        if kind not in self._checked and self.state(spec.run_id) == "todo":
+            self._checked.add(kind)
+            check_run(spec)
+
+    def _retriable(self, member: Member) -> bool:
+        return any(self.state(s.run_id) == "failed" and s.run_id not in self.attempted for s in member.waiting)
+
+    def _wanted(self) -> list[RunSpec]:
+        """Returns runs to start, shuffled by a fixed seed: partial tables compare, and timings mix with the hour."""
+        running = set(self.executor.running) if self.executor else set()
+        found = {}
+        for spec in (spec for member in self.members if member.open for spec in member.waiting):
+            state = self.state(spec.run_id)
+            again = state == "failed" and self.retry and spec.run_id not in self.attempted
+            if spec.run_id not in running and (state in ("todo", "stale") or again):
+                found[spec.run_id] = spec
+        order = sorted(found)
+        random.Random(0).shuffle(order)
+        return [found[run_id] for run_id in order]
+
+    def _elsewhere(self) -> bool:
+        waiting = [spec.run_id for member in self.members if member.open for spec in member.waiting]
+        return any(self.state(run_id) == "running" for run_id in waiting)
+
+    def _start(self) -> None:
+        for spec in self._wanted():
+            if self.executor is None or not self.executor.free:
+                return
+            self.attempted.add(spec.run_id)
+            self.executor.start(spec)
+
+    def _take_in(self) -> None:
+        for spec, code in self.executor.ended() if self.executor else ():
+            folder = RunFolder(self.root, spec.run_id)
+            if code < 0:
+                self.kills[spec.run_id] = self.kills.get(spec.run_id, 0) + 1
+                if self.kills[spec.run_id] > RETRIES:
+                    folder.fail(_killed(-code))
+            elif code == 1 and folder.state() not in ("failed", "done"):
+                log = self.root / "logs" / f"{spec.run_id}.log"
+                folder.fail({"type": "Error", "message": f"The run ended without a word; see {log}.", "traceback": ""})
+
+
+def _place(error: Exception) -> str:
+    """Returns where an error came up."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({Path(last.filename).name}:{last.lineno})"
+
+
+def _plan_of(spec: RunSpec) -> Plan:
+    from mtlbench import registry
+    from mtlbench.runs.plan import one_run
+
+    cls: Any = registry.find(spec.method["path"])
+    plan = cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
+    if not isinstance(plan, Generator):
+        raise MethodError(f"A plan must be a generator that yields lists of runs. {spec.label}.plan returned {plan!r}.")
+    return plan
+
+
+def _checked_runs(member: Member, runs: Any) -> list[RunSpec]:
+    label, rule = member.spec.label, "A plan must yield a list of one or more runs, each of its own suite and once. "
+    if not isinstance(runs, list) or not all(isinstance(run, RunSpec) for run in runs):
+        raise MethodError(f"{rule}{label} yielded {runs!r}.")
+    if not runs:
+        raise MethodError(f"{rule}{label} yielded an empty list. Return which run serves which task instead.")
+    known = {spec.run_id for spec in member.seen}
+    for run in runs:
+        if run.suite != member.spec.suite:
+            raise MethodError(f"{rule}{label} yielded {run.run_id} of the suite {run.suite}. Derive it from its spec.")
+        if run.run_id in known:
+            raise MethodError(f"{rule}{label} yielded {run.run_id} twice. Keep the result of the first time.")
+        known.add(run.run_id)
+    return runs
+
+
+def _checked_ending(member: Member, value: Any) -> Ending:
+    known = {spec.run_id for spec in member.seen}
+    ending, tasks = Ending.of(value), set(member.spec.tasks)
+    serving = ending.serving
+    if not isinstance(serving, dict) or set(serving) != tasks or not set(serving.values()) <= known:
+        raise MethodError(
+            f"A plan must return which of its runs serves each task {sorted(tasks)}. "
+            f"{member.spec.label} returned {serving!r}."
+        )
+    return ending
+
+
+def _killed(number: int) -> dict[str, str]:
+    name = signal.Signals(number).name
+    return {
+        "type": "Killed", "traceback": "",
+        "message": f"The process was ended by {name} {RETRIES + 1} times (SIGKILL often means: out of memory).",
+    }  # fmt: skip

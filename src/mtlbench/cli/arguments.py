@@ -1,0 +1,92 @@
+"""What the user asked for: suite, overrides, methods, seeds, folders. Shared by the commands that run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtlbench import suite as suites
+from mtlbench.errors import StoreError, SuiteError
+from mtlbench.study.resolve import Local
+from mtlbench.study.validation import Place, examine
+from mtlbench.suite import Suite
+
+
+@dataclass(frozen=True)
+class Request:
+    """The suite with every override applied, the overrides as text, local choices, and where keys were given."""
+
+    suite: Suite
+    overrides: list[str]
+    local: Local
+    place: Place
+
+
+def read_request(arguments: argparse.Namespace) -> Request:
+    """Returns what the arguments ask for.
+
+    Raises:
+        SuiteError: With every fault of the suite, of what it names, and of the overrides.
+    """
+    overrides = list(arguments.overrides)
+    if arguments.seeds:
+        overrides.append(f"seeds={_seeds(arguments.seeds)}")
+    if arguments.methods:
+        overrides.append(f"methods={_chosen(arguments.suite, arguments.methods.replace(',', ' ').split())}")
+    found = suites.read(arguments.suite, overrides)
+    local = Local(data=arguments.data, devices=getattr(arguments, "devices", 1))
+    if found.faults or found.suite is None:
+        more = examine(found.suite, local.devices, found.place).faults if found.suite else []
+        raise SuiteError("\n".join([*found.faults, *more]))
+    shown = [*arguments.overrides, *(f"{k}={v}" for k in ("methods", "seeds") if (v := getattr(arguments, k)))]
+    return Request(found.suite, shown, local, found.place)
+
+
+def results_folder(root: str, suite: Suite) -> Path:
+    """Returns ``results/<suite>``, writable.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    folder = Path(root) / suite.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"Results must be writable. {folder}: {error.strerror or error}. Mend permissions, free space, or choose "
+            "another folder with RESULTS= (--results)."
+        ) from error
+    return folder
+
+
+def _seeds(text: str) -> list[int]:
+    """Reads ``3`` as three seeds 0, 1, 2, and ``0,5`` as these two."""
+    try:
+        numbers = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise SuiteError(f"SEEDS is a number of seeds, or a list such as '0,5'. Found {text!r}.") from error
+    if "," not in text and len(numbers) == 1:
+        if numbers[0] < 1:
+            raise SuiteError(f"SEEDS must be at least 1. Found {numbers[0]}.")
+        return list(range(numbers[0]))
+    return numbers
+
+
+def _chosen(suite: str, names: list[str]) -> str:
+    """Returns the named entries as the suite writes them, with their arguments; other names stand as they are."""
+    import json
+
+    import yaml
+
+    content = yaml.safe_load(suites.locate(suite).read_text())
+    entries = content.get("methods", []) if isinstance(content, dict) else []
+    by_label = {
+        str(entry.get("label") or entry.get("name")) if isinstance(entry, dict) else str(entry): entry
+        for entry in (entries if isinstance(entries, list) else [])
+    }
+    return json.dumps([by_label.get(name, name) for name in names])

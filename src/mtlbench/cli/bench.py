@@ -1,0 +1,116 @@
+"""``mtlbench bench``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from mtlbench.cli.arguments import Request, read_request, results_folder
+from mtlbench.cli.inspect import end_of_bench, states_of
+from mtlbench.errors import DataError
+from mtlbench.study import resolve as studies
+from mtlbench.study.resolve import Local
+from mtlbench.suite import Suite
+
+if TYPE_CHECKING:
+    from mtlbench.bench.scheduler import Bench
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs what is missing and shows the leaderboard."""
+    asked = read_request(arguments)
+    root = results_folder(arguments.results, asked.suite)
+    if arguments.sample:
+        asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
+    key = studies.key_of(asked.suite, asked.local)
+    known = studies.recall(root, key)
+    if known and set(states_of(root, known).values()) == {"done"} and not arguments.dry:
+        studies.remember(root, known)
+        return end_of_bench(root, unchanged=True)
+    return _work(arguments, asked, root)
+
+
+def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
+    print("Reading the suite and its methods …", flush=True)
+    from mtlbench.bench.executors.local import LocalExecutor
+    from mtlbench.bench.scheduler import Bench
+    from mtlbench.cli.progress import Progress, print_plan
+
+    study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    if not arguments.dry:
+        _prepare(asked.suite, asked.local)
+    devices = asked.local.devices
+    jobs, threads = _share_cores(arguments.jobs, devices)
+    executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads)
+    with Progress() as progress:
+        bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
+        print_plan(bench, jobs, threads)
+        if arguments.dry:
+            return _refused(bench)
+        signal.signal(signal.SIGTERM, _interrupt)
+        bench.run()
+    return end_of_bench(root, unchanged=False)
+
+
+def _refused(bench: Bench) -> int:
+    """Tells which plans break off on what is done already, and returns the exit code."""
+    broken = [member for member in bench.members if member.error]
+    for member in broken:
+        print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _prepare(suite: Suite, local: Local) -> None:
+    """Lets the data module render or unpack once, before several runs would."""
+    from mtlbench import registry
+
+    module = registry.load(suite.data.module)
+    try:
+        module(studies.root_of(suite, local), **suite.data.options).prepare_data()
+    except DataError as error:  # A damaged file fails the runs that read it, and no others.
+        print(f"Warning: {error}", file=sys.stderr)
+
+
+def _share_cores(jobs: int | None, devices: int) -> tuple[int, int]:
+    """Returns runs at once and threads per process.
+
+    On CPUs every run gets one thread unless told otherwise: two runs of one thread finish sooner than one of two.
+    With accelerators it is one run per group of ``devices`` accelerators.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    accelerators = _accelerators()
+    if accelerators:
+        return jobs or max(1, accelerators // devices), max(1, cores // accelerators)
+    jobs = jobs or max(1, cores // devices)
+    return jobs, max(1, cores // (jobs * devices))
+
+
+def _accelerators() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip()])
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _miniature(suite: Suite) -> str:
+    """Renders a small data set in the true layout of the suite's data; returns its folder."""
+    import importlib
+
+    name = suite.data.module.partition(":")[0].rpartition(".")[2]
+    writers = importlib.import_module("mtlbench.data_modules.miniatures").MINIATURES
+    if name not in writers:
+        raise DataError(f"SAMPLE=1 exists for {', '.join(sorted(writers))}; the suite {suite.name} needs no data.")
+    return str(writers[name](Path("data") / "samples" / name))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("\n")
+    raise KeyboardInterrupt

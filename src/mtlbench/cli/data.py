@@ -1,0 +1,123 @@
+"""``mtlbench data``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtlbench import registry
+from mtlbench import suite as suites
+from mtlbench.errors import DataError
+from mtlbench.study import resolve as studies
+from mtlbench.suite import Suite
+
+SHOWN = 20
+"""Faults of a split that are printed."""
+
+
+def run(
+    name: str, folder: str | None, overrides: list[str], *, verify: bool = False, download: bool = False,
+    agree: bool = False,
+) -> int:  # fmt: skip
+    """Tells what a suite needs and what is there; exit code 2 if something is missing or faulty.
+
+    Args:
+        name: The suite.
+        folder: Where the data lies, if the user says so.
+        overrides: Changes of the suite.
+        verify: Also read every file that a split names.
+        download: First fetch what has a public address.
+        agree: The user has agreed to the terms of the data.
+    """
+    suite = suites.load(name, overrides)
+    root = studies.root_of(suite, studies.Local(data=folder))
+    if download:
+        root = root or str(Path("data") / suite.name)
+        _download(_open(suite, root), Path(root), agree=agree)
+    data = _open(suite, root)
+    missing = data.missing()
+    where = f"folder {root}" if root else "no folder given" if missing else "which needs no folder"
+    print(f"Suite {suite.name}: {suite.data.module}, {where}")
+    if missing:
+        print("\n".join(missing))
+        if not root:
+            print(f"Name the folder with --data FOLDER (make: DATA=FOLDER), or put it at data/{suite.name}.")
+        return 2
+    print("".join(f"  {line}\n" for line in _about(data)), end="")
+    complete = _tell_tasks(suite, data)
+    faulty = sum(_tell_split(data, split, verify=verify) for split in data.SPLITS)
+    return 0 if complete and not faulty else 2
+
+
+def _open(suite: Suite, root: str | None) -> Any:
+    module = registry.load(suite.data.module)
+    optional = {task for task, section in suite.tasks.items() if section.optional}
+    names = [task for task in (suite.tasks or module.TASKS) if task in module.TASKS]
+    tasks = {task: module.TASKS[task].with_options(optional=task in optional) for task in names}
+    return module(root, tasks=tasks, **suite.data.options)
+
+
+def _tell_tasks(suite: Suite, data: Any) -> bool:
+    """Says which tasks have data, and keeps these; returns whether all that are required do."""
+    absent = data.absent_tasks()
+    for task, value in data.tasks.items():
+        print(f"  {task:20} {'absent' + (' (optional)' if value.optional else '') if task in absent else 'there'}")
+    required = [task for task in absent if not data.tasks[task].optional]
+    data.tasks = {task: value for task, value in data.tasks.items() if task not in absent}
+    return not required
+
+
+def _tell_split(data: Any, split: str, *, verify: bool) -> int:
+    """Says how many samples a split has and, if they are read, which are faulty; returns the number of faults."""
+    if not verify:
+        print(f"  {split:20} {_count(data, split)} samples")
+        return 0
+    from mtlbench.data.verify import verify as read_all
+
+    found = read_all(data, split, _progress(split))
+    print(f"  {split:20} {found.samples} samples, {len(found.faults)} faulty")
+    for task, count in found.unlabelled.items():
+        print(f"    {count} without a label of {task}")
+    print("".join(f"    {fault}\n" for fault in found.faults[:SHOWN]), end="")
+    if len(found.faults) > SHOWN:
+        print(f"    and {len(found.faults) - SHOWN} more")
+    return len(found.faults)
+
+
+def _about(data: Any) -> list[str]:
+    files = getattr(data, "files", None)
+    return files.about() if files else []
+
+
+def _count(data: Any, split: str) -> int:
+    files = getattr(data, "files", None)  # a list of ids is enough: nothing need be decoded
+    return len(files.ids(split)) if files else len(data.samples(split))
+
+
+def _download(data: Any, root: Path, *, agree: bool) -> None:
+    from mtlbench.data.download import obtain
+
+    wanted: list[Any] = data.downloads()
+    if not wanted:
+        raise DataError(
+            f"{type(data).__name__} has no public address that a program may fetch. " + "\n".join(data.missing())
+        )
+    print("\n".join(dict.fromkeys(item.terms for item in wanted)))
+    if not agree:
+        raise DataError("Whoever uses the data agrees to its terms. Read them above, then add --agree.")
+    for item in wanted:
+        fresh = obtain(item, root, _progress(item.name))
+        print(f"  {item.name:40} {'unpacked' if fresh else 'there'}", flush=True)
+
+
+def _progress(what: str) -> Callable[..., None]:
+    """Returns a function that shows how far something is, on a terminal."""
+
+    def show(done: int, total: int | None = None) -> None:
+        if sys.stderr.isatty():
+            end = "\r" if done != total else "\n"
+            print(f"  {what} {done:,}{f' of {total:,}' if total else ''}", end=end, file=sys.stderr, flush=True)
+
+    return show

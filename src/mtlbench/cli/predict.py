@@ -1,0 +1,53 @@
+"""``mtlbench predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mtlbench import visualise
+from mtlbench.errors import DataError
+
+
+def run(run_folder: Path, images: list[Path], out: Path) -> int:
+    """Draws a finished run's predictions: one picture per image, one panel per task."""
+    import torch
+    from torch.nn import functional as F
+
+    from mtlbench.training.load import load_run
+
+    loaded = load_run(run_folder)
+    names = list(loaded.method.tasks)
+    out.mkdir(parents=True, exist_ok=True)
+    height, width = loaded.spec.model["image_size"]
+    for path in images:
+        photo = torch.from_numpy(_read(path)).permute(2, 0, 1)[None]
+        small = F.interpolate(photo.float(), (height, width), mode="bilinear", antialias=True).round().to(torch.uint8)
+        with torch.no_grad():
+            raw = loaded.method(small)
+        panels = [small[0].permute(1, 2, 0).numpy()]
+        words = []
+        for name in names:
+            task = loaded.method.tasks[name]
+            value = task.decode(raw[name].float())[0].numpy()
+            classes = tuple(getattr(task, "class_names", ()))
+            if task.dense:
+                panels.append(visualise.draw(task.kind, value, classes))
+            else:
+                words.append(f"{name} {visualise.caption(task.kind, value, classes)}")
+        heads = ["image", *(name for name in names if loaded.method.tasks[name].dense)]
+        target = out / f"{path.stem}.png"
+        target.write_bytes(visualise.png(visualise.montage([panels], heads=heads), longest=None))
+        print(f"{path} -> {target}  {'; '.join(words)}")
+    return 0
+
+
+def _read(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except OSError as error:
+        raise DataError(f"An image must be readable. {path}: {error}. Formats: whatever Pillow reads.") from error

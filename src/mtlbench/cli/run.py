@@ -1,0 +1,45 @@
+"""``mtlbench run``: one method in this process, without the pool; for debugging, profiling and job arrays."""
+
+from __future__ import annotations
+
+import argparse
+
+from mtlbench.cli.arguments import read_request, results_folder
+from mtlbench.errors import MtlbenchError
+from mtlbench.runs.store import RunFolder
+from mtlbench.study import resolve as studies
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the plan of one method for every seed, here, one run after another."""
+    arguments.methods = arguments.method
+    asked = read_request(arguments)
+    root = results_folder(arguments.results, asked.suite)
+    from mtlbench.bench.scheduler import Bench
+    from mtlbench.training.trainer import quiet_lightning
+    from mtlbench.training.worker import Seat, work
+
+    quiet_lightning()
+    study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    bench = Bench(root, study, None)
+    tried: set[str] = set()
+    while True:
+        bench.advance()
+        todo = [s for run_id, s in bench.specs().items() if bench.state(run_id) in ("todo", "stale", "failed")]
+        todo = [spec for spec in todo if spec.run_id not in tried]
+        if not todo:
+            break
+        tried.add(todo[0].run_id)
+        print(f"{todo[0].run_id}: {todo[0].label}, tasks {', '.join(todo[0].tasks)}", flush=True)
+        code = work(str(root), todo[0].to_json(), Seat())
+        if code == 4:
+            return 130
+    for run_id, state in bench.states().items():
+        print(f"{run_id}: {state}  ({root / run_id})")
+        if state == "failed":
+            error = RunFolder(root, run_id).error() or {}
+            raise MtlbenchError(f"{run_id} failed: {error.get('message')}")
+    for member in bench.members:
+        if member.error:
+            raise MtlbenchError(f"The plan of {member.spec.label}, seed {member.spec.seed}, broke off: {member.error}")
+    return 0

@@ -1,0 +1,124 @@
+"""Batches: which samples a step sees on which rank, and how they are stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mtlbench.data.contract import Batch, Sample
+from mtlbench.errors import DataError, SuiteError
+from mtlbench.seeding import seed_of
+from mtlbench.tasks import Task
+
+
+def check_division(batch_size: int, world: int, micro: int, batches: int = 1) -> None:
+    """Checks that every rank and micro-batch gets the same number of samples, and every mini-batch within it some.
+
+    Raises:
+        SuiteError: If not.
+    """
+    if batch_size % (micro * world):
+        raise SuiteError(
+            f"The effective batch must divide evenly: trainer.batch_size {batch_size} is not a multiple of "
+            f"{world} device(s) x {micro} micro-batch(es). Change batch_size, DEVICES or trainer.accumulate."
+        )
+    part = batch_size // (micro * batches)
+    if part == 0 or part % world:
+        raise SuiteError(
+            f"A rule on {batches} mini-batches cuts the batch, and every rank gets the same share of each: "
+            f"trainer.batch_size {batch_size} gives {part} sample(s) for {world} device(s). "
+            f"Choose a multiple of {batches * micro * world}."
+        )
+
+
+class StepBatches:
+    """Yields the (epoch, index) pairs of each micro-batch of this rank, from a given step to the last.
+
+    A step's global batch is a slice of the epoch's permutation; ranks and micro-batches divide it between them,
+    so the samples of a step do not depend on how many ranks or micro-batches there are.
+
+    Args:
+        size: Samples in the training set.
+        batch_size: Effective batch: samples per optimiser step over all ranks and micro-batches.
+        steps: Optimiser steps of the whole run.
+        seed: Seed of the run.
+        start: First step to yield, for resuming.
+        micro: Micro-batches per step (gradient accumulation).
+        rank: This rank.
+        world: Number of ranks.
+        batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; of equal
+            size, what is left over is not used.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, steps: int, seed: int, *, start: int = 0, micro: int = 1, rank: int = 0,
+        world: int = 1, batches: int = 1,
+    ):  # fmt: skip
+        check_division(batch_size, world, micro, batches)
+        if size < batch_size:
+            raise SuiteError(
+                f"A batch is drawn without repetition: batch_size {batch_size} is larger than the training set "
+                f"({size} samples). Lower trainer.batch_size."
+            )
+        self.size, self.batch_size, self.steps, self.seed = size, batch_size, steps, seed
+        self.start, self.micro, self.rank, self.world, self.batches = start, micro, rank, world, batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the data; the rest of the permutation is dropped."""
+        return self.size // self.batch_size
+
+    def __len__(self) -> int:
+        # The whole run, also when resuming: Lightning compares it with the batches it has counted since step 0.
+        return self.steps * self.micro * self.batches
+
+    def parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields this rank's share of each mini-batch of a step's batch, in order."""
+        for micro in np.split(batch, self.micro):
+            size = len(micro) // self.batches
+            for start in range(0, self.batches * size, size):
+                yield micro[start : start + size][self.rank :: self.world]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch_drawn, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start, self.steps):
+            epoch, offset = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_drawn:
+                order = np.random.default_rng(seed_of("order", self.seed, epoch)).permutation(self.size)
+                epoch_drawn = epoch
+            batch = order[offset * self.batch_size : (offset + 1) * self.batch_size]
+            for part in self.parts(batch):
+                yield [(epoch, int(index)) for index in part]
+
+
+class Collate:
+    """Stacks samples into a batch, fills missing labels with the task's blank, and counts valid elements."""
+
+    def __init__(self, tasks: Mapping[str, Task]):
+        self.tasks = dict(tasks)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Returns the batch of the module's docstring."""
+        shapes = {tuple(sample["image"].shape) for sample in samples}
+        if len(shapes) > 1:
+            ids = ", ".join(sample["id"] for sample in samples[:4])
+            raise DataError(f"Images of one batch must have one size. Found {sorted(shapes)} among {ids}.")
+        image = torch.stack([sample["image"] for sample in samples])
+        targets = {name: torch.stack([self._target(s, task) for s in samples]) for name, task in self.tasks.items()}
+        counts = {name: task.count(targets[name]) for name, task in self.tasks.items()}
+        return {"image": image, "targets": targets, "counts": counts, "id": [sample["id"] for sample in samples]}
+
+    @staticmethod
+    def _target(sample: Sample, task: Task) -> torch.Tensor:
+        height, width = sample["image"].shape[-2:]
+        target = sample["targets"].get(task.name)
+        if target is None:
+            return task.blank(height, width)
+        if task.dense and target.shape[-2:] != (height, width):
+            raise DataError(
+                f"A label must have the size of its image. {sample['id']}: {task.name} is "
+                f"{tuple(target.shape[-2:])}, the image {(height, width)} (height, width)."
+            )
+        return target

@@ -1,0 +1,104 @@
+"""Fewer training labels, or false ones: what a study does to the labels of a task. Validation and test stay whole.
+
+A rule on the labels of one task is one of
+
+- ``{"share": r}``, 0 < r <= 1: the first r of the images, in an order drawn for this task, keep their label;
+- ``{"count": K}``: the first K images that have one keep it;
+- ``{"shuffled": True}``: every image gets the label of another image, always the same one.
+
+The order depends on the run's seed and the task alone: methods of one seed see the same labels, and those of a smaller
+share are among those of a larger one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtlbench.errors import DataError
+from mtlbench.seeding import seed_of
+
+if TYPE_CHECKING:
+    from mtlbench.data import Sample, Samples
+
+Rules = Mapping[str, Mapping[str, Any]]
+"""Task -> rule."""
+
+
+class ChangedLabels:
+    """Training samples under rules on labels.
+
+    An image that no task of the run may use any more is left out: a run on one task with few labels sees these only.
+    They are repeated as often as a batch needs.
+
+    Args:
+        samples: All training samples.
+        rules: Rules by task.
+        tasks: Tasks of the run.
+        seed: Seed of the run.
+        batch_size: Effective batch.
+
+    Raises:
+        DataError: If there are fewer labels than asked for.
+    """
+
+    def __init__(self, samples: Samples, rules: Rules, tasks: Collection[str], seed: int, batch_size: int):
+        self.samples = samples
+        self.kept = {task: _kept(samples, task, rule, seed) for task, rule in rules.items() if "shuffled" not in rule}
+        self.source = {task: _cycle(len(samples), seed, task) for task, rule in rules.items() if "shuffled" in rule}
+        self.indices = self._indices(set(tasks), batch_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns a sample with the labels that the rules leave it."""
+        place = int(self.indices[index])
+        sample = self.samples[place]
+        targets = {
+            task: t for task, t in sample["targets"].items() if task not in self.kept or place in self.kept[task]
+        }
+        for task, source in self.source.items():
+            targets.pop(task, None)
+            other = self.samples[int(source[place])]["targets"]
+            targets |= {task: other[task]} if task in other else {}
+        return {**sample, "targets": targets}
+
+    def _indices(self, tasks: set[str], batch_size: int) -> np.ndarray:
+        if tasks - self.kept.keys():
+            return np.arange(len(self.samples))
+        left = np.array(sorted(set().union(*(self.kept[task] for task in tasks))))
+        return np.tile(left, -(-batch_size // len(left)))
+
+
+def _kept(samples: Samples, task: str, rule: Mapping[str, Any], seed: int) -> set[int]:
+    """Returns the indices of the images that keep their label."""
+    order = _order(len(samples), seed, task).tolist()
+    if "share" in rule:
+        return set(order[: max(1, round(rule["share"] * len(order)))])
+    found: set[int] = set()
+    for index in order:
+        if len(found) == rule["count"]:
+            break
+        if task in samples[index]["targets"]:
+            found.add(index)
+    if len(found) < rule["count"]:
+        raise DataError(
+            f"There must be as many labels as a study asks for. {task}: asked for {rule['count']}, found {len(found)} "
+            f"in {len(order)} training images. Ask for fewer."
+        )
+    return found
+
+
+def _cycle(size: int, seed: int, task: str) -> np.ndarray:
+    """Returns for every image the one whose label it gets: the next in the order, so never itself."""
+    order = _order(size, seed, task)
+    source = np.empty(size, dtype=np.int64)
+    source[order] = np.roll(order, 1)
+    return source
+
+
+def _order(size: int, seed: int, task: str) -> np.ndarray:
+    return np.random.default_rng(seed_of("labels", seed, task)).permutation(size)

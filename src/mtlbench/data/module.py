@@ -1,0 +1,158 @@
+"""Data: the batch contract, stateless loading, and `MTLDataModule`, the base of every data set.
+
+**Sample** (what a data set returns for an index)::
+
+    {"image": uint8 (3, H, W), RGB,
+     "targets": {task: target},          # a missing label is simply absent
+     "id": str}
+
+**Batch** (what a method receives)::
+
+    {"image": uint8 (B, 3, H, W),
+     "targets": {task: (B, ...)},        # every task of the run; missing labels hold the task's blank
+     "counts": {task: int},              # valid elements of this batch, as plain integers: no device sync
+     "id": [str] * B}
+
+**Streams**: a data set with one input stream per task returns ``{"streams": {name: batch}}`` instead; every inner
+batch is a batch as above whose ``targets`` hold only the tasks of that stream.
+
+Everything random is a function of (seed, epoch, index) or (seed, step): nothing has a state that a checkpoint
+would have to save, and a resumed run sees exactly the batches of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mtlbench.data.batches import Collate, StepBatches
+from mtlbench.data.contract import Sample, Samples
+from mtlbench.data.label_rules import ChangedLabels, Rules
+from mtlbench.seeding import seed_of
+from mtlbench.tasks import Task
+
+
+class _Augmented(Dataset):
+    """Applies the data module's augmentation with a generator that depends on (seed, epoch, index) alone."""
+
+    def __init__(self, samples: Samples, augment: Callable[[Sample, np.random.Generator], Sample], seed: int):
+        self.samples, self.augment, self.seed = samples, augment, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        return self.augment(self.samples[index], np.random.default_rng(seed_of("augment", self.seed, epoch, index)))
+
+
+class MTLDataModule(L.LightningDataModule):
+    """Base of every data set. A subclass gives `TASKS`, `VERSION` and `samples`; the rest is shared.
+
+    Args:
+        root: Folder of the data, or None for data sets that need none.
+        tasks: Tasks of this run. None stands for all of `TASKS`.
+        batch_size: Effective batch over all ranks and micro-batches.
+        steps: Optimiser steps of the run.
+        seed: Seed of the run: order and augmentation.
+        workers: Loader processes; 0 loads in the training process.
+        micro: Micro-batches per optimiser step.
+        batches: Independent mini-batches per micro-batch; see `StepBatches`.
+
+    Attributes:
+        VERSION: Raise it when the same options give other samples; it enters every run's identity.
+        TASKS: Every task that this data can serve.
+        SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
+        clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
+        labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.
+    """
+
+    VERSION: ClassVar[int] = 1
+    TASKS: ClassVar[Mapping[str, Task]]
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
+    clip_length: int = 1
+
+    def __init__(
+        self, root: str | None = None, *, tasks: Mapping[str, Task] | None = None, batch_size: int = 8,
+        steps: int = 1, seed: int = 0, workers: int = 0, micro: int = 1, batches: int = 1,
+    ):  # fmt: skip
+        super().__init__()
+        self.root = root
+        self.tasks = dict(tasks if tasks is not None else self.TASKS)
+        self.batch_size, self.steps, self.seed, self.workers, self.micro = batch_size, steps, seed, workers, micro
+        self.batches = batches
+        self.labels: Rules = {}
+
+    @abstractmethod
+    def samples(self, split: str) -> Samples:
+        """Returns the samples of one split, labels of `self.tasks` only, without augmentation."""
+
+    def originals(self, split: str) -> Samples:
+        """Returns the samples as their files hold them, for `verify`. Default: those of `samples`."""
+        return self.samples(split)
+
+    def downloads(self) -> list[Any]:
+        """Returns the files that can be fetched from public addresses; see `mtlbench.data.download`. Default: none."""
+        return []
+
+    def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """Returns a randomly changed training sample; draws from ``generator`` alone. Default: unchanged."""
+        return sample
+
+    def missing(self) -> list[str]:
+        """Returns what is absent, one line each, with where it was looked for and the remedy; empty if complete.
+
+        Optional tasks whose data is absent are not faults: see `absent_tasks`.
+        """
+        return []
+
+    def absent_tasks(self) -> set[str]:
+        """Returns the tasks whose whole data is absent. Optional ones are dropped, others are an error."""
+        return set()
+
+    def fingerprint(self) -> str:
+        """Returns what identifies the data itself: ids of the splits and sizes of the files. Never paths."""
+        return ""
+
+    def steps_per_epoch(self) -> int:
+        """Returns optimiser steps in one pass over the training split."""
+        return max(1, len(self.training_samples()) // self.batch_size)
+
+    def training_samples(self) -> Samples:
+        """Returns the training samples with the labels that the study leaves them."""
+        samples = self.samples("train")
+        return ChangedLabels(samples, self.labels, self.tasks, self.seed, self.batch_size) if self.labels else samples
+
+    def train_dataloader(self) -> DataLoader:
+        """Returns micro-batches from the trainer's current step to the end of the run, in one go."""
+        samples = self.training_samples()
+        trainer = self.trainer
+        batches = StepBatches(
+            len(samples), self.batch_size, self.steps, self.seed, micro=self.micro, batches=self.batches,
+            start=trainer.global_step if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )  # fmt: skip
+        # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
+        sampler = cast(Any, batches)
+        return DataLoader(_Augmented(samples, self.augment, self.seed), batch_sampler=sampler, **self._loading())
+
+    def eval_dataloader(self, split: str) -> DataLoader:
+        """Returns this rank's share of a split: every sample exactly once over all ranks, none repeated."""
+        samples = self.samples(split)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        share = torch.utils.data.Subset(cast(Dataset, samples), range(rank, len(samples), world))
+        return DataLoader(share, batch_size=max(1, self.batch_size // (self.micro * world)), **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "collate_fn": Collate(self.tasks),
+            "num_workers": self.workers,
+            "pin_memory": torch.cuda.is_available(),
+            # Forked from a process that has no threads of its own: quick to start, and nothing to pickle.
+            "multiprocessing_context": "fork" if self.workers else None,
+        }

@@ -1,0 +1,199 @@
+"""`MTLMethod`, the one extension point: a LightningModule whose hooks say how tasks are trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, overrides
+from mtlbench.balancing.gradients.diagnostics import Snapshot
+from mtlbench.balancing.gradients.surgery import Surgery
+from mtlbench.balancing.gradients.update import Update, needs_of
+from mtlbench.balancing.losses import ReducedLosses
+from mtlbench.data import Batch
+from mtlbench.data.contract import streams
+from mtlbench.errors import MethodError
+from mtlbench.method.optimisers import build_optimiser, build_schedule
+from mtlbench.method.spec import MethodSpec
+from mtlbench.method.step import TrainingStep
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.blocks import full_precision
+from mtlbench.registry import Registered
+from mtlbench.runs.plan import Plan, one_run
+from mtlbench.runs.spec import RunSpec
+
+
+class MTLMethod(TrainingStep, Registered):
+    """One way of training tasks together. Override the hook that you change and nothing else.
+
+    The base trains one network on all tasks with the sum of the scaled losses. Optimisation is automatic, so
+    precision, accumulation, clipping and schedules are Lightning's and hold for every method.
+
+    Args:
+        spec: Tasks, model, optimiser, schedule and seed of the run. Hyper-parameters of a subclass are further
+            keyword arguments with the paper's default.
+
+    Attributes:
+        PHASES: Whether training has phases, so that only its end is a result: `selection: best` is refused.
+        SEARCH: Search space per hyper-parameter, for tuning.
+    """
+
+    PHASES: ClassVar[bool] = False
+    SEARCH: ClassVar[dict[str, Any]] = {}
+
+    network: MTLNetwork
+    bad_step: Tensor
+
+    def __init__(self, spec: MethodSpec):
+        super().__init__()
+        self.spec = spec
+        self.tasks = dict(spec.tasks)
+        self.balancer = Balancer()
+        self.balancer.configure(len(self.tasks))
+        self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
+        self.monitors = nn.ModuleDict({name: task.monitor() for name, task in self.tasks.items()})
+        # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
+        self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
+        self.register_buffer("_loss_weights", torch.ones(len(self.tasks)), persistent=False)
+        self.last_update: Snapshot | None = None
+        self._reduced: ReducedLosses | None = None
+        self._last_reduced: ReducedLosses | None = None
+
+    # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    def build_network(self) -> MTLNetwork:
+        """Returns the network. Default: the dense shared encoder with one head per task of the suite's model."""
+        from mtlbench.networks.dense import build_dense
+
+        return build_dense(self.tasks, self.spec.model)
+
+    def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
+        """Combines (A,) rank-averaged losses into a scalar; may be non-linear and may use own parameters."""
+        return self.balancer.combine_losses(losses, ctx)
+
+    def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
+        """Returns (A,) weights from the (A, A) float64 Gramian of the shared gradients."""
+        return self.balancer.gradient_weights(gramian, ctx)
+
+    def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
+        """Combines the (A, P) shared gradients into a direction (P,)."""
+        return self.balancer.combine_gradients(jacobian, ctx)
+
+    def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Returns further scalar losses by name; their gradient is added and never takes part in balancing."""
+        return {}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Returns scalar tensors by name that are recorded whenever losses are, for example the load of experts."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """Returns plain values by name that are stored beside the result. Default: what its balancer has to tell."""
+        return self.balancer.summary()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the optimiser's groups. Default: no weight decay on vectors and on balancer parameters."""
+        matrices = [p for p in self.network.parameters() if p.requires_grad and p.ndim > 1]
+        vectors = [p for p in self.network.parameters() if p.requires_grad and p.ndim <= 1]
+        rest = _unique(self.parameters(), {id(p) for p in (*matrices, *vectors)})
+        return [{"params": matrices}, {"params": [*vectors, *rest], "weight_decay": 0.0}]
+
+    @classmethod
+    def roles(cls, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Returns the tasks of every network that `use_sources` expects, by role, for a run on ``tasks``."""
+        return {}
+
+    def use_sources(self, networks: Mapping[str, MTLNetwork]) -> None:
+        """Takes the trained networks of other runs, frozen and on the CPU, by role; once, before training.
+
+        A finished run is loaded without them: keep what prediction needs in the own state.
+
+        Raises:
+            MethodError: By default; override it in a method whose plan uses ``RunSpec.with_sources``.
+        """
+        raise MethodError(f"Other runs are for methods that take them. {type(self).__name__} got {sorted(networks)}.")
+
+    @classmethod
+    def plan(cls, spec: RunSpec) -> Plan:
+        """Yields the runs that the method needs and returns which run serves which task. Default: one run."""
+        return one_run(spec)
+
+    # ---- set-up ----------------------------------------------------------------------------------------------------
+
+    def use_balancer(self, balancer: Balancer) -> None:
+        """Sets the balancing rule.
+
+        Raises:
+            MethodError: If the class overrides a balancing hook itself.
+        """
+        own = [hook for hook in BALANCING_HOOKS if overrides(self, MTLMethod, hook)]
+        if own:
+            raise MethodError(
+                f"One rule balances a run: {type(self).__name__} overrides {', '.join(own)} itself and cannot take "
+                f"the balancer {type(balancer).__name__} too. Drop one of the two."
+            )
+        balancer.configure(len(self.tasks))
+        self.balancer = balancer
+
+    def configure_model(self) -> None:
+        """Builds the network once (Lightning's hook; call it yourself outside a Trainer)."""
+        if not hasattr(self, "network"):
+            self.network = self.build_network()
+        names = list(self.tasks)
+        owned = [self.network.task_parameters(name) for name in names]
+        shared = self.network.shared_parameters(names)
+        rest = _unique(self.parameters(), {id(p) for group in (shared, *owned) for p in group})
+        self.surgery = Surgery(shared, owned, rest)
+        needs = needs_of(self.uses, self.balancer)
+        self.update = Update(needs, self.surgery, self, self.network.last_shared_parameters())
+
+    def on_train_start(self) -> None:
+        """Refuses a trainer under which the rule would not be exact."""
+        self.update.settle(self.trainer, self.spec.surgery)
+
+    def uses(self, hook: str) -> bool:
+        """Returns whether this method or its balancer defines a balancing hook."""
+        return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)
+
+    def configure_optimizers(self) -> Any:
+        """Returns optimiser and schedule of the suite."""
+        optimiser = build_optimiser(self.parameter_groups(), self.spec.optimiser)
+        schedule = build_schedule(optimiser, self.spec.optimiser, self.spec.steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all."""
+        return self.network(image, list(tasks or self.tasks)).predictions
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to what is computed during training."""
+        self._measure(self.monitors, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the metrics of every task."""
+        self._measure(self.metrics, batch)
+
+    def _measure(self, metrics: nn.ModuleDict, batch: Batch) -> None:
+        for stream in streams(batch):
+            names = [name for name in self.tasks if name in stream["targets"]]
+            for name, prediction in self.network(stream["image"], names).predictions.items():
+                cast(Metric, metrics[name]).update(full_precision(prediction), stream["targets"][name])
+
+    def scores(self, *, final: bool) -> dict[str, dict[str, float]]:
+        """Returns and resets ``{task: {protocol id: value}}`` over all ranks, of test or of validation steps."""
+        found = {}
+        for name in self.tasks:
+            metric = cast(Metric, (self.metrics if final else self.monitors)[name])
+            found[name] = metric.compute()
+            metric.reset()
+        return found
+
+
+def _unique(parameters: Iterable[nn.Parameter], known: set[int]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad and id(p) not in known]

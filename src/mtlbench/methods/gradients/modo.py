@@ -1,0 +1,61 @@
+"""MoDo: the min-norm weights, followed by one projected step per update on independent mini-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlbench.balancing.base import Context, GradientRule
+from mtlbench.balancing.rules import simplex
+from mtlbench.errors import MethodError
+
+
+class MoDo(GradientRule):
+    """Three-way trade-off in multi-objective learning (https://arxiv.org/abs/2305.20057, NeurIPS 2023).
+
+    Rule: λ ← Π(λ - γ (G₁ G₂ᵀ λ + ρ λ)), d = G₃ᵀ λ with the new λ.
+
+    Symbols: G_b gradients (T, P) of mini-batch b with respect to the shared parameters, averaged over all ranks; Π
+    projection on the simplex {λ ≥ 0, Σ λ = 1}; λ starts at 1/T and is kept from step to step.
+
+    Args:
+        gamma: γ, step of λ; LibMTL's 0.001 (TorchJD: 0.1). It is not free of the gradients' scale.
+        rho: ρ, weight of ‖λ‖² / 2; 0.1.
+        **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
+
+    Differences from the official code: the batch is cut in three instead of drawing three batches, so that data and
+    epochs are those of other methods. In a step with absent tasks, the others divide what they hold of λ anew: λ of
+    an absent task rests, and the weights used sum to 1 all the same.
+
+    Example:
+        >>> import torch
+        >>> MoDo(gamma=0.1, rho=0.0, scale="mean").weights(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]))
+        tensor([0.5250, 0.4750])
+    """
+
+    SEARCH = {"gamma": [1e-4, 1e-3, 1e-2], "rho": [0.0, 0.1]}
+    batches = 3
+
+    task_weights: Tensor
+
+    def __init__(self, gamma: float = 1e-3, rho: float = 0.1, **conventions: Any):
+        super().__init__(**conventions)
+        if not 0 < gamma < float("inf"):
+            raise MethodError(f"modo: gamma must be above 0. Found {gamma}.")
+        if not 0 <= rho < float("inf"):
+            raise MethodError(f"modo: rho must be at least 0. Found {rho}.")
+        self.gamma, self.rho = gamma, rho
+
+    def configure(self, tasks: int) -> None:
+        """Creates equal weights λ."""
+        super().configure(tasks)
+        self.register_buffer("task_weights", torch.full((tasks,), 1 / tasks))
+
+    def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
+        """Moves λ by the cross-Gramian G₁ G₂ᵀ (A, A); returns it (A,)."""
+        old = simplex.read_share(self.task_weights, ctx.active)
+        new = simplex.project(old - self.gamma * (gramian.numpy() @ old + self.rho * old))
+        simplex.write_share(self.task_weights, ctx.active, new)
+        return self.scaled(torch.from_numpy(new), len(gramian), natural="mean")

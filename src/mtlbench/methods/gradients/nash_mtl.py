@@ -1,0 +1,72 @@
+"""Nash-MTL: tasks bargain, and the product of their improvements is largest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlbench.balancing.base import Context, GradientRule
+from mtlbench.balancing.rules import solvers
+from mtlbench.errors import MethodError
+
+
+class NashMTL(GradientRule):
+    """Multi-task learning as a bargaining game (https://arxiv.org/abs/2202.01017, ICML 2022).
+
+    Rule: d = Σ_i α_i g_i, where α > 0 solves M α = 1 / α, so that α_i ⟨g_i, d⟩ = 1 for every task.
+
+    Symbols: g_i gradient of task i with respect to the shared parameters, averaged over all ranks; M = G Gᵀ.
+
+    Args:
+        update_every: Steps between two solutions; α is kept in between. The official code's default is 1.
+        max_norm: Largest norm of the direction; 0 is off, the default. The official code has 1.0; here clipping is the
+            suite's (``trainer.clip``) and acts on every method alike.
+        **conventions: ``scale`` and ``heads``; see `GradientRule`. α is inverse to the size of the gradients, so its
+            sum is not fixed: with ``"sum"`` d is as above and ‖d‖ = √T whatever the gradients are (orthogonal ones of
+            length 1 give the plain sum); with ``"mean"`` it is divided by T. The official code weighs the heads too.
+
+    Differences from the official code: one convex problem, ½ αᵀMα - Σ ln α_i, solved by Newton steps, instead of at
+    most 20 linearised ones; it is put in terms of unit gradients for conditioning, which is undone (the official code
+    divides M by its norm and does not undo it). A zero gradient has weight 0. Where the gradients are in full
+    conflict (a convex combination is zero) there is no finite α: eigenvalues of the cosine matrix count as 1e-8 at
+    least. ``update_every`` saves the solution alone; rows are needed for d. A task that appears for the first time
+    between two solutions causes one.
+
+    Example:
+        >>> import torch
+        >>> NashMTL().direction(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+        tensor([0.5412, 1.3066])
+    """
+
+    alpha: Tensor
+
+    def __init__(self, update_every: int = 1, max_norm: float = 0.0, **conventions: Any):
+        super().__init__(**conventions)
+        if not update_every >= 1:
+            raise MethodError(f"nash_mtl: update_every must be at least 1. Found {update_every}.")
+        if not max_norm >= 0:
+            raise MethodError(f"nash_mtl: max_norm must be positive, or 0 for none. Found {max_norm}.")
+        self.update_every, self.max_norm = update_every, max_norm
+
+    def configure(self, tasks: int) -> None:
+        """Creates the last α (NaN = not there yet)."""
+        super().configure(tasks)
+        self.register_buffer("alpha", torch.full((tasks,), float("nan")))
+
+    def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
+        """Returns α (A,), new or kept, limited by ``max_norm``."""
+        weights = self.scaled(self._alpha(gramian, ctx), len(gramian), natural="sum")
+        norm = (weights @ gramian @ weights).clamp(min=0).sqrt()
+        return weights * self.max_norm / norm if 0 < self.max_norm < norm else weights
+
+    def _alpha(self, gramian: Tensor, ctx: Context) -> Tensor:
+        active = list(ctx.active)
+        if ctx.step % self.update_every:
+            kept = self.alpha[active].to(gramian)
+            if not kept.isnan().any():
+                return kept
+        found = torch.from_numpy(solvers.alpha_fair(gramian.detach().numpy(), 1.0))
+        self.alpha[active] = found.to(self.alpha)
+        return found

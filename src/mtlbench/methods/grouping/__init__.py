@@ -1,0 +1,1 @@
+"""Methods that decide which tasks share a network."""

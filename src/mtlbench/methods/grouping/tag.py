@@ -1,0 +1,45 @@
+"""TAG: task affinity grouping, from one run that looks ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtlbench.grouping import Grouping
+from mtlbench.grouping.method import GroupingMethod
+from mtlbench.method import MethodSpec
+from mtlbench.runs.plan import Plan
+
+
+class TAG(GroupingMethod):
+    """Efficiently Identifying Task Groupings for Multi-Task Learning (https://arxiv.org/abs/2109.04617, NeurIPS 2021).
+
+    Rule: one run on all tasks measures Z_{i→j}, by how much a step on the gradient of task i alone lowers the loss of
+    task j (see `inter_task_affinity`). Task j scores mean_{i ∈ S, i ≠ j} Z_{i→j} in a group S. Those at most b groups
+    that cover all tasks and maximise Σ_j max_{S ∋ j} score_j(S) are trained, and the best of them by score serves j.
+
+    Symbols: b is ``networks``. A task alone scores -1e6: any company is better. Z_{j→j} is never used.
+
+    Args:
+        networks: Networks at most, at least 1.
+        train: Method or balancer that trains a group.
+        every: Optimiser steps between two measurements, at least 1; the paper's code has 10.
+
+    Differences from the official code: the search over groups is exact for any b (dynamic programming over sets of
+    tasks instead of enumeration); see `inter_task_affinity` for the measurement.
+
+    Example:
+        >>> from mtlbench.grouping import best_cover, from_pairs, subsets
+        >>> friends = {("a", "b"): 0.3, ("b", "a"): 0.2}
+        >>> pairs = {(j, i): friends.get((j, i), -0.1) for j in "abc" for i in "abc"}
+        >>> best_cover("abc", from_pairs(subsets("abc"), pairs, alone=-1e6), budget=2).groups
+        (('a', 'b'), ('a', 'c'))
+    """
+
+    def __init__(self, spec: MethodSpec, *, every: int = 10, **common: Any):
+        super().__init__(spec, **common)
+
+    @classmethod
+    def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
+        """Chooses by what steps on one task do to another."""
+        return grouping.by_affinity("inter_task_affinity", "TAG inter-task affinity", every=arguments["every"])

@@ -1,0 +1,29 @@
+"""Single task: one network per task, the reference of Δm."""
+
+from __future__ import annotations
+
+from mtlbench.method import MTLMethod
+from mtlbench.runs.plan import Plan
+from mtlbench.runs.spec import RunSpec
+
+
+class SingleTask(MTLMethod):
+    """One run per task, each with the whole network, schedule and data to itself.
+
+    Rule: min_θ L_i for every task i, apart from each other.
+
+    Differences from common practice: none; the runs are ordinary cached runs and are trained once per seed,
+    whatever else uses them (teachers, bases).
+
+    Example:
+        >>> from mtlbench.registry import find
+        >>> find("single_task").__name__
+        'SingleTask'
+    """
+
+    @classmethod
+    def plan(cls, spec: RunSpec) -> Plan:
+        """Yields one run per task."""
+        runs = {name: spec.with_tasks(name) for name in spec.tasks}
+        yield list(runs.values())
+        return {name: run.run_id for name, run in runs.items()}

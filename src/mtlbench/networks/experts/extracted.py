@@ -1,0 +1,169 @@
+"""An extracted network on disk: weights as safetensors, and a description from which the network is built again.
+
+Loading needs torch and timm alone, nothing of training; a program written by `export` needs torch alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtlbench.errors import StoreError
+from mtlbench.networks.experts.extraction import Kept
+from mtlbench.networks.experts.network import ExpertNetwork
+from mtlbench.networks.experts.vit import ExpertOptions
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
+
+
+@dataclass(frozen=True)
+class _Head:
+    """All that a head needs to know of its task."""
+
+    dense: bool
+    channels: int
+
+
+class ExtractedNetwork(nn.Module):
+    """Predicts one task.
+
+    Attributes:
+        description: What the file says: task, kind, channels, class names, kept experts, source.
+    """
+
+    def __init__(self, network: ExpertNetwork, description: dict[str, Any]) -> None:
+        """Wraps a network of one task.
+
+        Args:
+            network: With the kept experts.
+            description: As stored.
+        """
+        super().__init__()
+        self.network = network
+        self.description = description
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the raw prediction: (B, channels, H, W), or (B, channels) for a whole-image task.
+
+        Args:
+            image: (B, 3, H, W) uint8, RGB, of the size in the description.
+        """
+        task = self.description["task"]
+        return self.network(image, [task]).predictions[task]
+
+
+def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: Kept, source: Any) -> dict[str, Any]:
+    """Returns the description of an extracted network.
+
+    Args:
+        task: Its `Task`.
+        model: Section ``model`` of the run; names of weights are left out.
+        options: Of the whole network.
+        kept: Experts by name of the layer.
+        source: Where it comes from: run, threshold.
+    """
+    known = asdict(options)
+    if known["descriptions"] is not None:
+        known["descriptions"] = {task.name: list(known["descriptions"][task.name])}
+    architecture = {key: value for key, value in model.items() if key not in ("weights", "weights_identity")}
+    return {
+        "format": FORMAT, "task": task.name, "kind": task.kind, "dense": task.dense, "channels": task.channels,
+        "class_names": list(getattr(task, "class_names", ())), "model": architecture, "options": known, "kept": kept,
+        "source": source,
+    }  # fmt: skip
+
+
+def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | Path) -> None:
+    """Writes both files.
+
+    Args:
+        network: As `extraction.extract` made it.
+        description: As `describe` made it.
+        folder: Created if absent.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, path / WEIGHTS)
+    (path / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def export(folder: str | Path) -> Path:
+    """Writes an extracted network as a program of PyTorch's own operators beside its two files; returns its path.
+
+    ``torch.export.load(path).module()(images)`` runs it anywhere, for any number of images, without this package. A
+    graph has no sizes that depend on routes: every expert multiplies as many rows as there are tokens, E / k times the
+    work of `load_extracted` in sparse layers.
+
+    Args:
+        folder: Of `save`.
+
+    Raises:
+        StoreError: See `load_extracted`.
+    """
+    model = load_extracted(folder)
+    height, width = model.description["model"]["image_size"]
+    # Two images: a size of one would be taken for a constant.
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("images")}})
+    path = Path(folder) / PROGRAM
+    torch.export.save(program, path)
+    return path
+
+
+def load_extracted(folder: str | Path) -> ExtractedNetwork:
+    """Loads what ``mtlbench extract`` wrote, in evaluation mode.
+
+    Args:
+        folder: Its ``--out``.
+
+    Raises:
+        StoreError: The files are absent, damaged or of another format.
+
+    Example::
+
+        model = mtlbench.load_extracted("parts")
+        prediction = model(images)  # uint8 (B, 3, H, W) -> (B, channels, H, W)
+    """
+    path = Path(folder)
+    try:
+        description = json.loads((path / DESCRIPTION).read_text())
+        state = load_file(path / WEIGHTS)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # safetensors has an error class of its own without a public base
+        raise _unreadable(path, str(error)) from error
+    if description.get("format") != FORMAT:
+        raise _unreadable(path, f"format {description.get('format')}, this version reads {FORMAT}")
+    task = description["task"]
+    network = ExpertNetwork(
+        {task: _Head(description["dense"], description["channels"])},  # type: ignore[dict-item]
+        _options(description["options"]), **description["model"],
+    )  # fmt: skip
+    try:
+        for name, layer in network.layers.items():
+            layer.keep(description["kept"][name])
+        network.load_state_dict(state)
+    except (LookupError, RuntimeError) as error:
+        raise _unreadable(path, str(error)) from error
+    return ExtractedNetwork(network, description).eval()
+
+
+def _options(values: Mapping[str, Any]) -> ExpertOptions:
+    # The start of experts is of training: weights come from the file.
+    return ExpertOptions(**{**values, "start": "random" if values["start"] == "split" else values["start"]})
+
+
+def _unreadable(path: Path, fact: str) -> StoreError:
+    return StoreError(
+        f"A folder written by `mtlbench extract` holds {WEIGHTS} and {DESCRIPTION} that fit together. {path}: {fact}. "
+        "Extract again."
+    )

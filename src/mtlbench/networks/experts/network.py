@@ -1,0 +1,122 @@
+"""The dense network with experts in its vision transformer; all tasks in one forward pass, or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.decoder import Neck, build_heads
+from mtlbench.networks.encoder import build_encoder
+from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
+from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
+from mtlbench.tasks import Task
+
+TOKENS_PER_PASS = 4096
+"""Tokens of one pass on a CPU: more fall out of its caches, and fewer tasks at a time are faster."""
+
+
+class ExpertNetwork(MTLNetwork):
+    """Encoder with experts, neck and heads. Where routing sees the task, every task has features of its own.
+
+    What no task changes runs once. From there on the images of several tasks run together as (T · B) rows: one product
+    per expert serves all tasks. With `separate`, one task runs after the other, with equal results: a rule that looks
+    at the gradient of each task would pay for T · B rows T times.
+
+    `Outputs.statistics["experts"]` holds `LayerStatistics` by name of the layer; their rows are in the order of the
+    tasks asked for.
+
+    Attributes:
+        layers: Every sparse layer by name; see `ExpertViT`.
+        separate: Whether tasks run one by one.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        options: ExpertOptions,
+        *,
+        image_size: Sequence[int],
+        encoder: str = "vit_tiny_patch16_224",
+        encoder_options: Mapping[str, Any] | None = None,
+        weights: str | None = None,
+        decoder_channels: int = 64,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            tasks: Tasks by name.
+            options: Where experts are.
+            image_size: Height and width of images in pixels.
+            encoder: timm's name of a plain vision transformer.
+            encoder_options: Further arguments of ``timm.create_model``.
+            weights: None (random), ``"timm"`` or a path to a checkpoint.
+            decoder_channels: Channels of neck and heads.
+
+        Raises:
+            SuiteError: The encoder is no plain vision transformer, or cannot be built.
+            MethodError: An option is outside its range.
+        """
+        super().__init__()
+        height, width = image_size
+        made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
+        self.encoder = ExpertViT(made, list(tasks), options)
+        self.neck = Neck(made.channels, made.strides, decoder_channels)
+        self.heads = build_heads(tasks, decoder_channels, (height, width))
+        self.separate = False
+
+    @property
+    def layers(self) -> dict[str, ExpertLayer]:
+        """Sparse layers by name."""
+        return self.encoder.layers
+
+    @property
+    def routers(self) -> list[TaskRouter]:
+        """The router of every sparse layer."""
+        return [layer.router for layer in self.layers.values()]
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks; see `MTLNetwork.forward`."""
+        tokens, early = self.encoder.begin(image)
+        if not self.encoder.aware:
+            return self._alike(tokens, early, tasks)
+        predictions: dict[str, Tensor] = {}
+        found: list[dict[str, LayerStatistics]] = []
+        for group in self._groups(tasks, tokens):
+            late, statistics = self.encoder.finish(tokens, group)
+            repeated = [m.unsqueeze(0).expand(len(group), *m.shape).flatten(0, 1) for m in early]
+            features = self.neck([*repeated, *late]).unflatten(0, (len(group), -1))
+            predictions.update((task, self.heads[task](x)) for task, x in zip(group, features, strict=True))
+            found.append(statistics)
+        layers = {name: LayerStatistics.cat([part[name] for part in found]) for name in (found[0] if found else ())}
+        return Outputs(predictions, statistics={"experts": layers})
+
+    def _alike(self, tokens: Tensor, early: list[Tensor], tasks: Sequence[str]) -> Outputs:
+        """Predicts tasks that share all features."""
+        late, statistics = self.encoder.finish(tokens, tasks[:1])
+        shared = self.neck([*early, *late])
+        layers = {name: LayerStatistics.cat([layer] * len(tasks)) for name, layer in statistics.items()}
+        return Outputs({task: self.heads[task](shared) for task in tasks}, shared, {"experts": layers})
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the task's head, its vector, and what it owns of every router."""
+        embeddings: Any = self.encoder.embeddings
+        own = [embeddings[task]] if task in embeddings else []
+        return [self.heads[task], *own, *(module for router in self.routers for module in router.owned(task))]
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the neck's last block."""
+        return [p for p in self.neck.mix.parameters() if p.requires_grad]
+
+    def _groups(self, tasks: Sequence[str], tokens: Tensor) -> Iterator[list[str]]:
+        """Yields the tasks that run together."""
+        size = len(tasks)
+        if self.separate:
+            size = 1
+        elif tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            size = max(1, TOKENS_PER_PASS // (tokens.shape[0] * tokens.shape[1]))
+        for start in range(0, len(tasks), max(1, size)):
+            yield list(tasks[start : start + size])

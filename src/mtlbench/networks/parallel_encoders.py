@@ -1,0 +1,83 @@
+"""One encoder per task, side by side, which exchange features after each stage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.dense import build_dense
+from mtlbench.networks.encoder_stages import Stages
+from mtlbench.tasks import Task
+
+UnitFactory = Callable[[int, int, int], nn.Module]
+"""Makes a unit from channels C of a map, number of tasks T, and index of the unit's task.
+
+The unit takes the T maps (B, C, h, w) of a stage and returns the map that goes on in its task's column.
+"""
+
+
+class ColumnNetwork(MTLNetwork):
+    """T single-task networks (columns) whose maps pass through units of fusion after each stage of the encoder.
+
+    Columns start from equal weights, those of the single-task network of the same seed; only heads differ. All
+    columns run, however few tasks are asked for.
+
+    Attributes:
+        units: Per stage, the unit of each task.
+    """
+
+    # Encoder and neck by task, units by stage and task; mypy takes what such containers hold for plain modules.
+    encoders: Any
+    necks: Any
+    units: Any
+
+    def __init__(self, tasks: Mapping[str, Task], unit: UnitFactory, **model: Any) -> None:
+        """Builds the network.
+
+        Args:
+            tasks: Tasks by name.
+            unit: Makes a unit of fusion.
+            model: Arguments of `DenseNetwork`.
+
+        Raises:
+            SuiteError: The encoder cannot be run by stages (see `Stages`) or cannot be built.
+        """
+        super().__init__()
+        single = build_dense(tasks, model)
+        self.names = list(tasks)
+        self.encoders = nn.ModuleDict({task: copy.deepcopy(single.encoder) for task in tasks})
+        self.necks = nn.ModuleDict({task: copy.deepcopy(single.neck) for task in tasks})
+        self.heads = single.heads
+        self.stages = {task: Stages(self.encoders[task]) for task in tasks}
+        self.units = nn.ModuleList(
+            nn.ModuleDict({task: unit(channels, len(tasks), i) for i, task in enumerate(tasks)})
+            for channels in single.encoder.channels
+        )
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks; see `MTLNetwork.forward`."""
+        normalised = self.encoders[self.names[0]].normalise(image)
+        states = {task: stages.start(normalised) for task, stages in self.stages.items()}
+        found: dict[str, list[Tensor]] = {task: [] for task in self.names}
+        for i, units in enumerate(self.units):
+            states = {task: self.stages[task].run(i, state) for task, state in states.items()}
+            maps = [state.map for state in states.values()]
+            # The last stage's maps go nowhere but to their own task.
+            going = self.names if i < len(self.units) - 1 else tasks
+            states = {task: states[task].with_map(units[task](maps)) for task in going}
+            for task, state in states.items():
+                found[task].append(state.map)
+        return Outputs({task: self.heads[task](self.necks[task](found[task])) for task in tasks})
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the last block of every column."""
+        blocks = [stages.blocks[-1][-1] for stages in self.stages.values()]
+        return [p for block in blocks for p in block.parameters() if p.requires_grad]
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the task's head, neck and unit of the last stage; all else reaches other columns."""
+        return [self.heads[task], self.necks[task], self.units[-1][task]]

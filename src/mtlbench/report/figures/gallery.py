@@ -1,0 +1,118 @@
+"""Example predictions: image, truth and the prediction of every label side by side."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtlbench import visualise
+from mtlbench.report.reader import Study
+
+SHOWN = 3
+"""Images in the gallery."""
+
+LONGEST = 160
+"""Pixels of the longest side of a picture in the page."""
+
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture or, for whole-image tasks, one word.
+
+    Attributes:
+        source: PNG as a data URI, ``""`` where there is none.
+        text: What it shows, or the word itself.
+    """
+
+    source: str = ""
+    text: str = "–"
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One example image.
+
+    Attributes:
+        image: The input.
+        heads: ``"truth"``, then labels.
+        rows: Tiles per task, in the order of ``heads``.
+    """
+
+    image: Tile
+    heads: tuple[str, ...]
+    rows: dict[str, tuple[Tile, ...]]
+
+
+def exhibits(study: Study, labels: Iterable[str], done: Iterable[str]) -> list[Exhibit]:
+    """Returns the first few examples with the predictions of each label's first seed that has them.
+
+    Args:
+        study: The study.
+        labels: Labels in the order of the table.
+        done: Ids of runs whose examples count.
+    """
+    loaded = {label: _load(study, label, set(done)) for label in labels}
+    loaded = {label: arrays for label, arrays in loaded.items() if arrays}
+    if not loaded:
+        return []
+    first = next(iter(loaded.values()))
+    count = min(SHOWN, len(next(iter(first.values()))["image"]))
+    return [_exhibit(study, loaded, i) for i in range(count)]
+
+
+def _load(study: Study, label: str, done: set[str]) -> dict[str, Arrays]:
+    """Returns the arrays of the run that serves each task, of the first seed that has any."""
+    for entry in sorted((e for e in study.plan["rows"] if e["label"] == label), key=lambda e: e["seed"]):
+        files = {task: study.folder / run / "examples.npz" for task, run in entry["serving"].items() if run in done}
+        opened = {path: _open(path) for path in set(files.values())}
+        found = {t: arrays for t, path in files.items() if (arrays := opened[path]) and f"prediction/{t}" in arrays}
+        if found:
+            return found
+    return {}
+
+
+def _open(path: Path) -> Arrays | None:
+    """Returns the arrays, read once; ``None`` if absent or broken, for a picture is never worth a report."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception:  # A broken archive raises many things.
+        return None
+
+
+def _exhibit(study: Study, loaded: Mapping[str, Mapping[str, Arrays]], index: int) -> Exhibit:
+    tasks = [t for t in study.plan["tasks"] if any(t in arrays for arrays in loaded.values())]
+    some = next(arrays for by_task in loaded.values() for arrays in by_task.values())
+    image = _picture(np.ascontiguousarray(some["image"][index].transpose(1, 2, 0)), "input image")
+    rows = {}
+    for task in tasks:
+        truth = next(by_task[task].get(f"target/{task}") for by_task in loaded.values() if task in by_task)
+        label_tiles = [
+            _tile(study, task, by_task.get(task, {}).get(f"prediction/{task}"), truth, index, f"{task}, {label}")
+            for label, by_task in loaded.items()
+        ]
+        rows[task] = (_tile(study, task, truth, truth, index, f"{task}, truth"), *label_tiles)
+    return Exhibit(image, ("truth", *loaded), rows)
+
+
+def _tile(study: Study, task: str, values: Any, truth: Any, index: int, text: str) -> Tile:
+    about = study.plan["tasks"][task]
+    kind, names = about["kind"], about.get("class_names") or ()
+    if values is None or len(values) <= index:
+        return Tile()
+    if kind in visualise.DENSE:
+        limits = visualise.depth_limits(truth[index]) if kind == "depth" and truth is not None else None
+        return _picture(visualise.draw(kind, values[index], names, limits), text)
+    return Tile(text=visualise.caption(kind, values[index], names) if np.size(values[index]) == 1 else "no picture")
+
+
+def _picture(picture: visualise.Picture, text: str) -> Tile:
+    data = base64.b64encode(visualise.png(picture, LONGEST)).decode()
+    return Tile(f"data:image/png;base64,{data}", text)

@@ -1,0 +1,144 @@
+"""Numbers as text, the same in every view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mtlbench.report.model import Column, Cost, Leaderboard, Row
+from mtlbench.report.statistics import Estimate
+
+BLANK = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table as text.
+
+    Attributes:
+        text: The value.
+        spread: What follows it, for example ``"± 0.01"``; may stand on a line of its own.
+        best: Whether it is the best of its column.
+    """
+
+    text: str
+    spread: str = ""
+    best: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.spread}".strip()
+
+
+def number(value: float, digits: int, sign: bool = False) -> str:
+    """Returns a number with a fixed count of decimals, a true minus sign, and never a negative zero."""
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    if float(text) == 0:
+        text = f"{0:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Returns how many decimals show about four figures of the largest value."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    return 3 if largest < 10 else 2 if largest < 100 else 1
+
+
+def numbers(values: Iterable[float | None]) -> list[str]:
+    """Returns a column of numbers with one count of decimals."""
+    every = list(values)
+    digits = decimals(v for v in every if v is not None)
+    return [BLANK if v is None else number(v, digits) for v in every]
+
+
+def metric(column: Column) -> str:
+    """Returns a metric in full: task, protocol, unit and direction."""
+    unit = f" [{column.unit}]" if column.unit else ""
+    return f"{column.task} {column.protocol}{unit} {column.arrow}"
+
+
+def score_cells(rows: Iterable[Row], column: Column) -> list[Cell]:
+    """Returns one column of scores."""
+    every = [(row, row.cells.get(column.key)) for row in rows]
+    means = [cell.mean for _, cell in every if cell]
+    digits = decimals(means)
+    full = [cell.mean for row, cell in every if cell and cell.n == len(row.planned)]
+    best = (max if column.higher_is_better else min)(full) if len(full) > 1 else None
+    return [Cell(BLANK) if c is None else _score(c, digits, best, len(row.planned)) for row, c in every]
+
+
+def delta_cells(rows: Iterable[Row]) -> list[Cell]:
+    """Returns the column of Δm."""
+    every = [row.delta for row in rows]
+    means = [d.mean for d in every if d]
+    best = max(means) if len(means) > 1 else None
+    return [Cell(number(d.mean, 2, sign=True), _spread(d, 2), best=d.mean == best) if d else Cell(BLANK) for d in every]
+
+
+def interval(estimate: Estimate | None, digits: int = 2, sign: bool = True) -> str:
+    """Returns an interval, by default of a signed quantity."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return BLANK
+    return f"[{number(estimate.low, digits, sign)}, {number(estimate.high, digits, sign)}]"
+
+
+def probability(p: float | None) -> str:
+    """Returns a p-value."""
+    return BLANK if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(cost: Cost | None) -> str:
+    """Returns seconds per step."""
+    value = cost.seconds_per_step if cost else None
+    return BLANK if value is None else f"{value:#.3g}".rstrip(".")
+
+
+def memory(cost: Cost | None) -> str:
+    """Returns peak memory in GiB."""
+    value = cost.peak_memory_gib if cost else None
+    return BLANK if value is None else f"{value:.2f}"
+
+
+def parameters(cost: Cost | None) -> str:
+    """Returns the number of parameters with a suffix."""
+    value = cost.parameters if cost else None
+    if value is None:
+        return BLANK
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.0f}"
+
+
+def hours(cost: Cost | None) -> str:
+    """Returns the training time of all runs of a row, per seed."""
+    return duration(cost.train_seconds if cost else None)
+
+
+def duration(value: float | None) -> str:
+    """Returns seconds in the unit that suits them."""
+    if value is None:
+        return BLANK
+    return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.0f} s"
+
+
+def seeds(row: Row) -> str:
+    """Returns the number of complete seeds, of those planned where some lack."""
+    done, planned = len(row.seeds), len(row.planned)
+    return str(done) if done == planned else f"{done}/{planned}"
+
+
+def heading(board: Leaderboard, column: Column) -> str:
+    """Returns the head of a score column: task, unit and direction."""
+    unit = f" [{column.unit}]" if column.unit else ""
+    return f"{column.task}{unit} {column.arrow}"
+
+
+def _score(cell: Estimate, digits: int, best: float | None, planned: int) -> Cell:
+    partial = f"(n={cell.n})" if cell.n != planned else ""
+    spread = f"{_spread(cell, digits)} {partial}".strip()
+    return Cell(number(cell.mean, digits), spread, best=cell.mean == best and not partial)
+
+
+def _spread(estimate: Estimate, digits: int) -> str:
+    return "" if estimate.std is None else f"± {estimate.std:.{digits}f}"

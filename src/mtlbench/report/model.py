@@ -1,0 +1,318 @@
+"""The leaderboard as plain records: what every view (terminal, Markdown, CSV, LaTeX, HTML, W&B) is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mtlbench.report.statistics import Difference, Estimate, spearman
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one task.
+
+    Attributes:
+        task: Task.
+        protocol: Id and version of the metric, ``name@version``.
+        higher_is_better: Direction.
+        unit: Unit, ``""`` for a share.
+        primary: Whether it is the metric of its task in the table.
+        in_delta_m: Whether it enters Δm.
+    """
+
+    task: str
+    protocol: str
+    higher_is_better: bool
+    unit: str = ""
+    primary: bool = True
+    in_delta_m: bool = True
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the scores of this column are filed under."""
+        return self.task, self.protocol
+
+    @property
+    def arrow(self) -> str:
+        """The direction that is better."""
+        return "↑" if self.higher_is_better else "↓"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one seed of a row costs, averaged over seeds. Unknown values are ``None``.
+
+    Attributes:
+        seconds_per_step: Sum over the runs that serve the tasks.
+        peak_memory_gib: Largest of those runs.
+        parameters: Sum over those runs.
+        train_seconds: Sum over all runs of the row, those that only prepared others included.
+        runs: Number of runs that serve the tasks.
+        devices: Where it was measured, for example ``"cpu"``.
+    """
+
+    seconds_per_step: float | None
+    peak_memory_gib: float | None
+    parameters: float | None
+    train_seconds: float | None
+    runs: int
+    devices: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label of the suite.
+
+    Attributes:
+        label: Name in the table.
+        method: Method behind it.
+        seeds: Seeds with every cell present.
+        planned: Seeds that the suite asks for.
+        cells: Score per (task, protocol), over the seeds that have it.
+        deltas: Δm per seed; empty where it is blank.
+        delta: Its summary, ``None`` where it is blank.
+        gains: Relative gain over single-task per task, in per cent, higher is better, paired by seed.
+        cost: Costs, ``None`` while no run of the row is done.
+        hint: Why Δm or the rank is blank, ``""`` otherwise.
+        rank: Place by mean Δm; ties within noise share one.
+    """
+
+    label: str
+    method: str
+    seeds: tuple[int, ...]
+    planned: tuple[int, ...]
+    cells: dict[tuple[str, str], Estimate]
+    deltas: dict[int, float] = field(default_factory=dict)
+    delta: Estimate | None = None
+    gains: dict[str, Difference] = field(default_factory=dict)
+    cost: Cost | None = None
+    hint: str = ""
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Δm of one row minus Δm of a reference row, paired by seed.
+
+    Attributes:
+        label: Row.
+        reference: Row it is compared with.
+        difference: Difference in points of Δm.
+        p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
+        named: Whether the suite named this comparison beforehand. It stands alone, so nothing is corrected.
+    """
+
+    label: str
+    reference: str
+    difference: Difference
+    p_holm: float | None
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run that has no result: a crash is a line with a reason, never an absence.
+
+    Attributes:
+        label: Row that it belongs to.
+        seed: Seed.
+        run: Run id, ``""`` when the runs are not planned yet.
+        state: ``failed``, ``running``, ``stale`` or ``todo``.
+        reason: What is known about it.
+    """
+
+    label: str
+    seed: int
+    run: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class GroupQuality:
+    """How good it is to train a group of tasks together.
+
+    Attributes:
+        group: At least two tasks.
+        predicted: Mean over its tasks of what the plan predicted, on the plan's own scale; higher is better.
+        measured: Mean over its tasks of the relative gain over single-task training with the same seed, in per cent,
+            on the reported split.
+    """
+
+    group: tuple[str, ...]
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class FoundGroups:
+    """The grouping that one seed of a row found. Times in seconds; unknown ones are ``None``.
+
+    Attributes:
+        seed: Seed.
+        groups: Tasks of every network.
+        serves: Index of the network that serves a task.
+        search_seconds: Training time of the runs that only served to find the groups.
+        group_seconds: Of all other runs of the row.
+        exhaustive_seconds: Of a run per subset of all tasks, where the study has them all.
+        qualities: Groups of which the study knows prediction and measurement.
+    """
+
+    seed: int
+    groups: tuple[tuple[str, ...], ...]
+    serves: dict[str, int]
+    search_seconds: float | None
+    group_seconds: float | None
+    exhaustive_seconds: float | None
+    qualities: tuple[GroupQuality, ...] = ()
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Training time of all runs of the row."""
+        known = self.search_seconds is not None and self.group_seconds is not None
+        return (self.search_seconds or 0) + (self.group_seconds or 0) if known else None
+
+    @property
+    def share(self) -> float | None:
+        """Total time in per cent of the time for all subsets."""
+        total, every = self.total_seconds, self.exhaustive_seconds
+        return 100 * total / every if total is not None and every else None
+
+    @property
+    def correlation(self) -> float | None:
+        """Spearman's rank correlation of predicted and measured quality."""
+        return spearman([q.predicted for q in self.qualities], [q.measured for q in self.qualities])
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """How much tasks help each other, as a plan measured it.
+
+    Attributes:
+        what: Name of the quantity.
+        tasks: T names.
+        values: (T, T), recipient by source, mean over seeds; ``None`` where no seed has a value.
+        seeds: How many.
+    """
+
+    what: str
+    tasks: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What the plan of one row found out about groups of tasks.
+
+    Attributes:
+        label: Row.
+        found: One entry per seed whose plan has ended.
+        correlation: Rank correlation of predicted and measured quality over seeds, ``None`` without any.
+        share: Total time in per cent of the time for all subsets, over seeds.
+        affinity: Its table of affinities, if it has one.
+        notes: What the plan says of itself.
+    """
+
+    label: str
+    found: tuple[FoundGroups, ...]
+    correlation: Estimate | None
+    share: Estimate | None
+    affinity: Affinity | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """What all tables of a study have.
+
+    Attributes:
+        suite: Name of the suite.
+        title: One line about it.
+        rules: What was compared and how, as (word, text); printed above the table.
+        notes: How to read the table; printed beneath.
+        problems: Runs without a result.
+    """
+
+    suite: str
+    title: str
+    rules: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of runs without a result, failed and unfinished."""
+        states = {(p.run or f"{p.label}-{p.seed}"): p.state for p in self.problems}
+        failed = sum(state == "failed" for state in states.values())
+        return {"failed": failed, "unfinished": len(states) - failed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard(Board):
+    """The comparison of one suite.
+
+    Attributes:
+        baseline: Row that Δm refers to.
+        columns: All metrics; those with ``primary`` form the table.
+        rows: Ranked rows first, best first.
+        comparisons: Against the best row and against ``uniform``.
+        groupings: Rows whose plan looked for groups of tasks.
+    """
+
+    baseline: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    groupings: tuple[Grouping, ...] = ()
+
+    @property
+    def primary(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return tuple(c for c in self.columns if c.primary)
+
+
+@dataclass(frozen=True)
+class ConditionRow:
+    """One label of a study that varies conditions.
+
+    Attributes:
+        label: Name in the table.
+        method: Method behind it.
+        planned: Seeds that the suite asks for.
+        values: The number that the study is about, by condition and seed.
+        scores: All scores, by condition, metric and seed.
+        cost: Costs of one seed and condition, ``None`` while none is done.
+    """
+
+    label: str
+    method: str
+    planned: tuple[int, ...]
+    values: dict[str, dict[int, float]]
+    scores: dict[str, dict[tuple[str, str], dict[int, float]]]
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionBoard(Board):
+    """Methods by conditions, see `mtlbench.study.scenarios`.
+
+    Attributes:
+        quantity: What a cell holds.
+        digits: Decimals of a cell.
+        signed: Whether cells are shown with a sign.
+        conditions: Columns of the table.
+        columns: All metrics.
+        rows: In the order of the suite.
+        reference: Row that the others are compared with.
+        comparisons: By condition; differences in ``quantity``.
+    """
+
+    quantity: str
+    digits: int
+    signed: bool
+    conditions: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[ConditionRow, ...]
+    reference: str
+    comparisons: tuple[tuple[str, Comparison], ...] = ()

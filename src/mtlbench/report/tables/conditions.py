@@ -1,0 +1,125 @@
+"""Builds the table of a study that varies conditions: a row per method, a column per condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtlbench.report import formatting
+from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow
+from mtlbench.report.notes import rules
+from mtlbench.report.statistics import Difference, holm, paired
+from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, states_of
+
+Record = Mapping[str, Any]
+Scores = dict[tuple[str, str], dict[int, float]]
+"""(task, protocol) -> seed -> score."""
+
+
+def build(
+    study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
+) -> ConditionBoard:
+    """Returns the table of a study; arguments and errors as of `leaderboard.build`."""
+    about, columns = study["study"], columns_of(study)
+    known = states_of(study, results, states, errors)
+    done = {run: result for run, result in results.items() if known.get(run) == "done"}
+    rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
+    labels = [row.label for row in rows]
+    named = list(study.get("named") or ()) if set(study.get("named") or ()) <= set(labels) else []
+    reference = next(name for name in (*named[1:], study["baseline"], labels[0]) if name in labels)
+    means = [sum(v.values()) / len(v) for row in rows for v in row.values.values() if v]
+    quantity = _quantity(about, columns)
+    problems = {(p.run, p.label, p.seed): p for p in problems_of(study["rows"], known, errors)}
+    scored = "target" in about
+    return ConditionBoard(
+        suite=study["suite"], title=study.get("title", ""), rules=(*rules(study, columns), ("Cells", quantity)),
+        notes=_notes(about, named), problems=tuple(problems.values()), quantity=quantity,
+        digits=formatting.decimals(means) if scored else 2, signed=not scored, conditions=tuple(about["columns"]),
+        columns=columns, rows=rows, reference=reference,
+        comparisons=tuple(_comparisons(rows, about["columns"], reference, named)),
+    )  # fmt: skip
+
+
+def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: Mapping[str, Record]) -> ConditionRow:
+    about = study["study"]
+    scores: dict[str, Scores] = {}
+    for entry in entries:
+        found = scores.setdefault(entry["condition"], {column.key: {} for column in columns})
+        for column in columns:
+            result = done.get(entry["serving"].get(column.task, ""))
+            value = None if result is None else score_of(result, column, study["split"])
+            if value is not None:
+                found[column.key][entry["seed"]] = value
+    wanted = [c for c in columns if _wanted(c, about)]
+    values = {
+        name: scores[name][wanted[0].key] if "target" in about else _drops(scores[name], scores[about["base"]], wanted)
+        for name in about["columns"]
+    }
+    planned = tuple(sorted({*study["seeds"], *(entry["seed"] for entry in entries)}))
+    return ConditionRow(entries[0]["label"], entries[0]["method"], planned, values, scores, cost_of(entries, done))
+
+
+def _wanted(column: Column, about: Record) -> bool:
+    """Whether a cell is made from this metric."""
+    if "target" in about:
+        return column.primary and column.task == about["target"]
+    return column.in_delta_m and column.task != about["ignored"]
+
+
+def _drops(scores: Scores, base: Scores, columns: Sequence[Column]) -> dict[int, float]:
+    """Returns by seed the mean relative loss in per cent, paired by seed, relative to the mean of the base."""
+    keys = [c.key for c in columns]
+    seeds = [s for s in base[keys[0]] if all(s in base[k] and s in scores[k] for k in keys)] if keys else []
+    means = {k: sum(base[k][s] for s in seeds) / len(seeds) for k in keys} if seeds else {}
+    if not all(means.values()):
+        return {}
+    signs = {c.key: 1 if c.higher_is_better else -1 for c in columns}
+    return {s: 100 * sum(signs[k] * (base[k][s] - scores[k][s]) / means[k] for k in keys) / len(keys) for s in seeds}
+
+
+def _comparisons(
+    rows: Sequence[ConditionRow], conditions: Sequence[str], reference: str, named: Sequence[str]
+) -> list[tuple[str, Comparison]]:
+    """Returns every row against the reference; the pair that the suite named is corrected apart, over conditions."""
+    base = next(row for row in rows if row.label == reference)
+    others = [row for row in rows if row is not base]
+    first = [row for row in others if row.label in named]
+    found: list[tuple[str, Comparison]] = []
+    for group in (first, [row for row in others if row not in first]):
+        differences = [(c, row.label, _difference(row, base, c)) for row in group for c in conditions]
+        there = [(c, label, d) for c, label, d in differences if d]
+        adjusted = iter(holm([d.p for _, _, d in there if d.p is not None]))
+        found += [
+            (c, Comparison(label, reference, d, None if d.p is None else next(adjusted), named=group is first))
+            for c, label, d in there
+        ]
+    return found
+
+
+def _difference(row: ConditionRow, base: ConditionRow, condition: str) -> Difference | None:
+    return paired(row.values.get(condition, {}), base.values.get(condition, {}))
+
+
+def _quantity(about: Record, columns: Sequence[Column]) -> str:
+    if "target" not in about:
+        return "drop of the others % ↓"
+    return formatting.metric(next(c for c in columns if c.primary and c.task == about["target"]))
+
+
+def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
+    lines = [
+        "Cells: mean over seeds and its 95 % t interval; n where seeds lack. Differences are paired by seed; p from a "
+        "paired t test, corrected by Holm over all rows and conditions.",
+        "Costs: of one condition and seed, averaged; runs that only prepare others count in the training time alone.",
+    ]
+    if "target" not in about:
+        lines.append(
+            "Drop: 100 · mean over tasks of ±(without − with) / mean of without; tasks outside Δm do not count."
+        )
+    if named:
+        lines.append(
+            f"* The suite named one comparison beforehand, {named[0]} against {named[1]}: its p is corrected over "
+            "conditions alone."
+        )
+    return tuple(lines)

@@ -1,0 +1,134 @@
+"""Builds the leaderboard of a study from plain records of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mtlbench.metrics.relative import delta_m
+from mtlbench.report.model import Column, Leaderboard, Row
+from mtlbench.report.notes import notes, rules
+from mtlbench.report.statistics import Difference, estimate, paired
+from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.tables.grouping import groupings
+from mtlbench.report.tables.ranking import compare, order
+from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, states_of
+
+Record = Mapping[str, Any]
+Scores = dict[tuple[str, str], dict[int, float]]
+"""(task, protocol) -> seed -> score."""
+
+
+def build(
+    study: Record,
+    results: Mapping[str, Record],
+    states: Mapping[str, str] | None = None,
+    errors: Mapping[str, Record] | None = None,
+) -> Leaderboard:
+    """Returns the leaderboard of a study.
+
+    Args:
+        study: Content of ``study.json``.
+        results: Content of ``result.json`` per run id.
+        states: ``done``, ``failed``, ``running``, ``stale`` or ``todo`` per run id; a result counts only when
+            its run is done. Default: done where there is a result.
+        errors: Content of ``error.json`` per run id.
+
+    Raises:
+        StoreError: If a run reports another protocol or split than its column.
+    """
+    columns = columns_of(study)
+    known = states_of(study, results, states, errors or {})
+    done = {run: result for run, result in results.items() if known.get(run) == "done"}
+    drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
+    baseline = _baseline(study, drafts)
+    rows = order(_finish(draft, baseline, columns) for draft in drafts)
+    named = study.get("named") or ()
+    named = named if set(named) <= {row.label for row in rows} else ()
+    return Leaderboard(
+        suite=study["suite"],
+        title=study.get("title", ""),
+        baseline=baseline.row.label if baseline else study["baseline"],
+        rules=rules(study, columns),
+        columns=columns,
+        rows=rows,
+        notes=notes(rows, named),
+        comparisons=compare(rows, named),
+        problems=tuple(problems_of(study["rows"], known, errors or {})),
+        groupings=groupings(study, columns, done),
+    )
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A row before it meets the baseline."""
+
+    row: Row
+    scores: Scores
+
+
+def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], done: Mapping[str, Record]) -> _Draft:
+    scores: Scores = {column.key: {} for column in columns}
+    for entry in entries:
+        for column in columns:
+            result = done.get(entry["serving"].get(column.task, ""))
+            value = None if result is None else score_of(result, column, study["split"])
+            if value is not None:
+                scores[column.key][entry["seed"]] = value
+    planned = sorted({*study["seeds"], *(entry["seed"] for entry in entries)})
+    full = [s for s in planned if all(s in scores[c.key] for c in columns if c.primary)]
+    cells = {key: estimate(by_seed.values()) for key, by_seed in scores.items() if by_seed}
+    label, method = entries[0]["label"], entries[0]["method"]
+    row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost_of(entries, done))
+    return _Draft(row, scores)
+
+
+def _baseline(study: Record, drafts: list[_Draft]) -> _Draft | None:
+    name = study["baseline"]
+    named = [d for d in drafts if d.row.label == name] or [d for d in drafts if d.row.method == name]
+    return named[0] if named else None
+
+
+def _finish(draft: _Draft, baseline: _Draft | None, columns: tuple[Column, ...]) -> Row:
+    """Returns the row with Δm and gains, or with the reason why they are blank."""
+    row, scored = draft.row, [c for c in columns if c.in_delta_m]
+    row = replace(row, gains=_gains(draft, baseline, scored))
+    hint = _blank(row, baseline, scored)
+    if hint or baseline is None:
+        return replace(row, hint=hint)
+    reference = {c.task: estimate(baseline.scores[c.key][s] for s in row.seeds).mean for c in scored}
+    if zero := [task for task, value in reference.items() if value == 0]:
+        return replace(row, hint=f"Δm divides by the single-task score, which is 0 for {', '.join(zero)}")
+    up = {c.task: c.higher_is_better for c in scored}
+    deltas = {s: delta_m({c.task: draft.scores[c.key][s] for c in scored}, reference, up) for s in row.seeds}
+    return replace(row, deltas=deltas, delta=estimate(deltas.values()))
+
+
+def _blank(row: Row, baseline: _Draft | None, scored: list[Column]) -> str:
+    """Returns why Δm of a row must stay blank, ``""`` if it need not."""
+    if row.seeds != row.planned:
+        absent = [str(s) for s in row.planned if s not in row.seeds]
+        return f"missing cells in seed {', '.join(absent)}"
+    if not scored:
+        return "no task of this suite enters Δm"
+    if baseline is None:
+        return "Δm needs single-task runs: add single_task to the methods of the suite"
+    absent = [str(s) for s in row.seeds if any(s not in baseline.scores[c.key] for c in scored)]
+    return f"Δm needs single-task runs of seed {', '.join(absent)}" if absent else ""
+
+
+def _gains(draft: _Draft, baseline: _Draft | None, scored: list[Column]) -> dict[str, Difference]:
+    """Returns the relative gain per task over the seeds that both rows have; none for the baseline itself."""
+    gains: dict[str, Difference] = {}
+    if baseline is None or draft is baseline:
+        return gains
+    for column in scored:
+        ours, theirs = draft.scores[column.key], baseline.scores[column.key]
+        common = sorted(set(ours) & set(theirs))
+        reference = estimate(theirs[s] for s in common).mean if common else 0.0
+        if reference:
+            factor = (100 if column.higher_is_better else -100) / reference
+            difference = paired({s: factor * ours[s] for s in common}, {s: factor * theirs[s] for s in common})
+            gains |= {column.task: difference} if difference else {}
+    return gains

@@ -1,0 +1,165 @@
+"""The tables of a study as Markdown, tidy CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+from mtlbench.metrics.relative import PROTOCOL
+from mtlbench.report.columns import Part, problem_summary
+from mtlbench.report.formatting import Cell
+from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Cost, Leaderboard, Row
+from mtlbench.report.statistics import Estimate, estimate
+from mtlbench.report.views import tables
+
+FIELDS = ("label", "method", "rank", "quantity", "protocol", "unit", "better", "mean", "std", "n", "low", "high")
+"""Columns of the CSV: one line per number."""
+
+CONDITION_FIELDS = ("label", "method", "condition", *FIELDS[3:])
+"""The same where conditions vary, and nothing is ranked."""
+
+
+def markdown(board: tables.AnyBoard) -> str:
+    """Returns the whole comparison as Markdown."""
+    lines = [f"# {_md(board.suite)}", "", _md(board.title), ""]
+    lines += [f"- **{word}**: {_md(text)}" for word, text in board.rules]
+    lines += ["", *_md_table(tables.main(board)), ""]
+    lines += [f"- {_md(note)}" for note in board.notes]
+    if others := tables.published(board):
+        lines += ["", f"## {_md(others[0])}", "", *_md_table(others[1])]
+    if compared := tables.differences(board):
+        lines += ["", f"## {_md(compared[0])}", "", *_md_table(compared[1])]
+    for section in tables.groupings(board):
+        lines += ["", f"## {_md(section.title)}", "", *_md_table(section.grid), ""]
+        lines += [f"- {_md(note)}" for note in section.notes]
+    if board.problems:
+        lines += ["", f"## Without a result: {problem_summary(board)}", ""]
+        lines += [
+            f"- {p.state}: {_md(p.label)}, seed {p.seed}{f', `{p.run}`' if p.run else ''}: {_md(p.reason)}"
+            for p in board.problems
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def tidy_csv(board: tables.AnyBoard) -> str:
+    """Returns one line per label, condition where there are several, and quantity, in full precision."""
+    stream = io.StringIO()
+    if isinstance(board, Leaderboard):
+        fields, records = (
+            FIELDS,
+            [{"rank": row.rank, **_named(row, r)} for row in board.rows for r in _records(board, row)],
+        )
+    else:
+        fields, records = (
+            CONDITION_FIELDS,
+            [_named(row, r) for row in board.rows for r in _condition_records(board, row)],
+        )
+    writer = csv.DictWriter(stream, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+def groupings_json(board: Leaderboard) -> str:
+    """Returns all that is known about groups of tasks as JSON: label -> seeds, rank correlation, affinity."""
+    record = {
+        g.label: {
+            **asdict(g),
+            "found": [{**asdict(f), "total_seconds": f.total_seconds, "correlation": f.correlation} for f in g.found],
+        }
+        for g in board.groupings
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
+def latex(board: tables.AnyBoard) -> str:
+    """Returns a table for the package booktabs; what was compared stands in comments above it."""
+    parts = [p for p in tables.main(board) if p.head not in ("95 % interval", "train")]
+    align = "".join("l" if p.head in tables.TEXTUAL else "r" for p in parts)
+    comments = [f"% {word}: {' '.join(text.split())}" for word, text in board.rules]
+    rows = [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in zip(*(p.cells for p in parts), strict=True)]
+    head = " & ".join(_tex(p.head) for p in parts) + r" \\"
+    body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*comments, rf"\begin{{tabular}}{{{align}}}", *body, r"\end{tabular}"]) + "\n"
+
+
+def _records(board: Leaderboard, row: Row) -> Iterator[dict[str, object]]:
+    for column in board.columns:
+        if column.key in row.cells:
+            yield _about(column) | _numbers(row.cells[column.key])
+    if row.delta:
+        yield {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"} | _numbers(row.delta)
+    yield from _cost_records(row.cost)
+    about = {"quantity": "rank_correlation_of_groups", "protocol": "spearman", "better": "higher"}
+    yield from (about | _numbers(g.correlation) for g in board.groupings if g.label == row.label and g.correlation)
+
+
+def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dict[str, object]]:
+    for condition, scores in row.scores.items():
+        for column in board.columns:
+            if values := scores[column.key]:
+                yield {"condition": condition, **_about(column)} | _numbers(estimate(values.values()))
+    for condition, values in row.values.items() if board.signed else ():
+        if values:
+            drop = {"condition": condition, "quantity": "drop", "unit": "%", "better": "lower"}
+            yield drop | _numbers(estimate(values.values()))
+    yield from _cost_records(row.cost)
+
+
+def _cost_records(cost: Cost | None) -> Iterator[dict[str, object]]:
+    units = {"seconds_per_step": "s", "peak_memory_gib": "GiB", "parameters": "", "train_seconds": "s"}
+    for name, unit in units.items():
+        value = getattr(cost, name) if cost else None
+        if value is not None:
+            yield {"quantity": name, "unit": unit, "better": "lower", "mean": value}
+
+
+def _named(row: Row | ConditionRow, record: dict[str, object]) -> dict[str, object]:
+    return {"label": row.label, "method": row.method, **record}
+
+
+def _about(column: Column) -> dict[str, object]:
+    better = "higher" if column.higher_is_better else "lower"
+    return {"quantity": column.task, "protocol": column.protocol, "unit": column.unit, "better": better}
+
+
+def _numbers(estimate: Estimate) -> dict[str, object]:
+    return {name: getattr(estimate, name) for name in ("mean", "std", "n", "low", "high")}
+
+
+def _md(text: str) -> str:
+    plain = " ".join(text.split())
+    for sign, inert in {"\\": "\\\\", "<": "&lt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\["}.items():
+        plain = plain.replace(sign, inert)
+    return plain
+
+
+def _md_table(parts: Sequence[Part]) -> Iterable[str]:
+    yield "| " + " | ".join(_md(p.head) for p in parts) + " |"
+    yield "|" + "|".join(" :-- " if p.head in tables.TEXTUAL else " --: " for p in parts) + "|"
+    for row in zip(*(p.cells for p in parts), strict=True):
+        yield "| " + " | ".join(_md_cell(cell) for cell in row) + " |"
+
+
+def _md_cell(cell: Cell) -> str:
+    text = f"**{_md(cell.text)}**" if cell.best else _md(cell.text)
+    return f"{text} {cell.spread}".strip()
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
+    "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$", "–": "--",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(sign, sign) for sign in text)
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = rf"\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text)
+    return f"{text} {_tex(cell.spread)}".strip()

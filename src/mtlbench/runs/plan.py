@@ -1,0 +1,64 @@
+"""Plans: which trainings a method needs, and how the result of one decides the next. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtlbench.runs.spec import RunSpec
+
+Result = dict[str, Any]
+
+
+Serving = dict[str, str]
+
+
+Plan = Generator[list["RunSpec"], list[Result], "Serving | Ending"]
+
+
+MethodPlan = Callable[["RunSpec"], Plan]
+"""Returns the plan that a run's method has for it."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a plan returns where it has more to tell than which run serves which task.
+
+    Attributes:
+        serving: Run id by task.
+        record: Plain values for the report, stored with the row in ``study.json``.
+    """
+
+    serving: Serving
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: Any) -> Ending:
+        """Returns an ending as it is, and a serving as an ending without a record."""
+        return value if isinstance(value, Ending) else cls(value)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a study: one method with one seed under one condition.
+
+    Attributes:
+        spec: What is trained in the end; its tasks are scored, its label is the row.
+        condition: What varies besides method and seed; ``""`` where nothing does.
+        plan: Returns the runs that lead there, from the case and the plans of methods.
+    """
+
+    spec: RunSpec
+    condition: str = ""
+    plan: Callable[[MethodPlan], Plan] | None = None
+
+    def begin(self, method_plan: MethodPlan) -> Plan:
+        """Returns the plan: the method's own, unless the case has another."""
+        return self.plan(method_plan) if self.plan else method_plan(self.spec)
+
+
+def one_run(spec: RunSpec) -> Plan:
+    """The plan of most methods: one run on all tasks, which serves them all."""
+    yield [spec]
+    return dict.fromkeys(spec.tasks, spec.run_id)

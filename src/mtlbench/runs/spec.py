@@ -1,0 +1,104 @@
+"""Run specifications and plans: which trainings a method needs, and how one decides the next. Free of torch.
+
+A plan is a generator. It yields a list of run specifications, receives their results (a list in the same order),
+and returns which run serves which task. Finished runs answer at once from the store, so that resuming a study is
+replaying its plans.
+
+A result is what ``result.json`` holds: ``scores`` of the reported split, ``validation`` (scores by which a plan may
+choose; None where the data has no further split), ``cost``, and ``summary``, what the method itself tells of the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mtlbench.errors import MethodError, unknown_name
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training: one method, one set of tasks, one seed, one resolved configuration.
+
+    Attributes:
+        suite: Name of the suite.
+        label: Row of the leaderboard; not part of identity.
+        seed: Seed of everything random.
+        method: ``name``, ``path`` (where its class is), ``version``, ``arguments`` with defaults, ``balancer``.
+        tasks: Description of every task of this run, by name.
+        data: ``module``, ``version``, ``options``, ``fingerprint``; ``labels`` where some are cut, see `labels.py`.
+        model: Section ``model`` of the suite and the identity of pretrained weights.
+        optimiser: Section ``optimiser`` of the suite.
+        trainer: What changes the result: steps, effective batch, precision, clipping, evaluation.
+        start: Whose weights it begins with: ``run``, ``hash``, ``related`` and ``freeze``, see `start.py`. None for
+            fresh ones; part of the identity only where it is set.
+        sources: Finished runs whose networks the method reads while it trains, by role: ``run`` and ``hash``. Part
+            of the identity only where it is set.
+        local: What does not: paths, workers, devices, logging. Recorded, never hashed.
+    """
+
+    suite: str
+    label: str
+    seed: int
+    method: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    optimiser: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    local: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Any] | None = None
+    sources: Mapping[str, Mapping[str, str]] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Returns all that decides the result, as plain JSON values."""
+        keys = ("suite", "seed", "method", "tasks", "data", "model", "optimiser", "trainer")
+        more = {key: getattr(self, key) for key in ("start", "sources") if getattr(self, key)}
+        return json.loads(json.dumps({key: getattr(self, key) for key in keys} | more))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        """``<method>-s<seed>-<hash8>``: name of the run's folder."""
+        return f"{self.method['name']}-s{self.seed}-{self.hash[:8]}"
+
+    def with_tasks(self, *names: str) -> RunSpec:
+        """Returns the same run on some of its tasks; what is said about the labels of others is forgotten.
+
+        Raises:
+            MethodError: If it has no such task.
+        """
+        for name in names:
+            if name not in self.tasks:
+                raise MethodError(f"{self.label}: " + unknown_name("task", name, self.tasks))
+        labels = {task: rule for task, rule in self.data.get("labels", {}).items() if task in names}
+        return replace(self, tasks={name: self.tasks[name] for name in names}).with_labels(labels)
+
+    def with_labels(self, labels: Mapping[str, Any]) -> RunSpec:
+        """Returns the same run with other rules on its training labels, by task; none leaves them as they are."""
+        data = {key: value for key, value in self.data.items() if key != "labels"}
+        return replace(self, data={**data, "labels": dict(labels)} if labels else data)
+
+    def with_method(self, method: Mapping[str, Any]) -> RunSpec:
+        """Returns the same run with another method, see `registry.record`; its label is the method's name."""
+        return replace(self, method=method, label=method["name"])
+
+    def with_sources(self, **runs: RunSpec) -> RunSpec:
+        """Returns the same run, which reads the networks of other runs while it trains, by role."""
+        return replace(self, sources={role: {"run": run.run_id, "hash": run.hash} for role, run in runs.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record that is stored beside a run."""
+        return {**self.identity(), "label": self.label, "local": dict(self.local), "hash": self.hash}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RunSpec:
+        """Reads what `to_json` wrote."""
+        return cls(**{key: value for key, value in record.items() if key != "hash"})

@@ -1,0 +1,1 @@
+"""Studies: a suite resolved against data, methods and versions, ready to run."""

@@ -1,0 +1,277 @@
+"""A study: a suite resolved against data, methods and versions, ready to run.
+
+`resolve` imports methods and data modules (and so torch). What it finds is stored, under a key over everything it
+looked at, so that an unchanged study is answered by `recall` from files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtlbench import __version__
+from mtlbench.errors import DataError, SuiteError
+from mtlbench.runs.plan import Case
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import read_json, write_json
+from mtlbench.study.scenarios import StudyProtocol
+from mtlbench.study.validation import Examined, Place, examine
+from mtlbench.suite import ModelSection, Suite
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a user chooses that does not change a result.
+
+    Attributes:
+        data: Folder of the data (``DATA=``), or None for the suite's own.
+        devices: Devices per run (``DEVICES=``).
+    """
+
+    data: str | None = None
+    devices: int = 1
+
+
+@dataclass
+class Study:
+    """Everything the bench needs: the record for the report, and its lines: method, seed and condition."""
+
+    record: dict[str, Any]
+    cases: list[Case] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[RunSpec]:
+        """What every line trains in the end; the start of a second run is decided when the first is done."""
+        return [case.spec for case in self.cases]
+
+
+def key_of(suite: Suite, local: Local) -> str:
+    """Returns a key over suite, overrides, data, package and method sources, without importing any of them."""
+    sha = hashlib.sha256()
+    parts = [asdict(suite), local.data, __version__, [*_sources(suite)], _walk(root_of(suite, local))]
+    sha.update(json.dumps(parts, sort_keys=True).encode())
+    return sha.hexdigest()[:16]
+
+
+def recall(folder: Path, key: str) -> dict[str, Any] | None:
+    """Returns the stored record of a study with this key, if its plans had ended."""
+    record = read_json(folder / "studies" / f"{key}.json")
+    return record if record and all(row["serving"] for row in record["rows"]) else None
+
+
+def remember(folder: Path, record: Mapping[str, Any]) -> None:
+    """Stores a study's record as the current one and under its key."""
+    (folder / "studies").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "studies" / f"{record['key']}.json", record)
+    write_json(folder / "study.json", record)
+
+
+def root_of(suite: Suite, local: Local) -> str | None:
+    """Returns the data folder: ``DATA=``, else the suite's own, else ``data/<suite>`` where that exists."""
+    chosen = local.data or suite.data.root
+    default = Path("data") / suite.name
+    return chosen or (str(default) if default.is_dir() else None)
+
+
+def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lambda key: key) -> Study:
+    """Checks a suite against data module, methods and encoder, and writes out every run with its defaults.
+
+    Args:
+        suite: What the user asked for.
+        local: What does not change a result.
+        overrides: As the user wrote them, for the record.
+        place: Tells where a key was given, for messages.
+
+    Raises:
+        SuiteError: With every fault found.
+        DataError: If data is absent, with the way to get it.
+    """
+    found = examine(suite, local.devices, place)
+    if found.faults or found.module is None:
+        raise SuiteError("\n".join(found.faults))
+    module, tasks = found.module, dict(found.tasks)
+    root = root_of(suite, local)
+    data = _open_data(suite, module, tasks, root)
+    removed = _drop_absent(data, tasks)
+    protocol = _checked_protocol(found, data, tasks)
+    shared = _shared_parts(suite, local, data, tasks, root)
+    specs = [
+        RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **_with_model(shared, entry.model))
+        for entry in found.methods
+        for seed in suite.seeds
+    ]
+    cases = [case for spec in specs for case in (protocol.cases(spec) if protocol else [Case(spec)])]
+    record = _record(suite, local, data, tasks, removed, overrides, cases)
+    if protocol:
+        record["study"] = {**suite.study, **protocol.described()}
+    return Study(record, cases)
+
+
+def _checked_protocol(found: Examined, data: Any, tasks: Mapping[str, Any]) -> StudyProtocol | None:
+    """Returns the protocol, once it is certain that its task and as many images as it asks for are there."""
+    protocol = found.protocol
+    if protocol is None:
+        return None
+    if protocol.task not in tasks:
+        raise DataError(f"A study needs the data of its task. {protocol.task}: absent in {data.root}.")
+    needed = protocol.images_needed()
+    if needed and needed > (size := len(data.samples("train"))):
+        raise DataError(f"A study cannot ask for more images than there are: {needed} of {size} training images.")
+    return protocol
+
+
+def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:
+    trainer = suite.trainer
+    data = module(
+        root, tasks=tasks, batch_size=trainer.batch_size, steps=trainer.steps, micro=trainer.accumulate,
+        **suite.data.options,
+    )  # fmt: skip
+    missing = data.missing()
+    if missing:
+        raise DataError("\n".join(missing))
+    return data
+
+
+def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
+    """Removes optional tasks without any data, here and in the data module; others are an error."""
+    absent = data.absent_tasks() & set(tasks)
+    required = [name for name in absent if not tasks[name].optional]
+    if required:
+        raise DataError(
+            f"A task needs data. {', '.join(sorted(required))}: absent in {data.root}. "
+            "Get it, or mark the task optional (tasks.<name>.optional=true)."
+        )
+    for name in absent:
+        del tasks[name]
+    data.tasks = dict(tasks)
+    return [{"task": name, "reason": f"optional, and absent in {data.root}"} for name in sorted(absent)]
+
+
+def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
+    trainer = asdict(suite.trainer)
+    own = ("checkpoint_every", "log_every", "diagnose_every", "workers", "examples", "surgery", "compile")
+    module = type(data)
+    return {
+        "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},
+        "data": _plain({
+            "module": suite.data.module, "version": module.VERSION, "options": suite.data.options,
+            "fingerprint": data.fingerprint(),
+        }),
+        "optimiser": asdict(suite.optimiser),
+        "trainer": {
+            **{key: value for key, value in trainer.items() if key not in own},
+            "selection": suite.selection, "protocol": suite.protocol, "suite_version": suite.version,
+        },
+        "local": {**{key: trainer[key] for key in own}, "root": root, "devices": local.devices},
+    }  # fmt: skip
+
+
+def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
+    """Returns the parts of a run with its model. Identity knows what the weights are; where they lie is local."""
+    from mtlbench.networks.encoder import weights_identity
+
+    identity = {**asdict(model), "weights": weights_identity(model.encoder, model.weights)}
+    return {**shared, "model": _plain(identity), "local": {**shared["local"], "weights": model.weights}}
+
+
+def _record(
+    suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], removed: list[dict[str, str]],
+    overrides: list[str], cases: list[Case],
+) -> dict[str, Any]:  # fmt: skip
+    commit, dirty = _commit()
+    described = {
+        name: {
+            **_plain(task.describe()),
+            "in_delta_m": task.in_delta_m,
+            "class_names": list(getattr(task, "class_names", ())),
+        }
+        for name, task in tasks.items()
+    }
+    return {
+        "format": 1, "key": key_of(suite, local), "suite": suite.name, "version": suite.version, "title": suite.title,
+        "overrides": overrides, "baseline": suite.baseline, "selection": suite.selection, "split": data.SPLITS[-1],
+        "named": list(suite.named), "search": suite.search, "seeds": list(suite.seeds), "tasks": described,
+        "removed": removed, "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),
+        "rows": [
+            {
+                "label": case.spec.label, "method": case.spec.method["name"], "seed": case.spec.seed,
+                **({"condition": case.condition} if case.condition else {}), "runs": [], "serving": {},
+            }
+            for case in cases
+        ],
+        "commit": commit, "dirty": dirty, "package": __version__,
+        "data": f"{suite.data.module}, fingerprint {data.fingerprint() or 'none'}",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }  # fmt: skip
+
+
+def _encoder(spec: RunSpec) -> str:
+    return f"{spec.model['encoder']}, weights: {spec.model['weights']}"
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _commit() -> tuple[str | None, bool]:
+    """Returns the commit of the working folder and whether it has changes; (None, False) outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None, False
+    return (head.stdout.strip(), bool(status.stdout.strip())) if head.returncode == 0 else (None, False)
+
+
+def _sources(suite: Suite) -> Iterator[str]:
+    """Yields a hash of every source file that may decide a result: the package, data modules, the user's own."""
+    package = Path(__file__).parents[1]
+    entries = [{"name": m} if isinstance(m, str) else m for m in suite.methods]
+    rules = [m["balancer"] for m in entries if m.get("balancer")]
+    entries += [{"name": rule} if isinstance(rule, str) else rule for rule in rules]
+    names = [suite.data.module, *(str(entry["name"]) for entry in entries)]
+    places: list[Any] = [package, *importlib.import_module("mtlbench.data_modules").__path__]
+    files = {path for place in places for path in Path(place).rglob("*.py")}
+    for name in names:
+        if ":" in name:
+            files |= _files_of(name.partition(":")[0])
+    for path in sorted(files):
+        yield hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _files_of(module: str) -> set[Path]:
+    """Returns the sources of a module's top-level package, or of the module, without importing them."""
+    top = module.partition(".")[0]
+    here = Path.cwd() / f"{top}.py"
+    if here.exists():
+        return {here}
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return set()
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if places:
+        return {path for place in places for path in Path(place).rglob("*.py")}
+    return {Path(spec.origin)} if spec and spec.origin else set()
+
+
+def _walk(root: str | None) -> str:
+    """Returns a hash over names and sizes of all files of the data folder: cheap, and enough to notice a change."""
+    if root is None:
+        return ""
+    sha = hashlib.sha256()
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            size = os.path.getsize(os.path.join(folder, name))
+            sha.update(f"{os.path.relpath(folder, root)}/{name}:{size}\n".encode())
+    return sha.hexdigest()

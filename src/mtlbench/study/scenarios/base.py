@@ -1,0 +1,85 @@
+"""The base of every protocol: its options are the fields of a dataclass, its cases the lines of a study."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtlbench.errors import unknown_name
+from mtlbench.runs.plan import Case
+from mtlbench.runs.spec import RunSpec
+
+Fault = tuple[str, str]
+"""The option at fault (``""`` for all), and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a protocol must fit.
+
+    Attributes:
+        tasks: Tasks of the suite.
+        labels: What its methods may be called: their labels, and the names of all methods.
+        splits: Splits of its data.
+    """
+
+    tasks: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+
+
+@dataclass(frozen=True)
+class StudyProtocol(ABC):
+    """Expands one method with one seed into the cases that a study compares.
+
+    Attributes:
+        task: The task that the study is about.
+    """
+
+    task: str
+
+    @abstractmethod
+    def cases(self, spec: RunSpec) -> Iterator[Case]:
+        """Yields the cases of one method and seed.
+
+        Args:
+            spec: Its run on all tasks, with the suite's own settings.
+        """
+
+    @abstractmethod
+    def described(self) -> Mapping[str, Any]:
+        """Returns what the report shows.
+
+        ``columns`` are conditions and ``text`` says what was done. A cell holds the score of the task ``target``; or,
+        without one, the mean drop of all tasks but ``ignored`` against the condition ``base``.
+        """
+
+    def faults(self, scope: Scope) -> Iterator[Fault]:
+        """Yields what is wrong with the options."""
+        if self.task not in scope.tasks:
+            yield "task", unknown_name("task", str(self.task), scope.tasks)
+
+    def images_needed(self) -> int:
+        """Returns how many training images the study asks for by number; 0 if it does not."""
+        return 0
+
+
+def distinct(name: str, values: Any, fits: Any, rule: str) -> Iterator[Fault]:
+    """Yields the fault of an option that must be a list of distinct values, at least one, each of which fits."""
+    if not isinstance(values, (list, tuple)) or not values or not all(fits(value) for value in values):
+        yield name, f"{name} must be a list of {rule}; found {values!r}."
+    elif len(set(values)) != len(values):
+        yield name, f"{name} must be distinct; found {values!r}."
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

@@ -1,0 +1,47 @@
+"""Low resource: one task keeps a small share of its training labels, the others keep all of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtlbench.runs.plan import Case
+from mtlbench.runs.spec import RunSpec
+from mtlbench.study.scenarios.base import Fault, Scope, StudyProtocol, distinct, is_positive
+
+
+@dataclass(frozen=True)
+class LowResource(StudyProtocol):
+    """How much of a task is learned from the others (first claim of arXiv:2204.07689).
+
+    Methods of one seed keep the labels of the same images, and those of a smaller share are among those of a larger
+    one. Validation and test stay whole.
+
+    Attributes:
+        fractions: Shares of the training images that keep their label of ``task``, in (0, 1]; 1 changes nothing.
+    """
+
+    fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.25)
+
+    def faults(self, scope: Scope) -> Iterator[Fault]:
+        """Yields what is wrong with the options."""
+        yield from super().faults(scope)
+        yield from distinct("fractions", self.fractions, lambda r: is_positive(r) and r <= 1, "shares in (0, 1]")
+
+    def cases(self, spec: RunSpec) -> Iterator[Case]:
+        """Yields one case per share."""
+        for share in self.fractions:
+            labels = {self.task: {"share": share}} if share < 1 else {}
+            yield Case(spec.with_labels(labels), _percent(share))
+
+    def described(self) -> Mapping[str, Any]:
+        """Returns the columns: the target's score at every share."""
+        return {
+            "columns": [_percent(share) for share in self.fractions], "target": self.task,
+            "text": f"the task {self.task} keeps the labels of a share of the training images, other tasks keep all",
+        }  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"

@@ -1,0 +1,284 @@
+"""Examines the names and values of a suite against what exists: data module, tasks, methods, encoder, optimiser.
+
+Imports methods and data modules (and so torch) when called. Collects every fault with the place of its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from mtlbench import registry
+from mtlbench.errors import MethodError, MtlbenchError, SuiteError, unknown_name
+from mtlbench.runs.spec import RunSpec
+from mtlbench.study import scenarios
+from mtlbench.study.scenarios import Scope, StudyProtocol
+from mtlbench.suite import ModelSection, Suite
+
+Place = Callable[[str], str]
+"""Tells where a dotted key was given: ``file:line``, an override, or the key itself."""
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One line of ``methods``.
+
+    Attributes:
+        label: Row of the leaderboard.
+        record: ``name``, ``path``, ``version``, ``arguments`` with defaults, ``balancer``.
+        model: The suite's model with the changes of this line.
+    """
+
+    label: str
+    record: dict[str, Any]
+    model: ModelSection
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a suite names, as far as it is without fault.
+
+    Attributes:
+        module: Class of the data module, or None.
+        tasks: Tasks by name with the suite's changes.
+        methods: Every method.
+        faults: Everything that is wrong, each with its place.
+        protocol: What varies besides method and seed, or None.
+    """
+
+    module: Any
+    tasks: Mapping[str, Any]
+    methods: list[MethodEntry]
+    faults: list[str]
+    protocol: StudyProtocol | None = None
+
+
+def examine(suite: Suite, devices: int, place: Place) -> Examined:
+    """Looks up everything that a suite names.
+
+    Args:
+        suite: The suite; entries of ``methods`` that are no names are passed over, they were reported before.
+        devices: Devices per run.
+        place: Tells where a key was given.
+    """
+    faults = _Faults(place)
+    module = faults.catch("data.module", lambda: _data_module(suite.data.module))
+    tasks = _tasks(suite, module, faults) if module else {}
+    for option in suite.data.options if module else ():
+        faults.catch(f"data.options.{option}", lambda option=option: _check_option(option, module))  # type: ignore[misc]
+    methods = [
+        faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, len(tasks), devices))  # type: ignore[misc]
+        for index, entry in enumerate(suite.methods)
+        if isinstance(entry, str) or isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
+    for key, check in _training_checks(suite, devices).items():
+        faults.catch(key, check)
+    known = [found for found in methods if found]
+    protocol = _protocol(suite, module, list(tasks), [entry.label for entry in known], faults) if tasks else None
+    return Examined(module, tasks, known, faults.found, protocol)
+
+
+def check_run(spec: RunSpec) -> None:
+    """Looks whether the rule of a run that a plan yields fits its tasks and its network, before it is started.
+
+    Raises:
+        MethodError: If the rule cannot be made for so many tasks, or looks at a part that the network does not have.
+    """
+    import torch
+
+    from mtlbench.balancing.base import overrides
+    from mtlbench.method import MethodSpec, MTLMethod
+    from mtlbench.training.build import build_method, build_tasks
+
+    tasks = build_tasks(spec, registry.load(spec.data["module"]))
+    try:
+        method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
+    except MethodError as error:
+        raise MethodError(f"{spec.label}, on {', '.join(tasks)}: {error}") from error
+    own = any(overrides(method, MTLMethod, hook) for hook in ("build_network", "configure_model"))
+    looks = method.balancer.view != "parameters"
+    if own or looks:  # A network that cannot be built is refused now, not after the runs that its plan trains first.
+        method.configure_model()
+    if not looks:
+        return
+    outputs = method.network.eval()(torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8), list(tasks))
+    for fault in method.update.view_refusals([outputs.representation]):
+        raise MethodError(f"{spec.label}: {fault}")
+
+
+class _Faults:
+    """Collects what goes wrong, with the place of the key that it concerns."""
+
+    def __init__(self, place: Place):
+        self.place = place
+        self.found: list[str] = []
+
+    def catch(self, key: str, action: Callable[[], Any]) -> Any:
+        """Returns what the action returns, or None if it finds a fault."""
+        try:
+            return action()
+        except MtlbenchError as error:
+            self.found += [f"{self.place(key)}: {line}" for line in str(error).splitlines()]
+            return None
+
+
+def _data_module(path: str) -> Any:
+    from mtlbench.data import MTLDataModule
+
+    cls = registry.load(path)
+    if not (isinstance(cls, type) and issubclass(cls, MTLDataModule)):
+        raise SuiteError(f"data.module must name a subclass of MTLDataModule; {path!r} is {cls!r}.")
+    return cls
+
+
+def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
+    for name in suite.tasks:
+        if name not in module.TASKS:
+            faults.found.append(f"{faults.place(f'tasks.{name}')}: " + unknown_name("task", name, module.TASKS))
+    chosen = {name: section for name, section in suite.tasks.items() if name in module.TASKS}
+    names = chosen or dict.fromkeys(module.TASKS)
+    tasks = {}
+    for name in names:
+        section = chosen.get(name)
+        changes: dict[str, Any] = {"optional": section.optional} if section else {}
+        if section and section.scale is not None:
+            changes["scale"] = section.scale
+        tasks[name] = module.TASKS[name].with_options(**changes)
+    return tasks
+
+
+def _protocol(suite: Suite, module: Any, tasks: list[str], labels: list[str], faults: _Faults) -> StudyProtocol | None:
+    if not suite.study:
+        return None
+    # Every method is known, also one that was not chosen this time (METHODS=).
+    scope = Scope(tasks, [*labels, *registry.names()], module.SPLITS)
+    protocol, found = scenarios.read(suite.study, scope)
+    faults.found += [f"{faults.place(f'study.{key}'.rstrip('.'))}: {text}" for key, text in found]
+    return protocol
+
+
+def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodEntry:
+    """Returns one line of ``methods``; makes its balancer once, to see that it can be."""
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    model = _changed_model(suite.model, options.pop("model", None) or {})
+    name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
+    record = registry.record(name, **options)
+    if balancer:
+        given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
+        record["balancer"] = registry.record(given.pop("name"), **given)
+        _check_pair(record)
+    _check_balancer(record, suite, tasks, devices)
+    if suite.selection == "best" and getattr(registry.find(record["path"]), "PHASES", False):
+        raise SuiteError(
+            f"{name} is trained in phases, and only their end is a result. The suite has selection: best, which may "
+            "keep an earlier step. Set selection: last."
+        )
+    short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
+    return MethodEntry(str(label or short), record, model)
+
+
+def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
+    """Returns the suite's model with the changes of one method; encoder options are added to the suite's."""
+    from mtlbench.networks.encoder import check_options, encoder_exists
+
+    if not isinstance(changes, Mapping):
+        raise SuiteError(f"model of a method maps keys of the suite's model section to values; found {changes!r}.")
+    known = {field.name for field in fields(ModelSection)} - {"image_size"}
+    faults = [unknown_name("key of a method's model", str(key), known) for key in changes if key not in known]
+    if faults:
+        raise SuiteError("\n".join(faults))
+    options = {**model.encoder_options, **(changes.get("encoder_options") or {})}
+    changed = replace(model, **{**changes, "encoder_options": options})
+    if changed.encoder != model.encoder:
+        encoder_exists(changed.encoder)
+    if changes:
+        check_options(changed.encoder, options)
+    return changed
+
+
+def _check_pair(record: Mapping[str, Any]) -> None:
+    """Refuses a balancer on a method that balances by itself, and one that is no balancer."""
+    from mtlbench.balancing import Balancer
+    from mtlbench.balancing.base import BALANCING_HOOKS
+    from mtlbench.method import MTLMethod
+
+    method: Any = registry.find(record["path"])
+    balancer = registry.find(record["balancer"]["path"])
+    if not issubclass(balancer, Balancer):
+        raise SuiteError(f"balancer: {record['balancer']['name']!r} is a method, not a balancer.")
+    if not issubclass(method, MTLMethod):
+        raise SuiteError(f"{record['name']} is a balancer itself and cannot take {record['balancer']['name']} too.")
+    own = [hook for hook in BALANCING_HOOKS if getattr(method, hook) is not getattr(MTLMethod, hook)]
+    if own:
+        raise SuiteError(f"{record['name']} overrides {', '.join(own)} and cannot take a balancer too. Drop one.")
+
+
+def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices: int) -> None:
+    """Refuses a balancer whose arguments are out of range, or that cannot work with the suite's trainer."""
+    from mtlbench.balancing import Balancer
+    from mtlbench.balancing.base import overrides
+    from mtlbench.balancing.gradients.update import needs_of, refusals
+    from mtlbench.data import check_division
+
+    entry = record.get("balancer") or record
+    cls: Any = registry.find(entry["path"])
+    if not issubclass(cls, Balancer):
+        return
+    balancer, trainer = cls(**entry["arguments"]), suite.trainer
+    needs = needs_of(lambda hook: overrides(balancer, Balancer, hook), balancer)
+    if tasks:  # None where the data module is at fault.
+        balancer.configure(tasks)
+    if needs.batches > 1:
+        check_division(trainer.batch_size, devices, trainer.accumulate, needs.batches)
+    faults = list(refusals(needs.chosen(trainer.surgery), trainer.accumulate))
+    if needs.view == "representation" and trainer.compile:
+        faults.append("A compiled network hides its representation: trainer.compile must be empty.")
+    if faults:
+        raise SuiteError("\n".join(f"{entry['name']}: {fault}" for fault in faults))
+
+
+def _check_option(option: str, module: Any) -> None:
+    from mtlbench.data import MTLDataModule
+
+    _known("option", option, registry.arguments_of(module).keys() - registry.arguments_of(MTLDataModule))
+
+
+def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]]:
+    """Returns the checks of model, optimiser and trainer by the key that they concern."""
+    from mtlbench.balancing.gradients.update import WAYS
+    from mtlbench.data import check_division
+    from mtlbench.method.optimisers import OPTIMISERS, SCHEDULES
+    from mtlbench.networks.encoder import check_options, encoder_exists
+
+    trainer, optimiser = suite.trainer, suite.optimiser
+
+    def best_needs_evaluation() -> None:
+        if suite.selection == "best" and not trainer.evaluate_every:
+            raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
+
+    return {
+        "model.encoder": lambda: encoder_exists(suite.model.encoder),
+        "model.encoder_options": lambda: check_options(suite.model.encoder, suite.model.encoder_options),
+        "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
+        "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),
+        "trainer.surgery": lambda: _known("way of surgery", trainer.surgery, WAYS),
+        "trainer.compile": lambda: _check_backend(trainer.compile),
+        "trainer.precision": lambda: _known("precision", trainer.precision, PRECISIONS),
+        "trainer.batch_size": lambda: check_division(trainer.batch_size, devices, trainer.accumulate),
+        "selection": best_needs_evaluation,
+    }
+
+
+def _check_backend(name: str) -> None:
+    import torch
+
+    if name:
+        _known("backend of torch.compile", name, torch._dynamo.list_backends(exclude_tags=()))
+
+
+def _known(what: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        raise SuiteError(unknown_name(what, name, names))

@@ -1,0 +1,16 @@
+"""Suites: what is compared. Reads, checks and overrides ``experiments/*.yaml``. Free of torch."""
+
+from mtlbench.suite.reader import Reading, available, folder, load, locate, read
+from mtlbench.suite.schema import (
+    DataSection,
+    ModelSection,
+    OptimiserSection,
+    Suite,
+    TaskSection,
+    TrainerSection,
+)
+
+__all__ = [
+    "DataSection", "ModelSection", "OptimiserSection", "Reading", "Suite", "TaskSection", "TrainerSection",
+    "available", "folder", "load", "locate", "read",
+]  # fmt: skip

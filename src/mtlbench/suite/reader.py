@@ -1,0 +1,277 @@
+"""Suites: what is compared. Reads, checks and overrides ``experiments/*.yaml``. Free of torch.
+
+Every fault of a file and of the overrides is reported at once, with its line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtlbench.errors import SuiteError, unknown_name
+from mtlbench.suite.schema import FORMAT, Suite, TaskSection
+
+SELECTIONS = ("last", "best")
+NOT_NEGATIVE = (
+    "clip", "evaluate_every", "checkpoint_every", "log_every", "diagnose_every", "workers", "examples",
+)  # fmt: skip
+
+
+def folder() -> Path:
+    """Returns where suites are: ``experiments/`` of the current folder, else the shipped ones."""
+    here, package = Path("experiments"), Path(__file__).resolve().parents[1] / "experiments"
+    source_tree = Path(__file__).resolve().parents[3] / "experiments"
+    return here if here.is_dir() else package if package.is_dir() else source_tree
+
+
+def available() -> dict[str, str]:
+    """Returns the shipped suites by name, with their titles."""
+    found = {}
+    for path in sorted(folder().glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        found[path.stem] = str(content.get("title", "")) if isinstance(content, dict) else ""
+    return found
+
+
+def locate(name: str) -> Path:
+    """Returns the file of a suite given by name or by path.
+
+    Raises:
+        SuiteError: If there is none.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise SuiteError(f"A suite given as a path must exist. There is no file {path}.")
+    path = folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise SuiteError(unknown_name("suite", name, available()) + f" Looked in {folder()}/.")
+    return path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A suite as it was read.
+
+    Attributes:
+        suite: The suite, with defaults where a value was at fault; None if a required value is missing.
+        faults: Everything that is wrong, each with its place.
+        places: Where a key was given: ``file:line`` or the override; entries of methods as ``methods.<index>``.
+        path: The file.
+    """
+
+    suite: Suite | None
+    faults: list[str]
+    places: dict[str, str]
+    path: Path
+
+    def place(self, key: str) -> str:
+        """Returns where a key, or the nearest one above it, was given."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, str(self.path))
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> Reading:
+    """Reads a suite by name or path and applies dotted overrides, ``key.key=value``; collects faults.
+
+    Raises:
+        SuiteError: If there is no such suite.
+    """
+    path = locate(name)
+    config = OmegaConf.structured(Suite)
+    reader = _Reader(config)
+    reader.read_file(path)
+    for text in overrides:
+        reader.read_override(text)
+    reader.check_values(str(path))
+    whole = not OmegaConf.missing_keys(config)
+    suite: Any = OmegaConf.to_object(config) if whole else None
+    return Reading(suite, reader.faults, reader.places, path)
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Suite:
+    """Reads a suite as `read` does.
+
+    Raises:
+        SuiteError: Listing every fault with file and line.
+    """
+    found = read(name, overrides)
+    if found.faults or found.suite is None:
+        raise SuiteError("\n".join(found.faults))
+    return found.suite
+
+
+class _Reader:
+    """Sets values in a structured configuration one by one and collects what does not fit."""
+
+    def __init__(self, config: DictConfig):
+        self.config = config
+        self.faults: list[str] = []
+        self.places: dict[str, str] = {}
+
+    def read_file(self, path: Path) -> None:
+        text = path.read_text()
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+                self.faults.append(f"{path}: a suite is written out in full; anchors and aliases are not used.")
+                return
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            self.faults.append(f"{path}: not valid YAML: {error}")
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self.faults.append(f"{path}: a suite is a mapping of keys to values.")
+            return
+        for line, keys, value in self._leaves(node, (), str(path)):
+            self._set(f"{path}:{line}", keys, value)
+
+    def read_override(self, text: str) -> None:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            self.faults.append(f"override {text!r}: must have the form key.key=value.")
+            return
+        try:
+            parsed = yaml.safe_load(value) if value else None
+        except yaml.YAMLError as error:
+            self.faults.append(f"override {text!r}: {error}")
+            return
+        self._set(f"override {text!r}", tuple(key.split(".")), parsed)
+
+    def check_values(self, where: str) -> None:
+        for key in sorted(OmegaConf.missing_keys(self.config)):
+            if key not in self.places:
+                self.faults.append(f"{where}: {key} is required and has no value.")
+            elif key in ("version", "trainer.steps"):
+                # Reported as of the wrong type where it stands; a stand-in lets the rest be looked at too.
+                OmegaConf.update(self.config, key, 1)
+        missing = OmegaConf.missing_keys(self.config)
+        self._check_lists(where)
+        for key in ("steps", "batch_size", "accumulate"):
+            if f"trainer.{key}" not in missing and self.config.trainer[key] < 1:
+                self._fault(
+                    f"trainer.{key}", where, f"trainer.{key} must be at least 1, found {self.config.trainer[key]}."
+                )
+        for key in NOT_NEGATIVE:
+            if f"trainer.{key}" not in missing and not 0 <= self.config.trainer[key] < math.inf:
+                found = self.config.trainer[key]
+                self._fault(f"trainer.{key}", where, f"trainer.{key} must be at least 0 and finite, found {found}.")
+        if self.config.format != FORMAT:
+            self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
+        if len(self.config.named) not in (0, 2):
+            self._fault("named", where, f"named is a pair, method and reference, or empty; found {self.config.named}.")
+        if self.config.selection not in SELECTIONS:
+            self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
+
+    def _fault(self, key: str, where: str, text: str) -> None:
+        self.faults.append(f"{self.places.get(key, where)}: {text}")
+
+    def _check_lists(self, where: str) -> None:
+        if not self.config.methods:
+            self.faults.append(f"{where}: methods must name at least one method.")
+        for index, fault in _method_faults(self.config.methods):
+            place = self.places.get(f"methods.{index}", self.places.get("methods", where))
+            self.faults.append(f"{place}: {fault}")
+        if len(set(self.config.seeds)) != len(self.config.seeds) or not self.config.seeds:
+            self._fault("seeds", where, f"seeds must be distinct and at least one, found {list(self.config.seeds)}.")
+
+    def _leaves(self, node: yaml.MappingNode, above: tuple[str, ...], path: str) -> Iterator[tuple[int, Any, Any]]:
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in seen:
+                self.faults.append(f"{path}:{line}: {'.'.join((*above, key))} is given twice.")
+            seen.add(key)
+            keys = (*above, key)
+            if isinstance(value_node, yaml.MappingNode) and value_node.value and self._is_section(keys):
+                self.places[".".join(keys)] = f"{path}:{line}"
+                yield from self._leaves(value_node, keys, path)
+                continue
+            if keys == ("methods",) and isinstance(value_node, yaml.SequenceNode):
+                lines = [item.start_mark.line + 1 for item in value_node.value]
+                self.places |= {f"methods.{index}": f"{path}:{at}" for index, at in enumerate(lines)}
+            try:
+                yield line, keys, _construct(value_node)
+            except yaml.YAMLError as error:
+                self.faults.append(f"{path}:{line}: {'.'.join(keys)}: {error}")
+
+    def _is_section(self, keys: tuple[str, ...]) -> bool:
+        return self.fault_of(keys) is None and isinstance(OmegaConf.select(self.config, ".".join(keys)), DictConfig)
+
+    def fault_of(self, keys: tuple[str, ...]) -> str | None:
+        """Returns why a key cannot exist, or None; creates entries of ``tasks``, whose names are free."""
+        at: Any = self.config
+        for depth, key in enumerate(keys):
+            if not isinstance(at, DictConfig):
+                return f"{'.'.join(keys[:depth])} is a single value and has no key {key!r}."
+            kind = OmegaConf.get_type(at)
+            if key not in at.keys() and kind is dict and at is self.config.tasks:
+                at[key] = TaskSection()
+            if key not in at.keys() and kind is not dict:
+                names = [*at.keys()]
+                return unknown_name("key", key, names) + _elsewhere(self.config, key)
+            if key not in at.keys() or OmegaConf.is_missing(at, key):
+                return None
+            at = at[key]
+        return None
+
+    def _set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
+        name = ".".join(keys)
+        if name == "methods" and where.startswith("override"):
+            self.places = {key: place for key, place in self.places.items() if not key.startswith("methods.")}
+        self.places[name] = where
+        if "${" in repr(value):
+            self.faults.append(f"{where}: {name}: a suite is written out in full; ${{...}} is not expanded here.")
+            return
+        fault = self.fault_of(keys)
+        if fault:
+            self.faults.append(f"{where}: {fault}")
+            return
+        if name == "methods" and isinstance(value, str):
+            value = value.split()
+        try:
+            OmegaConf.update(self.config, name, value, merge=True)
+        except OmegaConfBaseException as error:
+            self.faults.append(f"{where}: {name}: {str(error).splitlines()[0]}")
+
+
+def _construct(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _elsewhere(config: DictConfig, key: str) -> str:
+    """Returns a hint where a key of that name lives, for users who left out its section."""
+    if difflib.get_close_matches(key, [str(k) for k in config], 1, 0.8):
+        return ""
+    for section in config:
+        if not OmegaConf.is_missing(config, section) and isinstance(config[section], DictConfig):
+            if key in config[section]:
+                return f" Perhaps {section!s}.{key}?"
+    return ""
+
+
+def _method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
+    labels: set[str] = set()
+    for index, entry in enumerate(methods):
+        if isinstance(entry, bool):
+            yield index, f"methods: {entry} is a yes/no word of YAML, not a method; write the name in quotes."
+        elif not isinstance(entry, str) and not (isinstance(entry, DictConfig) and isinstance(entry.get("name"), str)):
+            yield index, f"methods: an entry is a name, or a mapping with a name and its arguments; found {entry!r}."
+        else:
+            label = entry if isinstance(entry, str) else str(entry.get("label") or entry["name"])
+            if label in labels:
+                yield index, f"methods: {label!r} stands twice; give one of them a label of its own (label: ...)."
+            labels.add(label)

@@ -1,0 +1,235 @@
+"""Contract checks for methods, networks and data modules: yours and the shipped ones pass the same.
+
+`check_method` trains tiny networks in float64 through the very code that the bench runs, in one process and on two
+ranks, stopped and resumed. `mtlbench check module:Class` prints what they find.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlbench import registry
+from mtlbench.data import Collate, MTLDataModule, Sample
+from mtlbench.method import MethodSpec
+from mtlbench.runs.spec import RunSpec
+from mtlbench.tasks import Task
+from mtlbench.testing.rank_pool import RankPool
+from mtlbench.testing.toy import ToyData, sourced, toy_spec, trained
+from mtlbench.training.build import build_method
+
+TOLERANCE = 1e-9
+"""Largest relative difference of weights between one process and two ranks, in float64."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Outcome of one check."""
+
+    check: str
+    ok: bool
+    detail: str = ""
+
+
+def difference(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> float:
+    """Returns the largest difference of two sets of weights, relative to the largest weight of each tensor.
+
+    Infinite where one has no such tensor, or a number where the other has none.
+    """
+    if one is None or other is None or one.keys() != other.keys():
+        return float("inf")
+    worst = 0.0
+    for name, a in one.items():
+        if isinstance(a, Tensor) and a.numel():
+            a, b = a.double(), other[name].double()
+            if not torch.equal(a.isfinite(), b.isfinite()):
+                return float("inf")
+            scale = max(float(a.abs().nan_to_num().max()), 1e-12)
+            worst = max(worst, float((a - b).nan_to_num().abs().max()) / scale)
+    return worst
+
+
+def check_method(
+    target: str, pool: RankPool | None = None, arguments: Mapping[str, Any] | None = None, *,
+    balancer: str | None = None,
+) -> list[Finding]:  # fmt: skip
+    """Runs the contract tests on a method or balancer.
+
+    Labels are ragged, one task is absent on one rank and then on all, clipping is on, and a regulariser on global
+    statistics is added to those of the method.
+
+    Args:
+        target: A name or ``module:Class``.
+        pool: Two ranks to use; started and closed here if not given.
+        arguments: Hyper-parameters that differ from the defaults.
+        balancer: Balancer to go with a method that takes one.
+    """
+    own = pool or RankPool(2)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            spec = functools.partial(
+                toy_spec, target, arguments=arguments, balancer=balancer, local={"regularise": True}
+            )
+            straight = functools.cache(lambda: _trained_alone(spec(), folder + "/one"))
+            checks: dict[str, Callable[[], str | None]] = {
+                "parameters are shared or owned, never both": lambda: _ownership(spec()),
+                "one task alone trains": lambda: _one_task(spec(steps=3, tasks=["shape"]), folder),
+                "two ranks equal one process": lambda: _ranks(spec(), straight(), folder, own),
+                "stop and resume is bit-identical": lambda: _resume(spec(), straight(), folder),
+            }
+            return [_find(name, check) for name, check in checks.items()]
+    finally:
+        if pool is None:
+            own.close()
+
+
+def _find(name: str, check: Callable[[], str | None]) -> Finding:
+    try:
+        fault = check()
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+    return Finding(name, fault is None, fault or "")
+
+
+def _ownership(spec: RunSpec) -> str | None:
+    method = build_method(spec.method, MethodSpec(dict(ToyData.TASKS), spec.model))
+    method.configure_model()
+    return check_network(method.network, ToyData.TASKS)
+
+
+def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
+    """Returns what is wrong with a network's partition of parameters, proved by gradients, or None.
+
+    Args:
+        network: An `MTLNetwork` for 16 × 24 images.
+        tasks: Its tasks.
+    """
+    names = list(tasks)
+    shared = network.shared_parameters(names)
+    owned = {name: network.task_parameters(name) for name in names}
+    every = [id(p) for group in (shared, *owned.values()) for p in group]
+    trainable = {id(p) for p in network.parameters() if p.requires_grad}
+    if len(every) != len(set(every)) or set(every) != trainable:
+        return "shared_parameters and task_parameters must split the trainable parameters: each in exactly one set."
+    label = {id(p): name for name, p in network.named_parameters()}
+    image = torch.randint(0, 256, (4, 3, 16, 24), dtype=torch.uint8)
+    outputs = network(image, names)
+    auxiliary = {name: [p for _, p in outputs.auxiliary.get(name, ())] for name in names}
+    predictions = {name: [outputs.predictions[name], *auxiliary[name]] for name in names}
+    for name in names:
+        others = [p for other, group in owned.items() if other != name for p in group]
+        found = torch.autograd.grad(_sum(predictions[name]), others, retain_graph=True, allow_unused=True)
+        touched = [label[id(p)] for p, g in zip(others, found, strict=True) if g is not None and g.abs().max() > 0]
+        if touched:
+            return f"{touched[0]} is said to belong to another task, and yet {name} depends on it."
+    total = _sum([p.square() for found in predictions.values() for p in found])
+    learnt = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total, learnt, allow_unused=True)
+    idle = [label[id(p)] for p, g in zip(learnt, gradients, strict=True) if g is None]
+    return f"{idle[0]} gets no gradient from any task; ranks would wait for it." if idle else None
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()
+
+
+def _one_task(spec: RunSpec, folder: str) -> str | None:
+    weights = _trained_alone(spec, folder) or {}
+    # A balancer's own state may hold NaN for "not there yet"; a network's may not.
+    bad = [name for name, value in weights.items() if name.startswith("network.") and not value.isfinite().all()]
+    return f"{bad[0]} is not finite after three steps." if bad else None
+
+
+def _trained_alone(spec: RunSpec, folder: str, **options: Any) -> dict[str, Tensor] | None:
+    return trained(sourced(spec, folder), folder, **options)
+
+
+def _ranks(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str, pool: RankPool) -> str | None:
+    two = pool.call(trained, sourced(spec, folder + "/two"), folder + "/two", world=2)[0]
+    gap = difference(straight, two)
+    if not gap <= TOLERANCE:
+        return (
+            f"Weights differ by {gap:.1e} (relative) after 20 steps; at most {TOLERANCE:.0e} is allowed. Draw random "
+            "numbers from ctx.generator only, and read nothing but the arguments of the hook."
+        )
+    return None
+
+
+def _resume(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str) -> str | None:
+    if _trained_alone(spec, folder + "/broken", stop_at=10) is not None:
+        return "The run did not stop when asked."
+    gap = difference(straight, _trained_alone(spec, folder + "/broken"))
+    return f"Weights differ by {gap:.1e} (relative). What the method remembers must be a buffer." if gap else None
+
+
+def check_data_module(target: str, root: str | None = None, **options: Any) -> list[Finding]:
+    """Runs the contract tests on a data module.
+
+    Args:
+        target: ``module:Class``.
+        root: Folder of its data.
+        **options: Its options.
+    """
+    cls = registry.load(target)
+    data: MTLDataModule = cls(root, **options)
+    checks = {
+        "samples follow the contract": lambda: _samples(data),
+        "reading and augmenting are functions of index and generator": lambda: _repeatable(data),
+        "batches collate and count labels": lambda: _batch(data),
+        "fingerprint is stable": lambda: (
+            None if data.fingerprint() == cls(root, **options).fingerprint() else "It differs between two instances."
+        ),
+    }
+    return [_find(name, check) for name, check in checks.items()]
+
+
+def _samples(data: MTLDataModule) -> str | None:
+    for split in data.SPLITS:
+        samples = data.samples(split)
+        if not len(samples):
+            return f"Split {split} is empty."
+        for index in range(min(4, len(samples))):
+            fault = _sample_fault(samples[index], data)
+            if fault:
+                return f"{split}[{index}]: {fault}"
+    return None
+
+
+def _sample_fault(sample: Sample, data: MTLDataModule) -> str | None:
+    image = sample["image"]
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        return f"image must be uint8 (3, H, W); found {image.dtype} {tuple(image.shape)}."
+    for name, target in sample["targets"].items():
+        if name not in data.tasks:
+            return f"target {name!r} is no task of this run."
+        blank = data.tasks[name].blank(*image.shape[-2:])
+        if target.shape != blank.shape or target.dtype != blank.dtype:
+            wanted, found = (f"{t.dtype} {tuple(t.shape)}" for t in (blank, target))
+            return f"target {name} must be {wanted}; found {found}."
+    return None
+
+
+def _repeatable(data: MTLDataModule) -> str | None:
+    sample = data.samples("train")[0]
+    again = [data.augment(data.samples("train")[0], np.random.default_rng(7)) for _ in range(2)]
+    if not torch.equal(sample["image"], data.samples("train")[0]["image"]):
+        return "samples('train')[0] differs between two readings."
+    for key in again[0]["targets"]:
+        if not torch.equal(again[0]["targets"][key].nan_to_num(), again[1]["targets"][key].nan_to_num()):
+            return f"augment with equal generators gives different {key}: draw from the generator alone."
+    same = torch.equal(again[0]["image"], again[1]["image"])
+    return None if same else "augment with equal generators gives different images: draw from the generator alone."
+
+
+def _batch(data: MTLDataModule) -> str | None:
+    samples = data.samples("train")
+    batch = Collate(data.tasks)([samples[i] for i in range(min(4, len(samples)))])
+    empty = [name for name, task in data.tasks.items() if task.count(batch["targets"][name]) != batch["counts"][name]]
+    return f"counts of {empty} do not match their targets." if empty else None

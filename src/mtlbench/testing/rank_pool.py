@@ -1,0 +1,111 @@
+"""A pool of processes that are the ranks of one gloo group: what two GPUs do, on any machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from mtlbench.errors import MtlbenchError
+
+
+class RankError(MtlbenchError):
+    """A function failed on some rank; the message carries that rank's traceback."""
+
+
+class RankPool:
+    """Runs functions on all ranks at once. The processes stay alive between calls.
+
+    Args:
+        world: Number of ranks.
+        timeout: Seconds that one call may take.
+    """
+
+    def __init__(self, world: int, timeout: float = 300.0):
+        self.world, self.timeout = world, timeout
+        self._ranks: list[tuple[Any, Any]] = []
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Returns what ``function(*args, **kwargs)`` returned on each rank.
+
+        Raises:
+            RankError: If it raised on some rank or took too long; the pool starts anew with the next call.
+        """
+        if not self._ranks:
+            self._start()
+        try:
+            for _, pipe in self._ranks:
+                pipe.send((function, args, kwargs))
+        except OSError as error:
+            self.close()
+            raise RankError(f"A rank died since the last call: {error}. The next call starts the pool anew.") from error
+        answers: dict[int, Any] = {}
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
+        while waiting:
+            ready = multiprocessing.connection.wait(list(waiting), self.timeout)
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                answers[rank] = self._answer(rank, pipe)
+            if not ready:
+                self.close()
+                raise RankError(f"Ranks {sorted(waiting.values())} did not answer within {self.timeout:.0f} s.")
+        return [answers[rank] for rank in range(self.world)]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, pipe in self._ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._ranks = []
+
+    def _answer(self, rank: int, pipe: Any) -> Any:
+        try:
+            ok, value = pipe.recv()
+        except EOFError:
+            ok, value = False, "the process died"
+        if not ok:
+            # The other ranks may wait in a collective for this one, for ever.
+            self.close()
+            raise RankError(f"Rank {rank}: {value}")
+        return value
+
+    def _start(self) -> None:
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mtlbench.training.worker"])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for rank in range(self.world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, self.world, port), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+
+def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
+    import torch
+
+    from mtlbench.training.trainer import quiet_lightning
+
+    quiet_lightning()
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), NODE_RANK="0", LOCAL_RANK=str(rank),
+        RANK=str(rank),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    while True:
+        try:
+            function, args, kwargs = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(*args, **kwargs)))
+        except Exception:
+            pipe.send((False, traceback.format_exc()))

@@ -1,0 +1,209 @@
+"""Toy data and tiny runs on it, in float64: what contract checks train, in one process, on ranks, or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mtlbench import registry
+from mtlbench.data import Collate, MTLDataModule, Sample, Samples, StepBatches
+from mtlbench.method import DEFAULT_OPTIMISER, MTLMethod
+from mtlbench.networks.base import Outputs
+from mtlbench.networks.experts import global_mean
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder
+from mtlbench.seeding import seed_of
+from mtlbench.tasks import Classification, Depth, Regression, SemanticSegmentation, Task
+from mtlbench.training import checkpoint
+from mtlbench.training.callbacks import EndOfStep
+from mtlbench.training.run import train
+
+
+class ToyData(MTLDataModule):
+    """Random images, 16 × 24 pixels, with labels that are ragged on purpose.
+
+    Sample p of a step's batch goes to rank p mod 2 when there are two. In every fourth step task ``shape`` has no
+    label on odd p, so that it is absent on one rank; in the step after that it has none at all.
+
+    Args:
+        ragged: Leave labels out; otherwise all are there.
+        size: Training samples.
+        **common: See `MTLDataModule`.
+    """
+
+    TASKS: ClassVar[Mapping[str, Task]] = {
+        "kind": Classification("kind", classes=3),
+        "shape": SemanticSegmentation("shape", classes=4, protocol="shape_miou@1"),
+        "far": Depth("far", scale=2.0),
+        "mean": Regression("mean"),
+    }
+
+    def __init__(self, root: str | None = None, *, ragged: bool = True, size: int = 48, **common: Any):
+        super().__init__(root, **common)
+        self.ragged, self.size = ragged, size
+
+    def samples(self, split: str) -> Samples:
+        """Returns samples that are a function of split and index."""
+        return _ToySamples(split, self.size if split == "train" else 7, self)
+
+    def train_dataloader(self) -> DataLoader:
+        """Returns the data in order, so that labels can be absent on a chosen rank and step."""
+        trainer: Any = self.trainer
+        samples = _ToySamples("train", self.steps * self.batch_size, self)
+        batches = _InOrder(
+            len(samples), self.batch_size, self.steps, self.seed, start=trainer.global_step, micro=self.micro,
+            rank=trainer.global_rank, world=trainer.world_size, batches=self.batches,
+        )  # fmt: skip
+        return DataLoader(samples, batch_sampler=batches, collate_fn=Collate(self.tasks))  # type: ignore[arg-type]
+
+
+class _InOrder(StepBatches):
+    def __iter__(self) -> Any:
+        for step in range(self.start, self.steps):
+            batch = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            for part in self.parts(batch):
+                yield [int(index) for index in part]
+
+
+class _ToySamples:
+    def __init__(self, split: str, size: int, data: ToyData):
+        self.split, self.size, self.data = split, size, data
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        generator = np.random.default_rng(seed_of("toy", self.split, index))
+        image = generator.integers(0, 256, (3, 16, 24), dtype=np.uint8)
+        bright = image.mean(0)
+        kind = int(bright.mean() * 7) % 3
+        shape = np.digitize(bright, [90, 128, 160]).astype(np.int64)
+        targets = {
+            "kind": torch.tensor(kind),
+            "shape": torch.from_numpy(shape),
+            "far": torch.from_numpy((1 + bright / 128)[None].astype(np.float32)),
+            "mean": torch.tensor(float(bright.mean() / 32)),
+        }
+        if self.data.ragged and self.split == "train":
+            targets = {name: value for name, value in targets.items() if self._labelled(name, index, generator)}
+            if "far" in targets:
+                targets["far"][:, : index % 9] = 255.0
+        kept = {name: value for name, value in targets.items() if name in self.data.tasks}
+        return {"image": torch.from_numpy(image), "targets": kept, "id": f"{self.split}-{index}"}
+
+    def _labelled(self, name: str, index: int, generator: np.random.Generator) -> bool:
+        step, position = divmod(index, self.data.batch_size)
+        if name == "shape" and step % 4 == 2:
+            return position % 2 == 0
+        if name == "shape" and step % 4 == 3:
+            return False
+        return bool(generator.random() < 0.8)
+
+
+def toy_spec(target: str, *, steps: int = 20, arguments: Mapping[str, Any] | None = None, **changes: Any) -> RunSpec:
+    """Returns a run of a method or balancer on the toy data, in float64, with clipping.
+
+    Args:
+        target: A name or ``module:Class``.
+        steps: Optimiser steps.
+        arguments: Hyper-parameters that differ from the defaults.
+        **changes: Entries of the trainer section, and ``tasks``, ``ragged``, ``seed``, ``balancer``, ``local``.
+    """
+    cls = registry.find(target)
+    names = changes.pop("tasks", list(ToyData.TASKS))
+    balancer = changes.pop("balancer", None)
+    method: dict[str, Any] = {
+        "name": target.rpartition(":")[2],
+        "path": target,
+        "version": 1,
+        "arguments": dict(arguments or {}),
+    }
+    if balancer:
+        method["balancer"] = {"name": balancer, "path": balancer, "arguments": {}}
+    registry.check_arguments(target, cls, method["arguments"])
+    local = {"checkpoint_every": 5, "log_every": 1, "diagnose_every": 0, "workers": 0, "examples": 0}
+    return RunSpec(
+        suite="check", label=target, seed=changes.pop("seed", 0), method=method,
+        tasks={name: ToyData.TASKS[name].describe() for name in names},
+        data={"module": "mtlbench.testing.toy:ToyData", "options": {"ragged": changes.pop("ragged", True)}},
+        model={
+            "encoder": "vit_tiny_patch16_224", "image_size": [16, 24], "decoder_channels": 8,
+            "encoder_options": {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        },
+        optimiser={**DEFAULT_OPTIMISER, "lr": 0.01},
+        local={**local, **changes.pop("local", {})},
+        trainer={
+            "steps": steps, "batch_size": 8, "accumulate": 1, "precision": "64-true", "clip": 0.5, "evaluate_every": 7,
+            "selection": "last", **changes,
+        },
+    )  # fmt: skip
+
+
+def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None = None) -> dict[str, Tensor] | None:
+    """Trains a run in this process (one of ``world`` ranks); returns its final weights, or None if stopped.
+
+    Args:
+        spec: The run. With ``regularise`` in its local section the method gets a further regulariser.
+        folder: Root of the store; an interrupted run in it is resumed.
+        world: Number of ranks.
+        stop_at: Ask to stop at this step, as a signal would.
+    """
+    run = RunFolder(Path(folder), spec.run_id)
+    run.path.mkdir(parents=True, exist_ok=True)
+    ends: list[EndOfStep] = []
+    stop = (lambda: bool(ends) and ends[0].step >= stop_at) if stop_at is not None else (lambda: False)
+    with _regularised(registry.find(spec.method["path"]), active=spec.local.get("regularise", False)):
+        done = train(spec, run, world=world, stop=stop, note=ends.append)
+    return checkpoint.load(run.path / "final.ckpt")["state_dict"] if done else None
+
+
+def sourced(spec: RunSpec, folder: str) -> RunSpec:
+    """Returns a run with the sources that its method expects: plain networks of one step, trained where they lack.
+
+    Args:
+        spec: The run.
+        folder: Root of the store.
+    """
+    cls = registry.find(spec.method["path"])
+    roles = cls.roles(list(spec.tasks)) if issubclass(cls, MTLMethod) else {}
+    plain = replace(
+        spec.with_method(registry.record("uniform")), label="source", trainer={**spec.trainer, "steps": 1},
+        local={**spec.local, "regularise": False},
+    )  # fmt: skip
+    sources = {role: plain.with_tasks(*tasks) for role, tasks in roles.items()}
+    for source in sources.values():
+        run = RunFolder(Path(folder), source.run_id)
+        if not run.result() and run.claim(source):
+            train(source, run)
+    return spec.with_sources(**sources) if sources else spec
+
+
+@contextmanager
+def _regularised(target: Any, *, active: bool) -> Iterator[None]:
+    """Gives a method a further regulariser: the squared mean of every prediction, over the batches of all ranks."""
+    cls = target if issubclass(target, MTLMethod) else MTLMethod
+    own, inherited = cls.regularisation, "regularisation" not in vars(cls)
+
+    def regularisation(self: MTLMethod, outputs: Outputs, batch: Any) -> dict[str, Tensor]:
+        means = torch.stack([prediction.mean() for prediction in outputs.predictions.values()])
+        return {**own(self, outputs, batch), "squared mean": 0.1 * global_mean(means).square().sum()}
+
+    if not active:
+        yield
+        return
+    cls.regularisation = regularisation  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if inherited:
+            del cls.regularisation
+        else:
+            cls.regularisation = own  # type: ignore[method-assign]

@@ -1,0 +1,1 @@
+"""Training: one run, from its specification to a result on disk."""

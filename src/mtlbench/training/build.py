@@ -1,0 +1,70 @@
+"""Builds the method and the data module of a run from its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mtlbench import registry
+from mtlbench.data import MTLDataModule
+from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.runs.spec import RunSpec
+from mtlbench.seeding import seed_of
+from mtlbench.tasks import Task
+
+
+def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
+    """Returns the tasks of a run with the suite's changes."""
+    return {
+        name: module.TASKS[name].with_options(scale=described["scale"], optional=described["optional"])
+        for name, described in spec.tasks.items()
+    }
+
+
+def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
+    """Returns the method (network not built yet) and the data module of a run."""
+    module = registry.load(spec.data["module"])
+    tasks = build_tasks(spec, module)
+    trainer, local = spec.trainer, spec.local
+    data = module(
+        local.get("root"), tasks=tasks, batch_size=trainer["batch_size"], steps=trainer["steps"], seed=spec.seed,
+        workers=local.get("workers", 0), micro=trainer["accumulate"], **spec.data["options"],
+    )  # fmt: skip
+    data.labels = spec.data.get("labels", {})
+    method_spec = MethodSpec(
+        tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"],
+        data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0), local.get("surgery", "auto"),
+    )  # fmt: skip
+    method = build_method(spec.method, method_spec)
+    data.batches = method.balancer.batches
+    return method, data
+
+
+def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
+    """Returns a method from its suite entry: ``path``, ``arguments`` and, perhaps, ``balancer``."""
+    cls: Any = registry.find(entry["path"])
+    if not issubclass(cls, MTLMethod):
+        method = MTLMethod(spec)
+        method.use_balancer(cls(**entry["arguments"]))
+        return method
+    method = cls(spec, **entry["arguments"])
+    balancer = entry.get("balancer")
+    if balancer:
+        rule: Any = registry.find(balancer["path"])
+        method.use_balancer(rule(**balancer["arguments"]))
+    return method
+
+
+def build_with_network(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
+    """Returns method and data of a run with a fresh network."""
+    method, data = build(spec)
+    # Every rank starts from the same weights, and every method with the same seed from the same encoder.
+    torch.manual_seed(seed_of("weights", spec.seed))
+    method.configure_model()
+    if spec.trainer["precision"] == "64-true":
+        # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
+        method.double()
+    return method, data

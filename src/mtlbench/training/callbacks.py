@@ -1,0 +1,177 @@
+"""What happens at the end of a step: record, evaluate, checkpoint, heartbeat, stop. In this order, on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from mtlbench import distributed
+from mtlbench.balancing.gradients.diagnostics import conflict_row
+from mtlbench.data import MTLDataModule
+from mtlbench.method import MTLMethod
+from mtlbench.training import checkpoint
+from mtlbench.training.evaluation import Scores, evaluate, share_buffers
+from mtlbench.training.loggers import MetricsFile, Tracker
+
+STOP_EVERY = 5
+"""Steps between agreements of all ranks on whether to stop."""
+
+
+class StepClock:
+    """Seconds per step, measured between moments at which the host has waited for the device anyway."""
+
+    def __init__(self) -> None:
+        self.windows: list[float] = []
+        self._since, self._steps = time.perf_counter(), 0
+
+    def tick(self, steps: int) -> None:
+        """Closes a window of ``steps`` steps."""
+        if steps:
+            self.windows.append((time.perf_counter() - self._since) / steps)
+        self.restart()
+
+    def restart(self) -> None:
+        """Opens a window; what lay since the last one does not count."""
+        self._since = time.perf_counter()
+
+    def summary(self) -> dict[str, float]:
+        """Returns mean and 95th percentile of seconds per step; the first window warms up and is left out."""
+        windows = sorted(self.windows[1:] or self.windows)
+        if not windows:
+            return {"seconds_per_step": float("nan"), "seconds_per_step_p95": float("nan")}
+        return {
+            "seconds_per_step": sum(windows) / len(windows),
+            "seconds_per_step_p95": windows[min(len(windows) - 1, int(0.95 * len(windows)))],
+        }
+
+
+class EndOfStep(L.Callback):
+    """Records, evaluates, checkpoints and stops a run.
+
+    Args:
+        folder: The run's folder.
+        data: Its data module.
+        periods: ``log_every``, ``evaluate_every``, ``checkpoint_every`` in steps; 0 = never.
+        select_best: Keep the weights with the lowest validation loss in ``best.ckpt``.
+        metrics: Where rows go (rank zero), or None.
+        tracker: W&B.
+        stop: Tells whether this process was asked to stop.
+        listen: Called when training starts: Lightning has put its own handler of SIGTERM in place by then, which
+            ends the process without a checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, data: MTLDataModule, periods: dict[str, int], *, select_best: bool = False,
+        metrics: MetricsFile | None = None, tracker: Tracker | None = None, stop: Callable[[], bool] = lambda: False,
+        listen: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        self.folder, self.data, self.periods, self.select_best = folder, data, periods, select_best
+        self.metrics, self.tracker, self.stop, self.listen = metrics, tracker, stop, listen
+        self.best_loss, self.conflicts, self.measured = float("inf"), 0, 0
+        self.step, self.stopped, self.clock = 0, False, StepClock()
+        self.started, self._earlier = time.time(), 0.0
+        self._logged = 0
+
+    def on_train_start(self, trainer: L.Trainer, method: Any) -> None:
+        """Starts the clock, and listens to signals."""
+        self.listen()
+        self._logged = self.step = trainer.global_step
+        self.clock.restart()
+
+    def on_train_batch_end(self, trainer: L.Trainer, method: Any, *args: Any) -> None:
+        """Does what is due after an optimiser step; nothing after a micro-batch that did not step."""
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        last = self.step >= self.data.steps
+        row = self._losses(trainer, method) if last or self._due("log_every") else {}
+        row |= self._conflict(method)
+        if row:
+            self.write({"step": self.step, **row})
+        if self._due("evaluate_every") and not last:
+            self._evaluate(method)
+        if last or self._due("checkpoint_every"):
+            self._save(trainer, method)
+        if self.step % STOP_EVERY == 0 and self._asked_to_stop(method.device) and not last:
+            self._save(trainer, method)
+            self.stopped = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run must know."""
+        return {
+            "best_loss": self.best_loss, "conflicts": self.conflicts, "measured": self.measured,
+            "seconds": self.seconds(), "windows": list(self.clock.windows),
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.best_loss = state_dict["best_loss"]
+        self.conflicts, self.measured = state_dict["conflicts"], state_dict["measured"]
+        self._earlier, self.clock.windows = state_dict.get("seconds", 0.0), list(state_dict.get("windows", ()))
+
+    def seconds(self) -> float:
+        """Returns the time that this run has taken, with the kept work of processes that were killed."""
+        return self._earlier + time.time() - self.started
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row to the run's own file and to W&B."""
+        if self.metrics is not None:
+            self.metrics.write(row)
+        if self.tracker is not None:
+            self.tracker.log(row)
+
+    def _due(self, period: str) -> bool:
+        every = self.periods[period]
+        return every > 0 and self.step % every == 0
+
+    def _losses(self, trainer: L.Trainer, method: MTLMethod) -> dict[str, Any]:
+        method.check_finite()
+        row: dict[str, Any] = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        losses = method.last_losses
+        if losses is not None:
+            row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
+        row |= {name: float(value) for name, value in method.diagnostics().items()}
+        self.clock.tick(self.step - self._logged)
+        self._logged = self.step
+        return row
+
+    def _conflict(self, method: MTLMethod) -> dict[str, float]:
+        """Returns what a measured update tells, in the step that was measured: a later one may never come."""
+        seen, method.last_update = method.last_update, None
+        if seen is None:
+            return {}
+        method.check_finite()
+        row = conflict_row(seen, [list(method.tasks)[i] for i in seen.active])
+        if "gradient/conflicts" in row:
+            self.measured += 1
+            self.conflicts += row["gradient/conflicts"] > 0
+        return row
+
+    def _evaluate(self, method: MTLMethod) -> None:
+        scores, loss = evaluate(method, self.data.eval_dataloader("val"), with_loss=self.select_best)
+        self.write({"step": self.step, **flat(scores, "val")})
+        if self.select_best and loss < self.best_loss:
+            self.best_loss = loss
+            if method.trainer.is_global_zero:
+                checkpoint.save({"step": self.step, "state_dict": method.state_dict()}, self.folder / "best.ckpt")
+        self.clock.restart()
+
+    def _save(self, trainer: L.Trainer, method: MTLMethod) -> None:
+        method.check_finite()
+        share_buffers(method.network)
+        trainer.save_checkpoint(checkpoint.path_of(self.folder, self.step), weights_only=False)
+        self.clock.restart()
+        self._logged = self.step
+
+    def _asked_to_stop(self, device: torch.device) -> bool:
+        return distributed.sum_counts([int(self.stop())], device)[0] > 0
+
+
+def flat(scores: Scores, prefix: str) -> dict[str, float]:
+    """Returns scores as one level of keys: ``val/<task>/<protocol>``; values that are not numbers are left out."""
+    return {f"{prefix}/{task}/{key}": v for task, values in scores.items() for key, v in values.items() if v == v}

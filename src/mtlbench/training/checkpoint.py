@@ -1,0 +1,142 @@
+"""Checkpoints that survive a kill, a full disk and a flipped byte: written beside, synced, renamed, hashed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from mtlbench.errors import StoreError
+from mtlbench.runs.store import sync_folder
+
+KEEP = 2
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Returns where the checkpoint of an optimiser step lies."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def newest(folder: Path) -> Path | None:
+    """Returns the newest checkpoint whose content matches its hash; damaged ones are passed over with a word."""
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        if _digest_file(path).exists() and _digest_file(path).read_text().strip() == _digest(path):
+            return path
+        print(f"Checkpoint {path.name} does not match its sha256 and is passed over; an older one is used if there is.")
+    return None
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Writes one checkpoint so that no moment leaves the folder without a good one.
+
+    Raises:
+        StoreError: If the folder cannot be written or the disk is full; the older checkpoint stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = temporary.with_name(temporary.name + ".sha256")
+        digest.write_text(_digest(temporary))
+        os.replace(digest, _digest_file(path))
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        for left in path.parent.glob(f".{path.name}.{os.getpid()}*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        # torch wraps what the disk said, or trips over its consequence.
+        if isinstance(error, RuntimeError) and "write" not in str(error) and not isinstance(error.__context__, OSError):
+            raise
+        raise StoreError(
+            f"A checkpoint must be writable. Writing {path} failed: {error}. The last good checkpoint is kept. "
+            "Free space or choose another folder with RESULTS=."
+        ) from error
+
+
+def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads tensors and plain values only: a hostile pickle does not run."""
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def verified(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint after comparing it with its hash.
+
+    Raises:
+        StoreError: If it is absent or damaged.
+    """
+    if not path.exists() or not _digest_file(path).exists() or _digest_file(path).read_text().strip() != _digest(path):
+        raise StoreError(
+            f"Weights must match their sha256. {path} is absent or damaged. Delete the run's folder and run the bench "
+            "again to train it anew."
+        )
+    return load(path)
+
+
+class CheckpointFiles(CheckpointIO):
+    """Lightning's way of reading and writing checkpoints, with the promises of this module."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint and removes all but the newest two."""
+        save(checkpoint, Path(path))
+        for old in sorted(Path(path).parent.glob("step-*.ckpt"))[:-KEEP]:
+            self.remove_checkpoint(old)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:  # fmt: skip
+        """Reads a checkpoint, tensors and plain values only."""
+        return load(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a checkpoint and its hash."""
+        Path(path).unlink(missing_ok=True)
+        _digest_file(Path(path)).unlink(missing_ok=True)
+
+
+def state_sha256(state: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 over names and bytes of all tensors and values, equal for bit-identical states."""
+    sha = hashlib.sha256()
+    for name, value in sorted(_leaves(state, ""), key=lambda leaf: leaf[0]):
+        sha.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(repr(value).encode())
+    return sha.hexdigest()
+
+
+def _leaves(state: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _leaves(value, f"{name}/{key}")
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from _leaves(value, f"{name}/{index}")
+    else:
+        yield name, state
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
+
+
+def _chunked(file: Any) -> str:
+    sha = hashlib.sha256()
+    while block := file.read(1 << 20):
+        sha.update(block)
+    return sha.hexdigest()

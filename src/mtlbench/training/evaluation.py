@@ -1,0 +1,99 @@
+"""Evaluation: every sample of a split exactly once over all ranks, metrics summed, training left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtlbench import distributed
+from mtlbench.data import Batch
+from mtlbench.data.contract import streams
+from mtlbench.method import MTLMethod
+from mtlbench.metrics import MeanLoss
+
+Scores = dict[str, dict[str, float]]
+
+
+@contextmanager
+def evaluating(method: MTLMethod) -> Iterator[None]:
+    """Puts every module into evaluation mode without gradients, and afterwards each back into its own mode."""
+    modes = [(module, module.training) for module in method.modules()]
+    method.eval()
+    try:
+        with torch.no_grad(), method.trainer.precision_plugin.val_step_context():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Averages floating-point buffers (BatchNorm statistics) over ranks: the rule for evaluation and checkpoints."""
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            distributed.mean_(buffer)
+
+
+def evaluate(
+    method: MTLMethod, batches: Iterable[Batch], *, final: bool = False, with_loss: bool = False
+) -> tuple[Scores, float]:
+    """Returns the scores of all tasks, and the sum of their scaled mean losses (NaN unless ``with_loss``).
+
+    Args:
+        method: Method in a trainer.
+        batches: A split.
+        final: Compute every metric. Else what tasks monitor during training, where some metrics take too long.
+        with_loss: Compute the losses.
+    """
+    step = method.test_step if final else method.validation_step
+    share_buffers(method.network)
+    losses = {name: MeanLoss(task, protocol="loss").to(method.device) for name, task in method.tasks.items()}
+    with evaluating(method):
+        for index, batch in enumerate(batches):
+            batch = method.trainer.strategy.batch_to_device(batch)
+            step(batch, index)
+            if with_loss:
+                _add_losses(method, losses, batch)
+        scores = method.scores(final=final)
+    if not with_loss:
+        return scores, float("nan")
+    return scores, sum(float(m.compute()["loss"]) * method.tasks[name].scale for name, m in losses.items())
+
+
+def examples(method: MTLMethod, batches: Iterable[Batch], count: int) -> dict[str, np.ndarray]:
+    """Returns the first images with truth and prediction, for the report; of several streams, those of the first."""
+    found: list[dict[str, np.ndarray]] = []
+    with evaluating(method):
+        for batch in batches:
+            stream = streams(method.trainer.strategy.batch_to_device(batch))[0]
+            names = [name for name in method.tasks if name in stream["targets"]]
+            raw = method(stream["image"], names)
+            record = {"image": _numpy(stream["image"])}
+            record |= {f"target/{n}": _as_drawn(method, n, stream["targets"][n], raw=False) for n in names}
+            record |= {f"prediction/{n}": _as_drawn(method, n, raw[n], raw=True) for n in names}
+            found.append(record)
+            if sum(len(record["image"]) for record in found) >= count:
+                break
+    keys = found[0].keys() if found else ()
+    return {key: np.concatenate([record[key] for record in found])[:count] for key in keys}
+
+
+def _add_losses(method: MTLMethod, losses: dict[str, MeanLoss], batch: Batch) -> None:
+    for stream in streams(batch):
+        names = [name for name in method.tasks if name in stream["targets"]]
+        for name, prediction in method(stream["image"], names).items():
+            losses[name].update(prediction.float(), stream["targets"][name])
+
+
+def _as_drawn(method: MTLMethod, name: str, value: torch.Tensor, *, raw: bool) -> np.ndarray:
+    task = method.tasks[name]
+    return _numpy(task.decode(value.float()) if raw else value)
+
+
+def _numpy(value: torch.Tensor) -> np.ndarray[Any, Any]:
+    return value.detach().cpu().numpy()

@@ -1,0 +1,69 @@
+"""Loads a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtlbench.data import MTLDataModule
+from mtlbench.errors import StoreError
+from mtlbench.method import MTLMethod
+from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder
+from mtlbench.training import checkpoint
+from mtlbench.training.build import build
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, ready to predict.
+
+    Attributes:
+        method: The trained method in evaluation mode; call it with uint8 images (B, 3, H, W).
+        data: The data module it was trained on.
+        spec: Its specification.
+        result: Its scores and cost.
+    """
+
+    method: MTLMethod
+    data: MTLDataModule
+    spec: RunSpec
+    result: dict[str, Any]
+
+
+def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
+    """Loads a finished run for prediction or further study.
+
+    Args:
+        folder: ``results/<suite>/<run_id>``.
+        data: Folder of the data, where it has moved since.
+
+    Raises:
+        StoreError: If there is no such run, it is not done, or its weights are damaged.
+
+    Example::
+
+        run = mtlbench.load_run("results/digits/uniform-s0-1a2b3c4d")
+        predictions = run.method(images)          # {task: (B, channels, H, W)}
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise StoreError(
+            f"{path} is not a run's folder; runs are in results/<suite>/<run_id>. `mtlbench status` lists them."
+        )
+    run = RunFolder(path.parent, path.name)
+    spec, result = run.spec(), run.result()
+    if spec is None or result is None:
+        raise StoreError(f"A run must be done to be loaded. {path} is {run.state()}. `mtlbench status` lists runs.")
+    if data is not None:
+        spec = RunSpec(**{**spec.__dict__, "local": {**spec.local, "root": data}})
+    method, module = build(spec)
+    method.configure_model()
+    weights = checkpoint.verified(path / "final.ckpt")
+    try:
+        method.load_state_dict(weights["state_dict"])
+    except RuntimeError as error:
+        raise StoreError(f"Weights must fit the method. {path}: another version trained them. {error}") from error
+    return LoadedRun(method.eval(), module, spec, result)

@@ -1,0 +1,43 @@
+"""Builds the Lightning Trainer of a run. The only place that does."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.runs.spec import RunSpec
+from mtlbench.training import checkpoint
+
+
+def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int, batches: int = 1) -> L.Trainer:
+    """Returns the Trainer of a run. ``world`` ranks were started already, one process each."""
+    trainer = spec.trainer
+    cuda = torch.cuda.is_available()
+    strategy: Strategy = SingleDeviceStrategy(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    if world > 1:
+        # Both backends, so that counts are added on the host without waiting for a device. Buffers: see evaluation.
+        strategy = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if cuda else "gloo", broadcast_buffers=False)
+    return L.Trainer(
+        accelerator="cuda" if cuda else "cpu", devices=world, strategy=strategy, precision=trainer["precision"],
+        max_steps=trainer["steps"], max_epochs=-1,
+        accumulate_grad_batches=trainer["accumulate"] * batches,
+        gradient_clip_val=trainer["clip"] or None, callbacks=callbacks, plugins=[checkpoint.CheckpointFiles()],
+        default_root_dir=str(folder), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,
+        sync_batchnorm=cuda and world > 1, inference_mode=False,
+    )  # fmt: skip
+
+
+def quiet_lightning() -> None:
+    """Silences what Lightning says about things that are meant: evaluation is ours, buffers follow our rule."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in ("You defined a `validation_step`", "`broadcast_buffers` is deprecated", "`isinstance\\(treespec"):
+        warnings.filterwarnings("ignore", message=text)
+    for text in ("The 'train_dataloader' does not have many workers", "You're resuming from a checkpoint that ended"):
+        warnings.filterwarnings("ignore", message=text)

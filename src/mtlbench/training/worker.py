@@ -1,0 +1,120 @@
+"""One rank of one run in this process, from start to an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mtlbench.errors import DataError, MtlbenchError, StoreError
+from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder, born, write_json
+from mtlbench.training.callbacks import EndOfStep
+from mtlbench.training.heartbeat import Heartbeat
+from mtlbench.training.malloc import keep_freed_memory
+from mtlbench.training.run import train
+from mtlbench.training.trainer import quiet_lightning
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a process sits among the ranks of a run."""
+
+    rank: int = 0
+    world: int = 1
+    port: int = 0
+    threads: int = 0
+    parent: int = 0
+
+
+def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
+    """Runs one rank of one run to its end and returns the exit code: 0 done, 1 failed, 3 not ours, 4 stopped.
+
+    Whatever happens is on disk afterwards: ``result.json``, ``error.json``, or a checkpoint to resume from.
+    """
+    spec = RunSpec.from_json(record)
+    folder = RunFolder(Path(root), spec.run_id)
+    asked: list[int] = []
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda signum, frame: asked.append(signum))
+
+    listen()
+    keep_freed_memory()
+    if seat.threads:
+        torch.set_num_threads(seat.threads)
+    if seat.world > 1:
+        _join_ranks(seat)
+    beat = None
+    try:
+        if seat.rank == 0:
+            if not folder.claim(spec):
+                return 3
+            beat, note = _heart(folder, spec, seat, asked)
+        else:
+            note = None
+        done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note, listen=listen)
+        return 0 if done else 4
+    except SIGTERMException:  # Lightning's answer to a signal before the first step: nothing is lost yet.
+        return 4
+    except Exception as error:
+        traceback.print_exc()
+        if seat.rank == 0 or isinstance(error, MtlbenchError):
+            _record_failure(folder, error)
+        return 1
+    finally:
+        if beat is not None:
+            beat.close()
+            folder.release()
+
+
+def _heart(folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]) -> tuple[Heartbeat, Any]:
+    current: list[EndOfStep] = []
+    beat = Heartbeat(
+        folder, lambda: current[0].step if current else 0, spec.trainer["steps"],
+        lambda: not seat.parent or born(seat.parent) is not None, lambda: asked.append(signal.SIGTERM),
+    )  # fmt: skip
+    beat.start()
+    return beat, current.append
+
+
+def _join_ranks(seat: Seat) -> None:
+    """Tells Lightning that this process is one of several that somebody else started."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(seat.port), WORLD_SIZE=str(seat.world), NODE_RANK="0",
+        LOCAL_RANK=str(seat.rank), RANK=str(seat.rank),
+    )  # fmt: skip
+
+
+def _record_failure(folder: RunFolder, error: Exception) -> None:
+    record = {
+        "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc(), "time": time.time(),
+        "kind": "bad input" if isinstance(error, (DataError, StoreError)) else "error",
+    }  # fmt: skip
+    with contextlib.suppress(StoreError, OSError):
+        write_json(folder.path / "error.json", record)
+
+
+def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
+    """Entry of a forked run: sends its output to a file and ends the process with the exit code of `work`."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    quiet_lightning()
+    code = work(root, record, seat)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads of a hanging collective on another rank must not keep a finished process alive.
+    os._exit(code)

@@ -1,0 +1,147 @@
+"""Suites: shipped ones are whole; what is chosen by flags, overrides or make is what the suite then says."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mtlbench import cli
+from mtlbench import suite as suites
+from mtlbench.cli.arguments import read_request
+from mtlbench.errors import SuiteError
+from mtlbench.study.resolve import resolve
+from tests.support.command_line import mtlbench
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(suites.available()))
+def test_shipped_suite(name: str) -> None:
+    suite = suites.load(name)
+    assert (suite.name, suite.format) == (name, 1)
+    assert suite.title and suite.methods and suite.baseline in suite.methods
+
+
+def test_dotted_overrides_take_yaml_values() -> None:
+    suite = suites.load("digits", ["trainer.steps=7", "model.image_size=[8, 12]", "optimiser.lr=1e-2"])
+    assert (suite.trainer.steps, suite.model.image_size, suite.optimiser.lr) == (7, [8, 12], 0.01)
+    assert suites.load("digits", ["methods=uniform famo"]).methods == ["uniform", "famo"]
+    assert suites.load("digits", ["methods=[{name: famo, lr: 0.1}]"]).methods == [{"name": "famo", "lr": 0.1}]
+    assert suites.load("digits", ["tasks.sum.scale=3"]).tasks["sum"].scale == 3.0
+
+
+def test_mappings_are_merged_and_lists_replaced() -> None:
+    options = suites.load("digits", ["model.encoder_options.depth=1", "seeds=[4]"])
+    assert options.model.encoder_options["depth"] == 1 and options.model.encoder_options["embed_dim"] == 64
+    assert options.seeds == [4]
+
+
+def test_suite_by_path_and_shipped_suite_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert suites.load("digits").name == "digits"
+    (tmp_path / "own.yaml").write_text((ROOT / "experiments" / "digits.yaml").read_text())
+    assert suites.load("own.yaml") == suites.load("digits")
+
+
+def test_every_fault_is_reported() -> None:
+    with pytest.raises(SuiteError) as caught:
+        suites.load("digits", ["a=1", "trainer.b=2", "trainer.steps=c", "d"])
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def planned(folder: Path, *words: str) -> list[tuple[str, str]]:
+    """Returns method and seed of every run that a bench would train; a dry one takes the same words."""
+    assert mtlbench(folder, "bench", "digits", "--dry", *words).code == 0
+    asked = read_request(cli._parse(["bench", "digits", *words]))
+    study = resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    return [(spec.label, str(spec.seed)) for spec in study.members]
+
+
+def test_methods_and_seeds_of_the_command_line(tmp_path: Path) -> None:
+    assert planned(tmp_path, "--methods", "famo uniform", "--seeds", "3") == [
+        (method, seed) for method in ("famo", "uniform") for seed in "012"
+    ]
+    assert planned(tmp_path, "--methods", "famo,uniform", "--seeds", "0,5")[:2] == [("famo", "0"), ("famo", "5")]
+    assert planned(tmp_path, "--seeds", "1", "methods=[dwa]") == [("dwa", "0")]
+    assert planned(tmp_path, "trainer.steps=2", "--methods", "dwa", "seeds=[7]") == [("dwa", "7")]
+
+
+def test_overrides_may_stand_after_options(tmp_path: Path) -> None:
+    assert planned(tmp_path, "--methods", "dwa", "seeds=[7]", "trainer.steps=2") == [("dwa", "7")]
+    assert mtlbench(tmp_path, "bench", "digits", "--nonsense").code == 2
+    assert mtlbench(tmp_path, "status", "digits", "nonsense").code == 2
+
+
+def test_methods_keep_the_arguments_that_the_suite_gives_them(tmp_path: Path) -> None:
+    text = (ROOT / "experiments" / "digits.yaml").read_text()
+    text = text.replace("methods: [single_task,", "methods: [{name: famo, label: slow, lr: 0.5}, single_task,")
+    (tmp_path / "own.yaml").write_text(text)
+    answer = mtlbench(tmp_path, "bench", "own.yaml", "--dry", "--methods", "slow")
+    assert answer.code == 0 and "1 runs: 1 to do" in answer.text
+
+
+def make(*variables: str) -> str:
+    """Returns the command that make would run."""
+    done = subprocess.run(
+        ["make", "-n", "bench", *variables], cwd=ROOT, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    return [line for line in done.stdout.splitlines() if "mtlbench" in line][-1]
+
+
+def test_variables_of_make() -> None:
+    assert make().split("mtlbench", 1)[1].split() == ["bench", '"scenes"', "--results", '"results"']
+    line = make("SUITE=digits", "METHODS=uniform famo", "SEEDS=3", "SET=trainer.steps=7 seeds=[1]", "RESULTS=/tmp/a b",
+                "JOBS=2", "DEVICES=1", "DATA=d", "SAMPLE=1", "RETRY=1", "DRY=1")  # fmt: skip
+    for part in ('bench "digits" trainer.steps=7 seeds=[1]', '--methods "uniform famo"', '--seeds "3"', "--jobs 2",
+                 '--results "/tmp/a b"', "--devices 1", '--data "d"', "--sample", "--retry", "--dry"):  # fmt: skip
+        assert part in line
+
+
+def test_line_of_make_is_a_command(tmp_path: Path) -> None:
+    line = make("SUITE=digits", "METHODS=uniform famo", "SEEDS=2", "SET=trainer.steps=2 optimiser.lr=1", "DRY=1")
+    answer = mtlbench(tmp_path, *shlex.split(line)[1:])
+    assert answer.code == 0 and "4 runs: 4 to do" in answer.text, answer.text
+
+
+@pytest.mark.skipif(
+    not (ROOT / ".venv/bin/mtlbench").exists(),
+    reason="It runs the command of the environment that `make install` creates; there is none here.",
+)
+def test_make_shows_the_message_of_a_wrong_request(tmp_path: Path) -> None:
+    words = ["make", "-o", ".venv/.installed", "bench", "SUITE=digits", f"RESULTS={tmp_path}", "SET=trainer.stepz=2"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Did you mean 'steps'" in done.stderr
+
+
+@pytest.mark.parametrize("name", suites.available())
+def test_a_comparison_named_beforehand_is_between_methods_of_the_suite(name):
+    found = suites.load(name)
+    labels = {e if isinstance(e, str) else e.get("label") or e["name"] for e in found.methods}
+    assert set(found.named) <= labels
+
+
+PERIODS = ("evaluate_every", "checkpoint_every", "log_every", "diagnose_every", "workers", "examples")
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "found"),
+    [("clip", "-1", "-1.0"), ("clip", ".nan", "nan"), ("clip", ".inf", "inf"), *((key, "-5", "-5") for key in PERIODS)],
+)
+def test_what_may_be_off_is_not_negative(key: str, given: str, found: str) -> None:
+    override = f"trainer.{key}={given}"
+    (fault,) = suites.read("digits", [override]).faults
+    assert fault == f"override {override!r}: trainer.{key} must be at least 0 and finite, found {found}."
+    assert not suites.read("digits", [f"trainer.{key}=0"]).faults
+
+
+def test_data_without_a_folder_says_how_to_name_it(tmp_path: Path) -> None:
+    absent = mtlbench(tmp_path, "data", "pascal")
+    assert absent.code == 2 and "data_modules.pascal:Pascal, no folder given" in absent.text
+    assert "--data FOLDER" in absent.text and "data/pascal" in absent.text and "none needed" not in absent.text
+    named = mtlbench(tmp_path, "data", "pascal", "--data", "nowhere")
+    assert named.code == 2 and "folder nowhere" in named.text and "Name the folder" not in named.text
+    none = mtlbench(tmp_path, "data", "digits")
+    assert none.code == 0 and "which needs no folder" in none.text

@@ -1,0 +1,288 @@
+"""W&B as a view of the run's own records, and runs over two ranks, through the real bench."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtlbench import cli
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder
+from mtlbench.training import checkpoint, loggers
+from mtlbench.training.loggers import MetricsFile, Tracker, read_rows, wandb_mode
+
+STEPS = 6
+BENCH = (
+    "bench", "digits", f"trainer.steps={STEPS}", "trainer.log_every=2", "trainer.evaluate_every=4",
+    "trainer.diagnose_every=2", "trainer.examples=1", "optimiser.warmup=2", "--methods", "pcgrad",
+)  # fmt: skip
+TASKS = ("left", "right", "sum", "ink", "segments")
+
+
+def bench(results, *more, **environment):
+    """Runs the command line in a clean W&B environment."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    command = [sys.executable, "-m", "mtlbench.cli", *BENCH, *more, "--results", str(results)]
+    return subprocess.run(
+        command, env={**kept, **environment}, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
+
+
+def records(path):
+    """All records of an offline W&B run, by their type."""
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    found = {}
+    for line in lines:
+        record = json.loads(line)
+        found.setdefault(record["type"], []).append(record[record["type"]])
+    return found
+
+
+def history(found):
+    """Logged rows without W&B's own columns, except its step."""
+    rows = [record["item"] for record in found.get("history", [])]
+    return [{k: v for k, v in row.items() if not k.startswith("_") or k == "_step"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """A run over two ranks with W&B offline: the results folder."""
+    results = tmp_path_factory.mktemp("two") / "results"
+    done = bench(results, "--devices", "2", WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return results / "digits"
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """The same run in one process, without WANDB_MODE."""
+    results = tmp_path_factory.mktemp("one") / "results"
+    done = bench(results, "--devices", "1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return results / "digits"
+
+
+@pytest.fixture(scope="module")
+def tracked(two_ranks):
+    """Records of the one W&B run of that job."""
+    files = list(two_ranks.rglob("*.wandb"))
+    assert len(files) == 1, "rank zero alone tracks"
+    return records(files[0])
+
+
+def run_in(root):
+    (path,) = [path.parent for path in root.glob("*/spec.json")]
+    return RunFolder(root, path.name)
+
+
+def test_two_ranks_make_one_tracked_run_with_all_steps_on_one_axis(two_ranks, tracked):
+    run = run_in(two_ranks)
+    own: dict[int, dict] = {}
+    for row in read_rows(run.path / "metrics.jsonl"):
+        own.setdefault(row.pop("step"), {}).update(row)
+    rows = {row["trainer/global_step"]: row for row in history(tracked)}
+    assert [row["_step"] for row in history(tracked)] == sorted(own) == list(rows)
+    for step, row in own.items():
+        assert {k: v for k, v in rows[step].items() if k not in ("_step", "trainer/global_step")} == pytest.approx(row)
+    assert tracked["metric"] == [
+        {"glob_name": "*", "options": tracked["metric"][0]["options"], "step_metric": "trainer/global_step"}
+    ]
+
+
+def test_identity_group_and_job_type(two_ranks, tracked):
+    spec = run_in(two_ranks).spec()
+    (start,) = tracked["run"]
+    assert (start["run_id"], start["run_group"], start["job_type"]) == (spec.run_id, "digits", "pcgrad")
+    config = {key: value for key, value in start["config"]["update"].items() if key != "_wandb"}
+    assert config == spec.identity()
+    assert config["trainer"]["steps"] == STEPS and config["optimiser"]["momentum"] == 0.9, "defaults are written out"
+
+
+def test_losses_metrics_and_conflicts_are_rows_and_scores_and_costs_the_summary(two_ranks, tracked):
+    keys = {key for row in history(tracked) for key in row}
+    assert {f"loss/{task}" for task in TASKS} <= keys
+    assert {"val/left/accuracy@1", "val/sum/rmse@1", "val/segments/segments_miou@1"} <= keys
+    assert {"lr", "gradient/conflicts", "gradient/cosine/left|right", "gradient/norm/ink"} <= keys
+    summary = {key: value for record in tracked["summary"] for key, value in record["update"].items()}
+    result = run_in(two_ranks).result()
+    assert summary["val/left/accuracy@1"] == result["scores"]["left"]["accuracy@1"]
+    for key in ("seconds_per_step", "peak_memory_gib", "parameters", "train_seconds"):
+        assert summary[f"cost/{key}"] == pytest.approx(result["cost"][key])
+    assert summary["cost/devices"] == 2
+    assert tracked["exit"][0].get("exit_code", 0) == 0
+
+
+def test_two_devices_give_the_result_of_one(two_ranks, one_rank):
+    one, two = run_in(one_rank), run_in(two_ranks)
+    assert one.run_id == two.run_id, "the number of devices is not part of identity"
+    weights = [checkpoint.verified(run.path / "final.ckpt")["state_dict"] for run in (one, two)]
+    for name, value in weights[0].items():
+        if value.is_floating_point():
+            assert (value - weights[1][name]).abs().max() < 2e-4, name
+    rows = [read_rows(run.path / "metrics.jsonl") for run in (one, two)]
+    for a, b in zip(*rows, strict=True):
+        assert a == pytest.approx(b, rel=0.02, abs=2e-3)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_runs(tmp_path, capsys):
+    assert cli.main([*BENCH, "--devices", "3", "--results", str(tmp_path)]) == 2
+    assert "batch_size 32 is not a multiple of 3 device(s)" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("spec.json")) and not list(tmp_path.rglob("*.wandb"))
+
+
+def test_nothing_of_wandb_is_written_unless_asked_for(one_rank):
+    assert not [path for path in one_rank.rglob("*") if "wandb" in path.name]
+
+
+# ---- the tracker itself ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean(monkeypatch, tmp_path):
+    """No W&B settings, no account, no background process."""
+    import wandb
+
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    yield monkeypatch
+    wandb.teardown()
+
+
+def spec():
+    """A run of the toy data that logs every step."""
+    from mtlbench.testing import toy_spec
+
+    return toy_spec("uniform", steps=STEPS)
+
+
+def test_a_resumed_run_keeps_its_id_and_loses_no_row(clean, tmp_path):
+    from mtlbench.testing.toy import trained
+
+    clean.setenv("WANDB_MODE", "offline")
+    assert trained(spec(), str(tmp_path / "check"), stop_at=4) is None
+    folder = tmp_path / "check" / spec().run_id
+    (first,) = folder.rglob("*.wandb")
+    # The machine may resume within the same second, in which W&B gives a folder the same name.
+    time.sleep(1.1)
+    assert trained(spec(), str(tmp_path / "check")) is not None
+    (second,) = set(folder.rglob("*.wandb")) - {first}
+    before, after = records(first), records(second)
+    assert before["run"][0]["run_id"] == after["run"][0]["run_id"] == spec().run_id
+    assert before["exit"][0]["exit_code"] == 1 and after["exit"][0].get("exit_code", 0) == 0
+    steps = [row["trainer/global_step"] for row in history(after)]
+    assert steps == [row["step"] for row in read_rows(folder / "metrics.jsonl") if "loss/kind" in row]
+    assert steps == list(range(1, STEPS + 1)), "the rows before the stop are there too, each once"
+
+
+def test_steps_that_a_resumed_wandb_run_has_already_are_passed_over(clean, tmp_path):
+    tracker = Tracker(spec(), tmp_path)
+    logged = []
+    tracker._run = type("Run", (), {"log": lambda self, row, step: logged.append(step), "finish": lambda *a, **k: 0})()
+    tracker._first = 4
+    for step in (3, 4, 5):
+        tracker.log({"step": step, "loss/a": 1.0})
+    assert logged == [4, 5]
+
+
+def test_nothing_asked_means_nothing_written(clean, tmp_path):
+    assert wandb_mode() == "disabled"
+    tracker = Tracker(spec(), tmp_path)
+    tracker.log({"step": 1})
+    tracker.finish({})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_online_without_an_account_never_prompts(clean, tmp_path, capsys):
+    clean.setenv("WANDB_MODE", "online")
+    assert wandb_mode() == "offline"
+    assert "logged offline" in capsys.readouterr().out
+    (tmp_path / "netrc").write_text("machine other.example login user password " + "0" * 40)
+    assert wandb_mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40)
+    assert wandb_mode() == "online"
+    clean.setenv("WANDB_BASE_URL", "https://wandb.example")
+    assert wandb_mode() == "offline", "the key is for another server"
+
+
+@pytest.mark.parametrize("server", ["down", "hanging"])
+def test_training_ends_well_without_a_wandb_server(clean, tmp_path, server, capfd):
+    from mtlbench.testing.toy import trained
+
+    clean.setattr(loggers, "WAIT_S", 2.0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if server == "hanging":
+            listener.listen(50)
+        clean.setenv("WANDB_MODE", "online")
+        clean.setenv("WANDB_API_KEY", "0" * 40)
+        clean.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        started = time.monotonic()
+        assert trained(spec(), str(tmp_path / "check")) is not None
+        assert time.monotonic() - started < 60
+    folder = tmp_path / "check" / spec().run_id
+    assert (folder / "result.json").exists()
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss/kind" in row] == list(range(1, STEPS + 1))
+    assert "goes on offline" in capfd.readouterr().out
+    (kept,) = folder.rglob("offline-run-*/*.wandb")
+    assert len(history(records(kept))) == STEPS
+
+
+def test_the_use_of_experts_is_a_table_in_the_last_row(clean, tmp_path):
+    clean.setenv("WANDB_MODE", "offline")
+    tracker = Tracker(spec(), tmp_path)
+    tracker.log({"step": 3, "loss/a": 1.0})
+    layer = {"probability": [[0.6, 0.4], [0.2, 0.8]], "load": [[1.0, 0.0], [0.25, 0.75]]}
+    tracker.finish({"cost/devices": 1}, {"experts": {"tasks": ["a", "b"], "layers": {"block1.mlp": layer}}})
+    (row,) = history(records(next(tmp_path.rglob("*.wandb"))))
+    assert row["trainer/global_step"] == 3 and row["experts/usage._type"] == "table-file"
+    table = json.loads(next(tmp_path.rglob("*.table.json")).read_text())
+    assert table["columns"] == ["layer", "task", "expert", "probability", "load"]
+    assert table["data"] == [
+        ["block1.mlp", "a", 0, 0.6, 1.0], ["block1.mlp", "a", 1, 0.4, 0.0],
+        ["block1.mlp", "b", 0, 0.2, 0.25], ["block1.mlp", "b", 1, 0.8, 0.75],
+    ]  # fmt: skip
+
+
+def test_an_error_of_wandb_ends_tracking_and_not_the_run(clean, tmp_path, capsys):
+    class Broken:
+        def log(self, *args, **kwargs):
+            raise ConnectionError("gone")
+
+    tracker = Tracker(spec(), tmp_path)
+    tracker._run, tracker._first = Broken(), 0
+    tracker.log({"step": 1})
+    tracker.log({"step": 2})
+    tracker.finish({})
+    assert capsys.readouterr().out.count("W&B tracking stopped: ConnectionError: gone") == 1
+
+
+# ---- the run's own rows ---------------------------------------------------------------------------------------------
+
+
+def test_rows_after_the_resumed_step_are_dropped_and_a_torn_line_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "a": 1.5}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "a"')
+    rows = MetricsFile(path, resume_step=2)
+    rows.write({"step": 3, "a": 2.5})
+    rows.close()
+    assert read_rows(path) == [{"step": 1, "a": 1.5}, {"step": 2, "a": 1.5}, {"step": 3, "a": 2.5}]
+    shutil.copy(path, tmp_path / "again.jsonl")
+    MetricsFile(tmp_path / "again.jsonl").close()
+    assert read_rows(tmp_path / "again.jsonl") == [], "a run that starts anew keeps nothing"
+
+
+def test_only_plain_records_enter_the_configuration():
+    assert json.loads(json.dumps(spec().identity())) == spec().identity()
+    assert isinstance(spec(), RunSpec)
