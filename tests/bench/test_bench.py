@@ -27,7 +27,7 @@ class Digits(digits.Digits):
 NO_TORCH = """\
 import sys
 from mtlbench import cli
-code = main(sys.argv[1:])
+code = cli.main(sys.argv[1:])
 heavy = {"torch", "lightning", "timm", "sklearn", "torchmetrics"}
 print("imported:", *sorted(heavy & set(sys.modules)))
 sys.exit(code)

@@ -139,7 +139,9 @@ def test_killed_loader_worker_fails_the_run_and_retry_resumes_it(whole: Whole, t
     kill(family(pid)[-1])
     [(_, code)] = wait_for(lambda: list(runner.ended()))
     assert (code, run.state()) == (1, "failed")
-    assert "DataLoader worker" in (run.error() or {})["message"]
+    # The worker is missed while waited for, or while a batch is read from it.
+    message = (run.error() or {})["message"]
+    assert "DataLoader worker" in message or "Connection reset" in message
     assert outcome(run_to_end(tmp_path, spec)) == outcome(untouched)
 
 
