@@ -13,6 +13,7 @@ _HOMES = {
     "DepthError": "geometry",
     "MaxF": "saliency",
     "SaliencyIoU": "saliency",
+    "EdgeBSDS": "edges",
     "EdgeODSF": "edges",
     "edge_protocols": "edges",
     "MapError": "maps",
