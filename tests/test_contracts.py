@@ -163,8 +163,8 @@ def tiny(name, folder):
     overrides += ["trainer.checkpoint_every=0", "trainer.log_every=1", "seeds=[0]"]
     if not whole.model.encoder_options:  # of full size
         overrides += ["model.encoder=test_resnet", "model.decoder_channels=8"]
-    if whole.study.get("kind") == "unseen_task":
-        overrides += ["study.examples=[3,4]", "study.steps=2"]
+    if whole.scenario.get("kind") == "unseen_task":
+        overrides += ["scenario.examples=[3,4]", "scenario.steps=2"]
     overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]
     if "size" in registry.arguments_of(module):
         overrides += ["data.options.size=32", "model.image_size=[32,32]"]

@@ -4,6 +4,37 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the commands and of the processes of a run, in one place.
+
+    A command ends with DONE, FAILED, REFUSED, INTERRUPTED or BROKEN_PIPE. A run's process ends with DONE, FAILED,
+    NOT_OURS or STOPPED; what it did is on disk in every case, and the code only saves a look.
+    """
+
+    DONE = 0
+    FAILED = 1
+    REFUSED = 2
+    NOT_OURS = 3
+    STOPPED = 4
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+    @classmethod
+    def described(cls) -> str:
+        """Returns the codes of commands with their meaning, for ``--help``."""
+        return ", ".join(f"{code.value} {text}" for code, text in _MEANINGS.items()) + "."
+
+
+_MEANINGS = {
+    ExitCode.DONE: "everything asked for is done",
+    ExitCode.FAILED: "a run or a check failed",
+    ExitCode.REFUSED: "the request or its data is wrong, and nothing was trained",
+    ExitCode.INTERRUPTED: "interrupted; the same command resumes",
+    ExitCode.BROKEN_PIPE: "the reader of the output left before the command had finished, as in `bench | head`",
+}
 
 
 class MtlbenchError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from mtlbench.networks.sharing.video import Frame
 from mtlbench.networks.sharing.video_scores import VideoScores, drift
 from mtlbench.report.figures.video import drifts, figures, flops, gain, page
 from mtlbench.tasks import Depth
+from mtlbench.training import clip_sharing
 from tests.support.command_line import mtlbench
 
 SUITE = """
@@ -46,8 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(folder: Path) -> dict[str, Any]:
-    assert video.run(folder, "small", thresholds=[0.0, 0.1, 0.5], distances=[1, 2, 99, 3], blocks=1) == 0
+    assert measure(folder, "small", threshold=[0.0, 0.1, 0.5], distance=[1, 2, 99, 3], blocks=1) == 0
     return written(folder)
+
+
+def measure(folder: Path, suite: str, **options: Any) -> int:
+    """Runs the command with its options as keywords; errors are raised."""
+    defaults = dict.fromkeys(("label", "seed", "threshold", "distance", "blocks", "clips"))
+    return video.run(argparse.Namespace(results=folder, suite=suite, **{**defaults, **options}))
 
 
 def written(folder: Path, label: str = "computation_sharing") -> dict[str, Any]:
@@ -84,7 +92,7 @@ def test_without_sharing_across_time_scores_are_those_of_the_runs(folder: Path, 
 
 def test_base_and_sub_tasks_have_the_factors_of_their_row(folder: Path) -> None:
     study = json.loads((folder / "small/study.json").read_text())
-    tasks = video._load(folder / "small", study, "computation_sharing", [0, 1]).tasks
+    tasks = clip_sharing._load(folder / "small", study, "computation_sharing", [0, 1]).tasks
     assert {task.encoder.factors["block1.qkv"] for task in tasks.values()} == {0.5} and len(tasks) == 3
 
 
@@ -158,7 +166,7 @@ def test_the_page_needs_no_network_and_shows_names_as_they_are(record: dict[str,
 
 
 def test_one_seed_and_the_first_clips_may_do(folder: Path) -> None:
-    assert video.run(folder, "small", seeds=[1, 1], thresholds=[0.1], distances=[3], limit=2) == 0
+    assert measure(folder, "small", seed=[1, 1], threshold=[0.1], distance=[3], clips=2) == 0
     few = written(folder)
     assert few["seeds"] == [1] and few["clips"] == 2 and few["shared_blocks"] == 1 and len(few["points"]) == 3
     found = gain(few["points"][-1])
@@ -171,7 +179,7 @@ def test_another_row_has_files_of_its_own(folder: Path) -> None:
     rows = [{**row, "label": "less / θ"} for row in study["rows"] if row["method"] == "computation_sharing"]
     path.write_text(json.dumps({**study, "rows": [*study["rows"], *rows]}))
     try:
-        assert video.run(folder, "small", label="less / θ", seeds=[0], thresholds=[0.1], distances=[2], limit=1) == 0
+        assert measure(folder, "small", label="less / θ", seed=[0], threshold=[0.1], distance=[2], clips=1) == 0
     finally:
         path.write_text(text)
     assert written(folder, "less-θ")["points"][-1]["label"] == "less / θ"
@@ -180,11 +188,11 @@ def test_another_row_has_files_of_its_own(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"seeds": [0, 4]}, StoreError, "none for seed 4"),
+        ({"seed": [0, 4]}, StoreError, "none for seed 4"),
         ({"label": "computation_sharin"}, StoreError, "Did you mean 'computation_sharing'"),
-        ({"distances": [0]}, SuiteError, "at least 1"),
-        ({"thresholds": [math.inf]}, SuiteError, "finite"),
-        ({"thresholds": [math.nan]}, SuiteError, "finite"),
+        ({"distance": [0]}, SuiteError, "at least 1"),
+        ({"threshold": [math.inf]}, SuiteError, "finite"),
+        ({"threshold": [math.nan]}, SuiteError, "finite"),
         ({"blocks": 3}, SuiteError, "between 0 and the encoder's 2"),
     ],
 )
@@ -192,13 +200,13 @@ def test_what_cannot_be_is_refused(
     folder: Path, options: dict[str, Any], error: type[MtlbenchError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        video.run(folder, "small", **options)
+        measure(folder, "small", **options)
 
 
 def test_single_images_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scenes, "clip_length", property(lambda data: 1, lambda data, value: None))
     with pytest.raises(DataError, match="single images"):
-        video.run(folder, "small")
+        measure(folder, "small")
 
 
 def test_scores_by_hand() -> None:

@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 
-from mtlbench.cli import extract as command
 from mtlbench.errors import MethodError, StoreError
 from mtlbench.methods.experts.m3vit import M3ViT
 from mtlbench.methods.experts.mod_squad import ModSquad
@@ -234,20 +233,20 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     out = mtlbench(tmp_path, "extract", str(run), "--task", "left", "--threshold", "0.1", "--out", "left")
     assert out.code == 0 and "load_extracted('left')" in out.text
     assert load_extracted(tmp_path / "left")(torch.zeros(2, 3, 20, 24, dtype=torch.uint8)).shape == (2, 10)
-    assert command.run(run, ["left"], 0.1, tmp_path / "left", program=True) == 0
+    words = ("--task", "left", "--threshold", "0.1")
+    assert mtlbench(tmp_path, "extract", str(run), *words, "--out", "left", "--export").code == 0
     digits = torch.randint(0, 256, (3, 3, 20, 24), dtype=torch.uint8)
     exported = torch.export.load(tmp_path / "left/program.pt2").module()(digits)
     torch.testing.assert_close(exported, load_extracted(tmp_path / "left")(digits), rtol=1e-5, atol=1e-5)
-    with pytest.raises(MethodError, match="Give --out with --export"):
-        command.run(run, ["left"], 0.1, None, program=True)
-    for words, message in (
+    for chosen, message in (
         ((str(other), "--task", "left"), "trained by 'uniform'"),
         ((str(run), "--task", "lft"), "Did you mean 'left'"),
         ((str(run), "--task", "left", "--threshold", "1"), "no expert can reach 1"),
         ((str(run), "--out", "x"), "--task and --threshold"),
+        ((str(run), *words, "--export"), "Give --out with --export"),
         ((str(tmp_path / "nowhere"), "--task", "left"), "is not a run's folder"),
     ):
-        refused = mtlbench(tmp_path, "extract", *words)
+        refused = mtlbench(tmp_path, "extract", *chosen)
         assert refused.code == 2 and message in refused.text, refused.text
     experts = json.loads((tmp_path / "results/small/experts.json").read_text())
     assert experts["mod_squad"]["tasks"] == ["left", "segments"] and len(experts["mod_squad"]["layers"]) == 2

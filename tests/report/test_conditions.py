@@ -23,7 +23,7 @@ DROP = {"kind": "unrelated_task", "columns": ["+ normals"], "base": "without", "
 
 def study_of(table: dict[str, Any], about: dict[str, Any], seeds: int = 3, named: tuple[str, ...] = ()) -> Any:
     """Returns (study, results) where ``table[label][condition][seed]`` is one score per task, None for a failed run."""
-    study = {**plan([], TASKS, list(range(seeds))), "study": about, "named": list(named), "rows": []}
+    study = {**plan([], TASKS, list(range(seeds))), "scenario": about, "named": list(named), "rows": []}
     results, errors = {}, {}
     for label, by_condition in table.items():
         for condition, by_seed in by_condition.items():

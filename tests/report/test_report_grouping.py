@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from mtlbench.cli import inspect
+from mtlbench.cli import status
 from mtlbench.report import build, show, write
 from mtlbench.report.figures.affinity import affinity_figures
 from mtlbench.report.model import Grouping, Leaderboard
@@ -317,8 +318,8 @@ def test_status_shows_stages_and_what_waits(
     root.mkdir()
     monkeypatch.setenv("COLUMNS", "160")
     (root / "study.json").write_text(json.dumps({**plan([], TASKS, [0]), "suite": "mine", "rows": [*ENTRIES.values()]}))
-    monkeypatch.setattr(inspect, "states_of", lambda root, record: STATES)
-    assert inspect.status(tmp_path, "mine") == 1
+    monkeypatch.setattr(status, "states_of", lambda root, record: STATES)
+    assert status.run(argparse.Namespace(results=tmp_path, suite="mine")) == 1
     text = capsys.readouterr().out
     table = text[text.index("Plans by stage") :].splitlines()
     assert [line.split() for line in table if "second" in line] == [

@@ -42,9 +42,9 @@ model:
 trainer: {steps: 3, batch_size: 4, log_every: 1, examples: 0}
 methods: [uniform, {name: task_moe, experts: 4}]
 """
-LOW = "study={kind: low_resource, task: left, fractions: [0.1, 0.25, 1.0]}"
-UNSEEN = "study={kind: unseen_task, task: left, related: [right, ink], examples: [4, 8], steps: 2}"
-UNRELATED = "study={kind: unrelated_task, task: ink, labels: ['true', shuffled]}"
+LOW = "scenario={kind: low_resource, task: left, fractions: [0.1, 0.25, 1.0]}"
+UNSEEN = "scenario={kind: unseen_task, task: left, related: [right, ink], examples: [4, 8], steps: 2}"
+UNRELATED = "scenario={kind: unrelated_task, task: ink, labels: ['true', shuffled]}"
 
 
 class Three(Digits):
@@ -161,7 +161,7 @@ def test_single_tasks_start_from_the_run_of_a_related_task(mine: Path) -> None:
 
 
 def test_the_second_run_has_a_schedule_and_arguments_of_its_own(mine: Path) -> None:
-    more = ["study.scratch=[uniform]", "study.arguments={balance: 0.0}", "study.lr=0.01", "optimiser.warmup=3"]
+    more = ["scenario.scratch=[uniform]", "scenario.arguments={balance: 0.0}", "scenario.lr=0.01", "optimiser.warmup=3"]
     cases = resolved(mine, UNSEEN, *more).cases
     assert [(case.spec.label, case.condition) for case in cases] == [
         (label, f"{count} examples")
@@ -279,12 +279,20 @@ def test_what_does_not_fit_is_refused(first: tuple[Path, RunSpec, RunSpec]) -> N
 
 
 def test_a_study_goes_on_where_it_was_and_repeats_nothing(mine: Path) -> None:
-    words = ("mine.yaml", "--method", "task_moe", "trainer.steps=1", UNSEEN, "study.examples=[4]", "study.steps=1")
+    words = (
+        "mine.yaml",
+        "--method",
+        "task_moe",
+        "trainer.steps=1",
+        UNSEEN,
+        "scenario.examples=[4]",
+        "scenario.steps=1",
+    )
     assert mtlbench(mine, "run", *words).code == 0
     assert (mine / "trainings").read_text().split() == ["right+ink", "left", "left"]
-    assert mtlbench(mine, "run", *words, "study.examples=[4, 8]").code == 0
+    assert mtlbench(mine, "run", *words, "scenario.examples=[4, 8]").code == 0
     assert (mine / "trainings").read_text().split() == ["right+ink", *["left"] * 4]
-    assert mtlbench(mine, "run", *words, "study.examples=[4, 8]").code == 0
+    assert mtlbench(mine, "run", *words, "scenario.examples=[4, 8]").code == 0
     assert len((mine / "trainings").read_text().split()) == 5, "all done"
     shown = mtlbench(mine, "report", "mine.yaml")
     assert shown.code == 0 and "4 examples" in shown.text and "left accuracy@1" in shown.text
@@ -293,12 +301,12 @@ def test_a_study_goes_on_where_it_was_and_repeats_nothing(mine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "facts"),
+    ("scenario", "facts"),
     [
         ("kind: low_resorce, task: left", ["'low_resorce'", "Did you mean 'low_resource'"]),
-        ("task: left", ["kind of study", "low_resource"]),
+        ("task: left", ["kind of scenario", "low_resource"]),
         ("kind: low_resource", ["needs the option 'task'"]),
-        ("kind: low_resource, task: lefd", ["study", "Unknown task 'lefd'", "'left'"]),
+        ("kind: low_resource, task: lefd", ["scenario", "Unknown task 'lefd'", "'left'"]),
         ("kind: low_resource, task: left, fraction: [1]", ["Unknown option 'fraction'", "'fractions'"]),
         ("kind: low_resource, task: left, fractions: [0.0]", ["fractions must be a list of shares in (0, 1]", "[0.0]"]),
         ("kind: low_resource, task: left, fractions: [1.5]", ["shares in (0, 1]", "[1.5]"]),
@@ -316,8 +324,8 @@ def test_a_study_goes_on_where_it_was_and_repeats_nothing(mine: Path) -> None:
         ("kind: unrelated_task, task: ink, labels: [shufled]", ["'shufled'", "Did you mean 'shuffled'"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(mine: Path, study: str, facts: list[str]) -> None:
-    answer = mtlbench(mine, "bench", "mine.yaml", f"study={{{study}}}", "--dry")
+def test_mistakes_are_told(mine: Path, scenario: str, facts: list[str]) -> None:
+    answer = mtlbench(mine, "bench", "mine.yaml", f"scenario={{{scenario}}}", "--dry")
     assert answer.code == 2 and all(fact in answer.text for fact in facts), answer.text
 
 
@@ -342,3 +350,8 @@ def test_mistakes_in_a_methods_model_are_told(mine: Path, model: str, facts: lis
 def test_every_protocol_is_found_and_says_what_it_does() -> None:
     assert set(scenarios.shipped()) == {"low_resource", "unrelated_task", "unseen_task"}
     assert all(scenarios.shipped().values())
+
+
+def test_the_old_key_is_refused_with_the_new_one(mine: Path) -> None:
+    answer = mtlbench(mine, "bench", "mine.yaml", "study.kind=low_resource", "--dry")
+    assert answer.code == 2 and "study is called scenario now. Write scenario.kind instead." in answer.text

@@ -13,6 +13,36 @@ from mtlbench.study.resolve import Local
 from mtlbench.study.validation import Place, examine
 from mtlbench.suite import Suite
 
+RESULTS = "results"
+
+
+def add_suite(parser: argparse.ArgumentParser) -> None:
+    """Adds the name or path of a suite."""
+    parser.add_argument("suite", help="name of a suite in experiments/, or a path to a YAML file")
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder of all results."""
+    parser.add_argument("--results", default=RESULTS, metavar="FOLDER", help="folder of results (default: results)")
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """Adds what `read_request` reads."""
+    add_suite(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model.encoder=resnet18")
+    parser.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
+    parser.add_argument("--seeds", metavar="N", help="number of seeds, or a list such as '0,1,5'")
+    parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
+    add_results(parser)
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1, for ``type=`` of an argument."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
+
 
 @dataclass(frozen=True)
 class Request:

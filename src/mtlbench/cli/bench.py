@@ -11,15 +11,29 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mtlbench.cli.arguments import Request, read_request, results_folder
-from mtlbench.cli.inspect import end_of_bench, states_of
-from mtlbench.errors import DataError
+from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
+from mtlbench.cli.report import end_of_bench
+from mtlbench.cli.stored import states_of
+from mtlbench.errors import DataError, ExitCode
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
 
 if TYPE_CHECKING:
     from mtlbench.bench.scheduler import Bench
+
+
+EPILOG = f"Exit codes: {ExitCode.described()}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the suite with its changes, and how to run it."""
+    add_request(parser)
+    parser.add_argument("--jobs", type=positive, help="runs at once (default: one per core or accelerator)")
+    parser.add_argument("--devices", type=positive, default=1, help="devices per run; the effective batch is kept")
+    parser.add_argument("--sample", action="store_true", help="render and use a small data set in the true layout")
+    parser.add_argument("--retry", action="store_true", help="run failed runs again")
+    parser.add_argument("--dry", action="store_true", help="print the plan and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,7 +77,7 @@ def _refused(bench: Bench) -> int:
     broken = [member for member in bench.members if member.error]
     for member in broken:
         print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)
-    return 1 if broken else 0
+    return ExitCode.FAILED if broken else ExitCode.DONE
 
 
 def _prepare(suite: Suite, local: Local) -> None:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 
-def run(target: str) -> int:
+from mtlbench.errors import ExitCode
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the method or data module."""
+    parser.add_argument("target", help="a name, or module:Class")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Runs the contract tests on a method, balancer or data module; exit code 1 if one fails."""
     import torch
 
@@ -11,6 +20,7 @@ def run(target: str) -> int:
     from mtlbench.data import MTLDataModule
     from mtlbench.training.trainer import quiet_lightning
 
+    target = arguments.target
     quiet_lightning()
     torch.set_num_threads(1)
     thing = registry.load(target) if ":" in target else registry.find(target)
@@ -23,4 +33,4 @@ def run(target: str) -> int:
             print("          " + finding.detail.replace("\n", "\n          "))
     failed = sum(not finding.ok for finding in findings)
     print(f"{len(findings) - failed} of {len(findings)} checks passed.")
-    return 1 if failed else 0
+    return ExitCode.FAILED if failed else ExitCode.DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 from mtlbench import registry
 from mtlbench import suite as suites
-from mtlbench.errors import DataError
+from mtlbench.cli.arguments import add_suite
+from mtlbench.errors import DataError, ExitCode
 from mtlbench.study import resolve as studies
 from mtlbench.suite import Suite
 
@@ -17,25 +19,25 @@ SHOWN = 20
 """Faults of a split that are printed."""
 
 
-def run(
-    name: str, folder: str | None, overrides: list[str], *, verify: bool = False, download: bool = False,
-    agree: bool = False,
-) -> int:  # fmt: skip
-    """Tells what a suite needs and what is there; exit code 2 if something is missing or faulty.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds suite, folder, and what to do with the data."""
+    add_suite(parser)
+    parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. data.options.train=64")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every file that a split names; count missing labels"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch and unpack what has a public address; resumes")
+    parser.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
 
-    Args:
-        name: The suite.
-        folder: Where the data lies, if the user says so.
-        overrides: Changes of the suite.
-        verify: Also read every file that a split names.
-        download: First fetch what has a public address.
-        agree: The user has agreed to the terms of the data.
-    """
-    suite = suites.load(name, overrides)
-    root = studies.root_of(suite, studies.Local(data=folder))
-    if download:
+
+def run(arguments: argparse.Namespace) -> int:
+    """Shows what a suite needs and what is there; exit code 2 if something is missing or faulty."""
+    suite = suites.load(arguments.suite, arguments.set)
+    root = studies.root_of(suite, studies.Local(data=arguments.data))
+    if arguments.download:
         root = root or str(Path("data") / suite.name)
-        _download(_open(suite, root), Path(root), agree=agree)
+        _download(_open(suite, root), Path(root), agree=arguments.agree)
     data = _open(suite, root)
     missing = data.missing()
     where = f"folder {root}" if root else "no folder given" if missing else "which needs no folder"
@@ -44,11 +46,11 @@ def run(
         print("\n".join(missing))
         if not root:
             print(f"Name the folder with --data FOLDER (make: DATA=FOLDER), or put it at data/{suite.name}.")
-        return 2
+        return ExitCode.REFUSED
     print("".join(f"  {line}\n" for line in _about(data)), end="")
     complete = _tell_tasks(suite, data)
-    faulty = sum(_tell_split(data, split, verify=verify) for split in data.SPLITS)
-    return 0 if complete and not faulty else 2
+    faulty = sum(_tell_split(data, split, verify=arguments.verify) for split in data.SPLITS)
+    return ExitCode.DONE if complete and not faulty else ExitCode.REFUSED
 
 
 def _open(suite: Suite, root: str | None) -> Any:

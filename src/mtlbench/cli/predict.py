@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,22 @@ from mtlbench import visualise
 from mtlbench.errors import DataError
 
 
-def run(run_folder: Path, images: list[Path], out: Path) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds run, images and the folder for the pictures."""
+    parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Draws a finished run's predictions: one picture per image, one panel per task."""
     import torch
     from torch.nn import functional as F
 
     from mtlbench.training.load import load_run
 
-    loaded = load_run(run_folder)
+    out, images = Path(arguments.out), [Path(image) for image in arguments.images]
+    loaded = load_run(arguments.run_folder)
     names = list(loaded.method.tasks)
     out.mkdir(parents=True, exist_ok=True)
     height, width = loaded.spec.model["image_size"]

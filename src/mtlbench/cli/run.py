@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from mtlbench.cli.arguments import read_request, results_folder
-from mtlbench.errors import MtlbenchError
+from mtlbench.cli.arguments import add_request, read_request, results_folder
+from mtlbench.errors import ExitCode, MtlbenchError
 from mtlbench.runs.store import RunFolder
 from mtlbench.study import resolve as studies
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the suite with its changes, and the method."""
+    add_request(parser)
+    parser.add_argument("--method", required=True, metavar="NAME", help="method, as in the suite or module:Class")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,9 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
             break
         tried.add(todo[0].run_id)
         print(f"{todo[0].run_id}: {todo[0].label}, tasks {', '.join(todo[0].tasks)}", flush=True)
-        code = work(str(root), todo[0].to_json(), Seat())
-        if code == 4:
-            return 130
+        if work(str(root), todo[0].to_json(), Seat()) == ExitCode.STOPPED:
+            return ExitCode.INTERRUPTED
     for run_id, state in bench.states().items():
         print(f"{run_id}: {state}  ({root / run_id})")
         if state == "failed":
@@ -42,4 +47,4 @@ def run(arguments: argparse.Namespace) -> int:
     for member in bench.members:
         if member.error:
             raise MtlbenchError(f"The plan of {member.spec.label}, seed {member.spec.seed}, broke off: {member.error}")
-    return 0
+    return ExitCode.DONE

@@ -27,7 +27,7 @@ def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[Study, 
         states: State per run id, see `build`.
     """
     study = read_study(folder)
-    if "study" in study.plan:
+    if "scenario" in study.plan:
         return study, conditions.build(study.plan, study.results, states, study.errors)
     return study, build(study.plan, study.results, states, study.errors)
 

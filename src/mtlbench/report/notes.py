@@ -17,9 +17,9 @@ def rules(study: Mapping[str, Any], columns: Iterable[Column]) -> tuple[tuple[st
         "Scores": f"on the {study['split']} split; weights chosen by: {study['selection']}",
         "Tuning budget": study["search"],
         "Seeds": ", ".join(map(str, study["seeds"])),
-        "Study": study["study"]["text"] if "study" in study else "",
+        "Scenario": study["scenario"]["text"] if "scenario" in study else "",
         "Δm": ""
-        if "study" in study
+        if "scenario" in study
         else f"{PROTOCOL} in %, higher is better, against {study['baseline']} on the same seeds, from {entering}",
         "Encoder": "; ".join(study.get("encoders", [])),
         "Data": study.get("data", ""),

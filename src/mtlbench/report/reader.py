@@ -44,6 +44,8 @@ def read_study(folder: Path) -> Study:
     if plan is None or plan.get("format") != FORMAT:
         found = "no JSON" if plan is None else f"format {plan.get('format')!r}"
         raise StoreError(f"{path} must have format {FORMAT}. Found {found}. Run the suite again to write it anew.")
+    if "study" in plan:  # The key of earlier versions.
+        plan["scenario"] = plan.pop("study")
     runs = dict.fromkeys(run for e in plan["rows"] for run in [*e["runs"], *e["serving"].values()])
     results = {run: record for run in runs if (record := _record(folder / run / "result.json"))}
     errors = {run: record for run in runs if (record := _record(folder / run / "error.json"))}

@@ -23,7 +23,7 @@ from mtlbench.errors import DataError, SuiteError
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
-from mtlbench.study.scenarios import StudyProtocol
+from mtlbench.study.scenarios import Scenario
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
 
@@ -102,31 +102,35 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     root = root_of(suite, local)
     data = _open_data(suite, module, tasks, root)
     removed = _drop_absent(data, tasks)
-    protocol = _checked_protocol(found, data, tasks)
+    scenario = _checked_scenario(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
     specs = [
         RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **_with_model(shared, entry.model))
         for entry in found.methods
         for seed in suite.seeds
     ]
-    cases = [case for spec in specs for case in (protocol.cases(spec) if protocol else [Case(spec)])]
+    cases = [case for spec in specs for case in (scenario.cases(spec) if scenario else [Case(spec)])]
     record = _record(suite, local, data, tasks, removed, overrides, cases)
-    if protocol:
-        record["study"] = {**suite.study, **protocol.described()}
+    if scenario:
+        record["scenario"] = {**suite.scenario, **scenario.described()}
     return Study(record, cases)
 
 
-def _checked_protocol(found: Examined, data: Any, tasks: Mapping[str, Any]) -> StudyProtocol | None:
-    """Returns the protocol, once it is certain that its task and as many images as it asks for are there."""
-    protocol = found.protocol
-    if protocol is None:
+def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> Scenario | None:
+    """Returns the scenario after checking that the data has its task and as many images as it asks for.
+
+    Raises:
+        DataError: If not.
+    """
+    scenario = found.scenario
+    if scenario is None:
         return None
-    if protocol.task not in tasks:
-        raise DataError(f"A study needs the data of its task. {protocol.task}: absent in {data.root}.")
-    needed = protocol.images_needed()
+    if scenario.task not in tasks:
+        raise DataError(f"A scenario needs the data of its task. {scenario.task}: absent in {data.root}.")
+    needed = scenario.images_needed()
     if needed and needed > (size := len(data.samples("train"))):
-        raise DataError(f"A study cannot ask for more images than there are: {needed} of {size} training images.")
-    return protocol
+        raise DataError(f"A scenario cannot ask for more images than there are: {needed} of {size} training images.")
+    return scenario
 
 
 def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:

@@ -13,7 +13,7 @@ from mtlbench import registry
 from mtlbench.errors import MethodError, MtlbenchError, SuiteError, unknown_name
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study import scenarios
-from mtlbench.study.scenarios import Scope, StudyProtocol
+from mtlbench.study.scenarios import Scenario, Scope
 from mtlbench.suite import ModelSection, Suite
 
 Place = Callable[[str], str]
@@ -46,14 +46,14 @@ class Examined:
         tasks: Tasks by name with the suite's changes.
         methods: Every method.
         faults: Everything that is wrong, each with its place.
-        protocol: What varies besides method and seed, or None.
+        scenario: What varies besides method and seed, or None.
     """
 
     module: Any
     tasks: Mapping[str, Any]
     methods: list[MethodEntry]
     faults: list[str]
-    protocol: StudyProtocol | None = None
+    scenario: Scenario | None = None
 
 
 def examine(suite: Suite, devices: int, place: Place) -> Examined:
@@ -77,8 +77,8 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     for key, check in _training_checks(suite, devices).items():
         faults.catch(key, check)
     known = [found for found in methods if found]
-    protocol = _protocol(suite, module, list(tasks), [entry.label for entry in known], faults) if tasks else None
-    return Examined(module, tasks, known, faults.found, protocol)
+    scenario = _scenario(suite, module, list(tasks), [entry.label for entry in known], faults) if tasks else None
+    return Examined(module, tasks, known, faults.found, scenario)
 
 
 def check_run(spec: RunSpec) -> None:
@@ -150,14 +150,14 @@ def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
     return tasks
 
 
-def _protocol(suite: Suite, module: Any, tasks: list[str], labels: list[str], faults: _Faults) -> StudyProtocol | None:
-    if not suite.study:
+def _scenario(suite: Suite, module: Any, tasks: list[str], labels: list[str], faults: _Faults) -> Scenario | None:
+    if not suite.scenario:
         return None
     # Every method is known, also one that was not chosen this time (METHODS=).
     scope = Scope(tasks, [*labels, *registry.names()], module.SPLITS)
-    protocol, found = scenarios.read(suite.study, scope)
-    faults.found += [f"{faults.place(f'study.{key}'.rstrip('.'))}: {text}" for key, text in found]
-    return protocol
+    scenario, found = scenarios.read(suite.scenario, scope)
+    faults.found += [f"{faults.place(f'scenario.{key}'.rstrip('.'))}: {text}" for key, text in found]
+    return scenario
 
 
 def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodEntry:

@@ -20,6 +20,8 @@ from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.suite.schema import FORMAT, Suite, TaskSection
 
 SELECTIONS = ("last", "best")
+RENAMED = {"study": "scenario"}
+"""Keys of earlier versions, with what they are called now."""
 NOT_NEGATIVE = (
     "clip", "evaluate_every", "checkpoint_every", "log_every", "diagnose_every", "workers", "examples",
 )  # fmt: skip
@@ -216,6 +218,8 @@ class _Reader:
             kind = OmegaConf.get_type(at)
             if key not in at.keys() and kind is dict and at is self.config.tasks:
                 at[key] = TaskSection()
+            if depth == 0 and key in RENAMED:
+                return f"{key} is called {RENAMED[key]} now. Write {'.'.join((RENAMED[key], *keys[1:]))} instead."
             if key not in at.keys() and kind is not dict:
                 names = [*at.keys()]
                 return unknown_name("key", key, names) + _elsewhere(self.config, key)

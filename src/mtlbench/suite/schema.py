@@ -95,5 +95,5 @@ class Suite:
     # Two labels of methods: the one comparison named beforehand, whose p-value needs no correction.
     named: list[str] = field(default_factory=list)
     # What varies besides method and seed: ``kind``, a file of `mtlbench.study.scenarios`, and its options.
-    study: dict[str, Any] = field(default_factory=dict)
+    scenario: dict[str, Any] = field(default_factory=dict)
     search: str = "none: every method runs with its declared defaults"

@@ -21,7 +21,7 @@ def build(
     study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
 ) -> ConditionBoard:
     """Returns the table of a study; arguments and errors as of `leaderboard.build`."""
-    about, columns = study["study"], columns_of(study)
+    about, columns = study["scenario"], columns_of(study)
     known = states_of(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
@@ -42,7 +42,7 @@ def build(
 
 
 def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: Mapping[str, Record]) -> ConditionRow:
-    about = study["study"]
+    about = study["scenario"]
     scores: dict[str, Scores] = {}
     for entry in entries:
         found = scores.setdefault(entry["condition"], {column.key: {} for column in columns})

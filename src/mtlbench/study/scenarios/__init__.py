@@ -1,4 +1,4 @@
-"""What a study varies besides method and seed: one file per protocol, found because it exists. Free of torch."""
+"""Scenarios: what a study varies besides method and seed. Every file here is one scenario. Free of torch."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import unknown_name
-from mtlbench.study.scenarios.base import Fault, Scope, StudyProtocol
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope
 
-__all__ = ["Scope", "StudyProtocol", "read", "shipped"]
+__all__ = ["Scenario", "Scope", "read", "shipped"]
 
 
 def shipped() -> dict[str, str]:
-    """Returns the names of the protocols with the first line of their module."""
+    """Returns the names of the scenarios with the first line of their module."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
     found = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in files if path.stem != "base"}
     return {name: text.split("\n")[0] for name, text in found.items()}
 
 
-def read(section: Mapping[str, Any], scope: Scope) -> tuple[StudyProtocol | None, list[Fault]]:
-    """Returns the protocol of a suite's section ``study``, and what is wrong with it.
+def read(section: Mapping[str, Any], scope: Scope) -> tuple[Scenario | None, list[Fault]]:
+    """Returns the scenario of a suite's section ``scenario``, and what is wrong with it.
 
     Args:
-        section: ``kind`` and the options of that protocol.
+        section: ``kind`` and the options of that scenario.
         scope: What the suite compares.
     """
     options = dict(section)
     kind = options.pop("kind", None)
     if kind not in shipped():
-        return None, [("kind", unknown_name("kind of study", str(kind), shipped()))]
+        return None, [("kind", unknown_name("kind of scenario", str(kind), shipped()))]
     cls = _class_of(kind)
     known = {field.name: field for field in fields(cls)}
     faults = [(key, unknown_name("option", key, known)) for key in options if key not in known]
@@ -40,12 +40,12 @@ def read(section: Mapping[str, Any], scope: Scope) -> tuple[StudyProtocol | None
     faults += [("", f"{kind} needs the option {name!r}.") for name in needed if name not in options]
     if faults:
         return None, faults
-    protocol = cls(**options)
-    faults = list(protocol.faults(scope))
-    return (None if faults else protocol), faults
+    scenario = cls(**options)
+    faults = list(scenario.faults(scope))
+    return (None if faults else scenario), faults
 
 
-def _class_of(kind: str) -> type[StudyProtocol]:
+def _class_of(kind: str) -> type[Scenario]:
     module = importlib.import_module(f"{__name__}.{kind}")
     classes: Collection[Any] = vars(module).values()
-    return next(c for c in classes if isinstance(c, type) and issubclass(c, StudyProtocol) and c is not StudyProtocol)
+    return next(c for c in classes if isinstance(c, type) and issubclass(c, Scenario) and c is not Scenario)

@@ -1,4 +1,4 @@
-"""The base of every protocol: its options are the fields of a dataclass, its cases the lines of a study."""
+"""The base of every scenario: its options are the fields of a dataclass, its cases the rows of a study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Fault = tuple[str, str]
 
 @dataclass(frozen=True)
 class Scope:
-    """What a protocol must fit.
+    """What a scenario must fit.
 
     Attributes:
         tasks: Tasks of the suite.
@@ -32,11 +32,11 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class StudyProtocol(ABC):
+class Scenario(ABC):
     """Expands one method with one seed into the cases that a study compares.
 
     Attributes:
-        task: The task that the study is about.
+        task: The task that the scenario is about.
     """
 
     task: str
@@ -63,7 +63,7 @@ class StudyProtocol(ABC):
             yield "task", unknown_name("task", str(self.task), scope.tasks)
 
     def images_needed(self) -> int:
-        """Returns how many training images the study asks for by number; 0 if it does not."""
+        """Returns how many training images the scenario asks for by number; 0 if it does not."""
         return 0
 
 

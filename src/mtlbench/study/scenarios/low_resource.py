@@ -8,11 +8,11 @@ from typing import Any
 
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study.scenarios.base import Fault, Scope, StudyProtocol, distinct, is_positive
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope, distinct, is_positive
 
 
 @dataclass(frozen=True)
-class LowResource(StudyProtocol):
+class LowResource(Scenario):
     """How much of a task is learned from the others (first claim of arXiv:2204.07689).
 
     Methods of one seed keep the labels of the same images, and those of a smaller share are among those of a larger

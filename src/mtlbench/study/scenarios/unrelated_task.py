@@ -9,14 +9,14 @@ from typing import Any
 from mtlbench.errors import unknown_name
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study.scenarios.base import Fault, Scope, StudyProtocol, distinct
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope, distinct
 
 LABELS: Mapping[str, Mapping[str, Any] | None] = {"true": None, "shuffled": {"shuffled": True}}
 """Rule on the added task's labels by name; see `mtlbench.data.label_rules`."""
 
 
 @dataclass(frozen=True)
-class UnrelatedTask(StudyProtocol):
+class UnrelatedTask(Scenario):
     """Whether a method protects tasks from one that does not help them (third claim of arXiv:2204.07689).
 
     Every method is trained without the task and with it. The drop of every other task is relative to the same method

@@ -11,11 +11,11 @@ from typing import Any
 from mtlbench.errors import unknown_name
 from mtlbench.runs.plan import Case, Ending, MethodPlan, Plan, Result, Serving
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study.scenarios.base import Fault, Scope, StudyProtocol, distinct, is_count, is_positive
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope, distinct, is_count, is_positive
 
 
 @dataclass(frozen=True)
-class UnseenTask(StudyProtocol):
+class UnseenTask(Scenario):
     """How few examples a new task needs (second claim of arXiv:2204.07689).
 
     A first run trains all other tasks. A second one starts from its weights and trains the task alone, on K labelled

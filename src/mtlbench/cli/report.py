@@ -1,0 +1,53 @@
+"""``mtlbench report``, and the leaderboard at the end of ``mtlbench bench``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mtlbench.cli.arguments import add_results, add_suite
+from mtlbench.cli.stored import broken_off, states_of, study_of
+from mtlbench.errors import ExitCode
+from mtlbench.runs.store import RunFolder, read_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds suite and results folder."""
+    add_suite(parser)
+    add_results(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the leaderboard and writes its files."""
+    root, _ = study_of(Path(arguments.results), arguments.suite)
+    return end_of_bench(root, unchanged=False)
+
+
+def end_of_bench(root: Path, *, unchanged: bool) -> int:
+    """Shows the leaderboard, writes its files unless nothing has changed, and returns the exit code."""
+    from mtlbench import report as reports
+
+    record = read_json(root / "study.json") or {"rows": []}
+    states = states_of(root, record)
+    files = [root / name for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "report.html")]
+    marker = root / ".reported"
+    current = marker.exists() and marker.read_text() == record.get("key") and all(file.exists() for file in files)
+    if not (unchanged and current):
+        files = reports.write(root, states)
+        marker.write_text(str(record.get("key")))
+    reports.show(root, states)
+    print("Written: " + ", ".join(str(path) for path in files))
+    failed = [run_id for run_id, state in states.items() if state == "failed"]
+    open_runs = [run_id for run_id, state in states.items() if state not in ("done", "failed")]
+    for run_id in failed:
+        error = RunFolder(root, run_id).error() or {}
+        print(f"FAILED {run_id}: {error.get('type')}: {error.get('message')}", file=sys.stderr)
+    broken = broken_off(record)
+    for line in broken:
+        print(f"FAILED {line}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} run(s) failed; RETRY=1 (--retry) runs them again. Logs: {root / 'logs'}", file=sys.stderr)
+    elif open_runs:
+        print(f"{len(open_runs)} run(s) are not finished; the same command goes on.")
+    return ExitCode.FAILED if failed or broken else ExitCode.DONE

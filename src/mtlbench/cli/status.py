@@ -1,0 +1,86 @@
+"""``mtlbench status``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtlbench.cli.arguments import add_results, add_suite
+from mtlbench.cli.stored import broken_off, states_of, study_of
+from mtlbench.errors import ExitCode
+from mtlbench.runs.store import RunFolder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds suite and results folder."""
+    add_suite(parser)
+    add_results(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the state of every run."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    root, record = study_of(Path(arguments.results), arguments.suite)
+    table = Table("method", "seed", "run", "tasks", "state", "progress", box=None, header_style="bold")
+    states = states_of(root, record)
+    users: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["rows"]:
+        for run_id in row["runs"]:
+            users.setdefault(run_id, []).append(row)
+    for run_id, (row, *others) in users.items():
+        folder = RunFolder(root, run_id)
+        spec = folder.spec()
+        tasks = " ".join(spec.tasks if spec else record.get("run_tasks", {}).get(run_id, ()))
+        label = row["label"] + (f" +{len(others)}" if others else "")
+        cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
+        table.add_row(*map(escape, cells))
+    console = Console()
+    console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
+    console.print(table)
+    if any(len(rows) > 1 for rows in users.values()):
+        console.print("+n: n more rows use the run.")
+    for run_id in users:
+        if states[run_id] == "failed":
+            console.print(escape(f"FAILED {run_id}: {_reason(RunFolder(root, run_id))}"))
+    _show_stages(console, record, states)
+    counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    return ExitCode.FAILED if "failed" in states.values() or broken_off(record) else ExitCode.DONE
+
+
+def _show_stages(console: Any, record: Mapping[str, Any], states: Mapping[str, str]) -> None:
+    """Prints how far every plan is that has several stages, or may have more."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mtlbench.report.tables import stages
+
+    table = Table("method", "seed", "stage", "runs", box=None, header_style="bold")
+    for row in record["rows"]:
+        if stages.shown(row):
+            name = " ".join([row["label"], *filter(None, [row.get("condition")])]), str(row["seed"])
+            lines = [stages.counted(runs, states) for runs in stages.stages_of(row)]
+            lines += filter(None, [stages.ahead(row, states)])
+            for number, line in enumerate(lines, start=1):
+                table.add_row(*map(escape, (*name, str(number), line)))
+    if table.row_count:
+        console.print("Plans by stage")
+        console.print(table)
+
+
+def _detail(folder: RunFolder, state: str) -> str:
+    if state == "failed":
+        return ""
+    progress = folder.progress()
+    return f"{progress['step']}/{progress['steps']} steps" if "step" in progress else ""
+
+
+def _reason(folder: RunFolder) -> str:
+    error = folder.error() or {}
+    first, _, _ = str(error.get("message", "")).partition("\n")
+    return f"{error.get('type')}: {first}"

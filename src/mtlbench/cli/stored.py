@@ -1,0 +1,37 @@
+"""What a results folder says of a suite's current study: its record, and the states of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtlbench import suite as suites
+from mtlbench.errors import StoreError, unknown_name
+from mtlbench.runs.store import RunFolder, read_json
+
+
+def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
+    """Returns the folder and the record of a suite's current study.
+
+    Raises:
+        StoreError: If nothing was benched yet.
+    """
+    name = Path(suite).stem
+    root = results / name
+    record = read_json(root / "study.json")
+    if record is None:
+        if not Path(suite).suffix and name not in suites.available() and not root.exists():
+            raise StoreError(unknown_name("suite", name, suites.available()))
+        raise StoreError(f"There is no study of {name} in {results} yet. Start one: make bench SUITE={name}")
+    return root, record
+
+
+def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the state of every run that a study names."""
+    return {run_id: RunFolder(root, run_id).state() for row in record["rows"] for run_id in row["runs"]}
+
+
+def broken_off(record: Mapping[str, Any]) -> list[str]:
+    """Returns what stopped plans whose runs were done."""
+    return [f"plan of {r['label']}, seed {r['seed']}: {r['error']}" for r in record["rows"] if r.get("error")]

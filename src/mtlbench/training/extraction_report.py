@@ -1,0 +1,149 @@
+"""Measures what the network of one task, extracted from a run with experts, costs and keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtlbench.data.contract import streams
+from mtlbench.errors import MethodError
+from mtlbench.networks.experts.extracted import describe, save
+from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes
+from mtlbench.networks.experts.network import ExpertNetwork
+from mtlbench.networks.flops import forward_flops
+from mtlbench.training.load import LoadedRun
+
+THRESHOLDS = (0.0, 0.01, 0.1, 0.3, 0.5)
+"""Shares of a task's tokens that the report tries."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network on one task's test split.
+
+    Attributes:
+        task, threshold: What was taken out; threshold None for the whole network.
+        experts: Experts kept, over all layers.
+        parameters: Number of parameters.
+        flops: Of one image in one forward pass, active ones.
+        milliseconds: Median time of one image.
+        score: The task's first score.
+        protocol: Its id.
+        off_route: Share of tokens whose route in the whole network leaves the kept experts; None for the whole one.
+    """
+
+    task: str
+    threshold: float | None
+    experts: int
+    parameters: int
+    flops: int
+    milliseconds: float
+    score: float
+    protocol: str
+    off_route: float | None
+
+
+def measure(loaded: LoadedRun, network: ExpertNetwork, task: str, thresholds: Sequence[float]) -> Iterator[Measured]:
+    """Yields the whole network's row, then one per threshold.
+
+    Raises:
+        MethodError: The task is unknown or a threshold outside [0, 1).
+    """
+    names = list(loaded.method.tasks)
+    all_kept = [kept_experts(network, names, task, threshold) for threshold in thresholds]
+    yield _row(
+        loaded, network, task, None, {name: range(layer.experts.experts) for name, layer in network.layers.items()}
+    )
+    for threshold, kept in zip(thresholds, all_kept, strict=True):
+        alone = extract(network, task, kept)
+        yield _row(loaded, alone, task, threshold, kept, _off_route(loaded, network, task, kept))
+
+
+def expert_network(loaded: LoadedRun) -> ExpertNetwork:
+    """Returns the network of a run with experts, in evaluation mode.
+
+    Raises:
+        MethodError: If the run's network has no experts.
+    """
+    network: Any = loaded.method.network
+    if not isinstance(network, ExpertNetwork):
+        raise MethodError(
+            f"Extraction needs a network with experts. {loaded.result['run_id']} was trained by "
+            f"{loaded.result['method']!r}. Give a run of mod_squad, task_moe, m3vit or moe."
+        )
+    return network.eval()
+
+
+def _row(
+    loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: float | None, kept: Any, off: float | None = None
+) -> Measured:
+    protocol, score = next(iter(_score(loaded, network, task).items()))
+    height, width = loaded.spec.model["image_size"]
+    image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    return Measured(
+        task, threshold, sum(len(list(experts)) for experts in kept.values()),
+        sum(p.numel() for p in network.parameters()), forward_flops(network, image, [task]),
+        _milliseconds(network, image, task), score, protocol, off,
+    )  # fmt: skip
+
+
+def _batches(loaded: LoadedRun, task: str) -> Iterator[tuple[Any, Any]]:
+    for batch in loaded.data.eval_dataloader(loaded.data.SPLITS[-1]):
+        for stream in streams(batch):
+            if task in stream["targets"]:
+                yield stream["image"], stream["targets"][task]
+
+
+def _score(loaded: LoadedRun, network: ExpertNetwork, task: str) -> dict[str, float]:
+    metric: Any = loaded.method.tasks[task].metric()
+    with torch.inference_mode():
+        for image, target in _batches(loaded, task):
+            metric.update(network(image, [task]).predictions[task].float(), target)
+    return {key: float(value) for key, value in metric.compute().items()}
+
+
+def _off_route(loaded: LoadedRun, network: ExpertNetwork, task: str, kept: Any) -> float:
+    found = []
+    with torch.inference_mode(), routes(network) as chosen:
+        for image, _ in _batches(loaded, task):
+            network(image, [task])
+            found.append(outside(chosen, kept, len(image)).float().mean(1))
+    return float(torch.cat(found).mean())
+
+
+def _milliseconds(network: ExpertNetwork, image: Any, task: str) -> float:
+    times = []
+    with torch.inference_mode():
+        for _ in range(30):
+            start = time.perf_counter()
+            network(image, [task])
+            times.append(time.perf_counter() - start)
+    return 1000 * sorted(times)[len(times) // 2]
+
+
+def write(loaded: LoadedRun, network: ExpertNetwork, row: Measured, out: Path) -> None:
+    """Writes the extracted network of one measured row, with its source.
+
+    Args:
+        loaded: The run.
+        network: Its network, see `expert_network`.
+        row: What to write: its task at its threshold, with the score that was measured.
+        out: Folder for ``model.safetensors`` and ``model.json``.
+    """
+    method: Any = loaded.method
+    threshold = float(row.threshold or 0)
+    kept = kept_experts(network, list(method.tasks), row.task, threshold)
+    source = {
+        "run_id": loaded.result["run_id"],
+        "hash": loaded.spec.hash,
+        "threshold": threshold,
+        "score": {row.protocol: row.score},
+        "off_route": row.off_route,
+    }
+    alone = extract(network, row.task, kept)
+    save(alone, describe(method.tasks[row.task], loaded.spec.model, method.options, kept, source), out)
