@@ -17,15 +17,45 @@ from mtlbench.errors import MethodError, unknown_name
 ENTRY_POINTS = "mtlbench.methods"
 _METHODS = Path(__file__).parent / "methods"
 
+TAXONOMY = (
+    "baseline",
+    "architectures/computer vision/shared trunk",
+    "architectures/computer vision/cross-talk",
+    "architectures/computer vision/prediction distillation",
+    "architectures/computer vision/task routing",
+    "architectures/computer vision/single tasking",
+    "architectures/conditional",
+    "architectures/learned",
+    "optimisation/loss weighting/by uncertainty",
+    "optimisation/loss weighting/by learning speed",
+    "optimisation/loss weighting/by performance",
+    "optimisation/loss weighting/by reward magnitude",
+    "optimisation/loss weighting/geometric mean",
+    "optimisation/loss weighting/other",
+    "optimisation/regularisation",
+    "optimisation/task scheduling",
+    "optimisation/gradient modulation",
+    "optimisation/knowledge distillation",
+    "optimisation/multi-objective",
+    "relationships/grouping",
+    "relationships/transfer",
+    "relationships/embeddings",
+)
+"""Leaves of Crawshaw's survey of multi-task learning (https://arxiv.org/abs/2009.09796) that concern images, in its
+order. ``baseline`` and ``optimisation/loss weighting/other`` are ours, for what the survey has no leaf for."""
+
 
 class Registered:
     """Base of what a suite may name as a method: `MTLMethod` and `Balancer`. Every subclass is found by name.
 
     Attributes:
         VERSION: Raise it when the same hyper-parameters give another result; it enters every run's identity.
+        TAXONOMY: Leaf of the survey that the method belongs to, one of `TAXONOMY`. It has no part in the identity.
+            Empty for a method of your own that does not say.
     """
 
     VERSION: ClassVar[int] = 1
+    TAXONOMY: ClassVar[str] = ""
 
 
 def shipped() -> dict[str, str]:

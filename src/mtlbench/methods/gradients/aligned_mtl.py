@@ -27,3 +27,5 @@ class AlignedMTL(Aligned):
         >>> AlignedMTL().direction(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
         tensor([0.2764, 0.8292])
     """
+
+    TAXONOMY = "optimisation/gradient modulation"

@@ -25,4 +25,5 @@ class AlignedMTLUB(Aligned):
         tensor([1.1056, 0.8292])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     view = "representation"

@@ -41,6 +41,7 @@ class CAGrad(GradientRule):
         tensor([0.2500, 0.5000])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"c": [0.2, 0.4, 0.6, 0.8]}
 
     def __init__(self, c: float = 0.4, rescale: str = "none", **conventions: Any):

@@ -32,6 +32,8 @@ class ConFIG(GradientRule):
         tensor([1.5000, 1.5000])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
+
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns the coefficient (A,) of every gradient in the common direction."""
         x = unit_projections(gramian, ctx.losses.dtype)

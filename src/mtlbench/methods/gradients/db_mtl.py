@@ -36,6 +36,7 @@ class DBMTL(MemoryRule):
         tensor([3., 9.])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"beta": [0.1, 0.5, 0.9], "sigma": [0.0, 0.5]}
     POSITIVE = True
 

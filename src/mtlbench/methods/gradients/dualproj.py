@@ -37,6 +37,8 @@ class DualProj(GradientRule):
         tensor([0.0000, 0.5000])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
+
     def __init__(self, reg: float = 1e-4, **conventions: Any):
         super().__init__(**conventions)
         if not 0 <= reg < math.inf:

@@ -42,6 +42,7 @@ class ExcessMTL(MemoryRule):
         tensor([1., 2.])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"robust_step_size": [0.001, 0.01, 0.1]}
 
     first: Tensor

@@ -37,6 +37,7 @@ class FairGrad(GradientRule):
         tensor([1.0000, 0.3969])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"alpha": [1.0, 2.0, 5.0]}
 
     def __init__(self, alpha: float = 2.0, **conventions: Any):

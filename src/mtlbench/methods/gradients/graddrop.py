@@ -33,6 +33,7 @@ class GradDrop(Balancer):
         tensor([0., 1.])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     VERSION = 2
     SEARCH = {"leak": [0.0, 0.25, 0.5]}
     COLUMNWISE = True

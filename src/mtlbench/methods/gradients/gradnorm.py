@@ -41,6 +41,7 @@ class GradNorm(GradientRule):
         tensor([0., 1.])
     """
 
+    TAXONOMY = "optimisation/loss weighting/by learning speed"
     SEARCH = {"alpha": [0.5, 1.5, 3.0], "lr": [0.005, 0.025, 0.1]}
     POSITIVE = True
     view = "last_shared"

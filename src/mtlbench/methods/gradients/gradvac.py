@@ -40,6 +40,7 @@ class GradVac(GradientRule):
                 [-0.3536,  0.0000]])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"beta": [0.01, 0.1, 0.5]}
 
     targets: Tensor

@@ -31,6 +31,7 @@ class GradVacLayer(MemoryRule):
         tensor([0.5000, 1.5000])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"beta": [0.01, 0.1, 0.5]}
 
     def __init__(self, beta: float = 0.5, *, scale: str = "sum"):

@@ -32,6 +32,8 @@ class IMTL(GradientRule):
         tensor([0.6667, 0.6667])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
+
     def configure(self, tasks: int) -> None:
         """Creates one logarithm of a weight per task."""
         super().configure(tasks)

@@ -30,6 +30,8 @@ class IMTLG(GradientRule):
         tensor([0.6667, 0.6667])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
+
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns weights (A,) that make all projections equal."""
         weights = equal_projections(gramian, ctx.losses.dtype)

@@ -35,6 +35,7 @@ class InverseGradientNorm(GradientRule):
         tensor([1.5000, 1.5000])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"beta": [0.0, 0.9]}
 
     norms: Tensor

@@ -29,3 +29,5 @@ class MGDA(MinNorm):
         >>> MGDA(scale="mean").direction(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
         tensor([0.2000, 0.4000])
     """
+
+    TAXONOMY = "optimisation/multi-objective"

@@ -28,4 +28,5 @@ class MGDAUB(MinNorm):
         tensor([0.6000, 0.4000])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
     view = "representation"

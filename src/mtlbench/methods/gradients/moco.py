@@ -45,6 +45,7 @@ class MoCo(MemoryRule):
         tensor([0.1000, 0.9500])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
     SEARCH = {"beta": [0.1, 0.5], "gamma": [0.001, 0.01, 0.1], "normalise": [False, True]}
 
     shares: Tensor

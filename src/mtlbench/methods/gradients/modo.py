@@ -35,6 +35,7 @@ class MoDo(GradientRule):
         tensor([0.5250, 0.4750])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
     SEARCH = {"gamma": [1e-4, 1e-3, 1e-2], "rho": [0.0, 0.1]}
     batches = 3
 

@@ -40,6 +40,8 @@ class NashMTL(GradientRule):
         tensor([0.5412, 1.3066])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
+
     alpha: Tensor
 
     def __init__(self, update_every: int = 1, max_norm: float = 0.0, **conventions: Any):

@@ -31,6 +31,8 @@ class PCGrad(GradientRule):
         tensor([0.5000, 1.5000])
     """
 
+    TAXONOMY = "optimisation/gradient modulation"
+
     def __init__(self, **conventions: Any):
         super().__init__(**conventions)
         self._rule = PCGradWeighting()

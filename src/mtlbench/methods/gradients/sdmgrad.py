@@ -41,6 +41,7 @@ class SDMGrad(GradientRule):
         tensor([0.5172, 0.4828])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
     SEARCH = {"lambda_": [0.1, 0.3, 1.0], "lr": [1.0, 10.0]}
     batches = 3
 

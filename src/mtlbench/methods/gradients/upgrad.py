@@ -36,6 +36,8 @@ class UPGrad(GradientRule):
         tensor([0.2500, 0.7500])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
+
     def __init__(self, reg: float = 1e-4, **conventions: Any):
         super().__init__(**conventions)
         if not 0 <= reg < math.inf:

@@ -33,6 +33,7 @@ class DWA(Balancer):
         tensor([1.1244, 0.8756])
     """
 
+    TAXONOMY = "optimisation/loss weighting/by learning speed"
     SEARCH = {"temperature": [1.0, 2.0, 5.0]}
 
     history: Tensor

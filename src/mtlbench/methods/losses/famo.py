@@ -36,6 +36,7 @@ class FAMO(Balancer):
         tensor([1.3333, 0.6667])
     """
 
+    TAXONOMY = "optimisation/loss weighting/by learning speed"
     SEARCH = {"lr": [0.005, 0.025, 0.1], "weight_decay": [0.001, 0.01]}
     POSITIVE = True
 

@@ -37,6 +37,8 @@ class Fixed(Balancer):
         tensor([-1.5000,  2.0000])
     """
 
+    TAXONOMY = "baseline"
+
     task_weights: Tensor
 
     def __init__(self, weights: list[float] | None = None):

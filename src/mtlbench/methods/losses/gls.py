@@ -32,6 +32,7 @@ class GLS(Balancer):
         tensor([2.0000, 0.5000])
     """
 
+    TAXONOMY = "optimisation/loss weighting/geometric mean"
     POSITIVE = True
 
     def __init__(self, scale: str = "sum"):

@@ -31,6 +31,8 @@ class IMTLL(Balancer):
         tensor([0., 1.])
     """
 
+    TAXONOMY = "optimisation/loss weighting/by uncertainty"
+
     def configure(self, tasks: int) -> None:
         """Creates one logarithm of a weight per task."""
         super().configure(tasks)

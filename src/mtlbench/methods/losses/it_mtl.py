@@ -40,6 +40,8 @@ class ITMTL(Balancer):
         {'chosen': {'all': 0, 'only': [1, 0], 'without': [0, 0]}}
     """
 
+    TAXONOMY = "optimisation/task scheduling"
+
     chosen: Tensor
 
     def configure(self, tasks: int) -> None:

@@ -30,6 +30,8 @@ class RLW(Balancer):
         (3.0, False)
     """
 
+    TAXONOMY = "optimisation/loss weighting/other"
+
     def __init__(self, scale: str = "sum"):
         super().__init__()
         self.scale = known_scale("rlw", scale, ("sum", "mean"))

@@ -30,6 +30,7 @@ class ScaleInvariant(Balancer):
         tensor([1.5000, 0.5000])
     """
 
+    TAXONOMY = "optimisation/loss weighting/other"
     POSITIVE = True
 
     def __init__(self, scale: str = "sum"):

@@ -39,6 +39,7 @@ class STCH(Balancer):
         tensor([1.5000, 0.5000])
     """
 
+    TAXONOMY = "optimisation/multi-objective"
     SEARCH = {"mu": [0.1, 1.0, 10.0]}
     POSITIVE = True
 

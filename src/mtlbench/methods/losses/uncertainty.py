@@ -38,6 +38,7 @@ class Uncertainty(Balancer):
         tensor([0., 1.])
     """
 
+    TAXONOMY = "optimisation/loss weighting/by uncertainty"
     SEARCH = {"initial": [-0.5, 0.0, 0.5]}
 
     factors: Tensor

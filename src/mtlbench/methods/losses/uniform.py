@@ -15,3 +15,5 @@ class Uniform(Balancer):
         >>> Uniform().direction(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
         tensor([0., 1.])
     """
+
+    TAXONOMY = "baseline"

@@ -33,6 +33,8 @@ class GradientAffinity(Probe):
         [[1.0, -0.7071], [-0.7071, 1.0]]
     """
 
+    TAXONOMY = "relationships/grouping"
+
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns ones (A,), having noted the cosines of the (A, A) Gramian."""
         lengths = gramian.diagonal()

@@ -44,6 +44,8 @@ class HydaLearn(MTLMethod):
         tensor([3., 0., 0.])
     """
 
+    TAXONOMY = "optimisation/loss weighting/by performance"
+
     weight_sums: Tensor
     weight_steps: Tensor
 

@@ -41,6 +41,8 @@ class InterTaskAffinity(Probe):
         [[0.19, -0.01, -0.21], [-0.01, 0.19, -0.01], [-0.21, -0.01, 0.19]]
     """
 
+    TAXONOMY = "relationships/grouping"
+
     def __init__(self, every: int = 10, per_lr: bool = True):
         super().__init__(every)
         self.per_lr = per_lr
