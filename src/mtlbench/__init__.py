@@ -9,42 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlbench.balancing import Balancer as Balancer
-    from mtlbench.balancing import make_balancer as make_balancer
-    from mtlbench.data import MTLDataModule as MTLDataModule
-    from mtlbench.method import MTLMethod as MTLMethod
-    from mtlbench.metrics.protocol import Protocol as Protocol
-    from mtlbench.networks.base import MTLNetwork as MTLNetwork
-    from mtlbench.networks.base import Outputs as Outputs
-    from mtlbench.networks.experts.extracted import load_extracted as load_extracted
+    from mtlbench.balancing import Balancer, make_balancer
+    from mtlbench.data import MTLDataModule
+    from mtlbench.method import MTLMethod
+    from mtlbench.metrics.protocol import Protocol
+    from mtlbench.networks.base import MTLNetwork, Outputs
+    from mtlbench.networks.experts.extracted import load_extracted
     from mtlbench.tasks import (
-        Classification as Classification,
+        Classification,
+        Depth,
+        Edges,
+        HumanParts,
+        Normals,
+        Regression,
+        Saliency,
+        SemanticSegmentation,
+        Task,
     )
-    from mtlbench.tasks import (
-        Depth as Depth,
-    )
-    from mtlbench.tasks import (
-        Edges as Edges,
-    )
-    from mtlbench.tasks import (
-        HumanParts as HumanParts,
-    )
-    from mtlbench.tasks import (
-        Normals as Normals,
-    )
-    from mtlbench.tasks import (
-        Regression as Regression,
-    )
-    from mtlbench.tasks import (
-        Saliency as Saliency,
-    )
-    from mtlbench.tasks import (
-        SemanticSegmentation as SemanticSegmentation,
-    )
-    from mtlbench.tasks import (
-        Task as Task,
-    )
-    from mtlbench.training.load import load_run as load_run
+    from mtlbench.training.load import load_run
 
 __version__ = "0.2.0"
 
