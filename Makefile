@@ -4,34 +4,35 @@ SUITE ?= scenes
 RESULTS ?= results
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS := .venv/.installed-docs
 
-# Only what the user has set is passed on.
+# Pass on only the variables that the user has set.
 FLAGS := --results "$(RESULTS)" \
   $(if $(METHODS),--methods "$(METHODS)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(DATA),--data "$(DATA)") \
   $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICES),--devices $(DEVICES)) \
   $(if $(filter 1,$(SAMPLE)),--sample) $(if $(filter 1,$(RETRY)),--retry) $(if $(filter 1,$(DRY)),--dry)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench status report test lint clean
+.PHONY: help install bench status report test lint docs wheel clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  Variables: SUITE METHODS SEEDS DATA RESULTS JOBS DEVICES SAMPLE=1 RETRY=1 DRY=1 SET='key.key=value ...'"
 
-install: $(STAMP) ## Create .venv with all that running and testing needs
+install: $(STAMP) ## Create .venv with everything that running and testing needs
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	@touch $(STAMP)
 
-bench: $(STAMP) ## Train what is missing of SUITE (default: scenes) and show the leaderboard
+bench: $(STAMP) ## Train the missing runs of SUITE (default: scenes) and show the leaderboard
 	@$(BIN)/mtlbench bench "$(SUITE)" $(SET) $(FLAGS)
 
-status: $(STAMP) ## Tell the state of every run of SUITE
+status: $(STAMP) ## Show the state of every run of SUITE
 	@$(BIN)/mtlbench status "$(SUITE)" --results "$(RESULTS)"
 
-report: $(STAMP) ## Write the report of SUITE again from the files on disk
+report: $(STAMP) ## Rewrite the report of SUITE from the files on disk
 	@$(BIN)/mtlbench report "$(SUITE)" --results "$(RESULTS)"
 
 test: $(STAMP) ## Run all tests, two at once
@@ -40,5 +41,15 @@ test: $(STAMP) ## Run all tests, two at once
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS) ## Build the documentation site in site/; a broken link is an error
+	@$(BIN)/mkdocs build --strict
+
+wheel: $(STAMP) ## Build the wheel and the source archive in dist/
+	@$(BIN)/python -m build -q
+
 clean: ## Remove the environment and caches; results stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist site

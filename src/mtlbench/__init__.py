@@ -1,26 +1,86 @@
-"""mtlbench: compare ways of training several tasks together. Names load lazily, so that status needs no torch."""
+"""mtlbench: compare multi-task training methods fairly.
+
+Names load on first use, so that commands which only read files start without PyTorch.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from mtlbench.balancing import Balancer, make_balancer
+    from mtlbench.data import MTLDataModule
+    from mtlbench.method import MTLMethod
+    from mtlbench.metrics.protocol import Protocol
+    from mtlbench.networks.base import MTLNetwork, Outputs
+    from mtlbench.networks.experts.extracted import load_extracted
+    from mtlbench.tasks import (
+        Classification,
+        Depth,
+        Edges,
+        HumanParts,
+        Normals,
+        Regression,
+        Saliency,
+        SemanticSegmentation,
+        Task,
+    )
+    from mtlbench.training.load import load_run
+
+__version__ = "0.2.0"
 
 _HOMES = {
     "MTLMethod": "method",
+    "MTLNetwork": "networks.base",
+    "Outputs": "networks.base",
     "MTLDataModule": "data",
+    "Task": "tasks",
+    "SemanticSegmentation": "tasks",
+    "HumanParts": "tasks",
+    "Saliency": "tasks",
+    "Edges": "tasks",
+    "Normals": "tasks",
+    "Depth": "tasks",
+    "Classification": "tasks",
+    "Regression": "tasks",
     "Balancer": "balancing",
     "make_balancer": "balancing",
-    "Task": "tasks",
+    "Protocol": "metrics.protocol",
     "load_run": "training.load",
     "load_extracted": "networks.experts.extracted",
 }
+"""Module of every public name."""
 
-__all__ = list(_HOMES)
+__all__ = [
+    "Balancer",
+    "Classification",
+    "Depth",
+    "Edges",
+    "HumanParts",
+    "MTLDataModule",
+    "MTLMethod",
+    "MTLNetwork",
+    "Normals",
+    "Outputs",
+    "Protocol",
+    "Regression",
+    "Saliency",
+    "SemanticSegmentation",
+    "Task",
+    "load_extracted",
+    "load_run",
+    "make_balancer",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -8,7 +8,9 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +60,60 @@ class Registered:
     TAXONOMY: ClassVar[str] = ""
 
 
+@dataclass(frozen=True)
+class Trusted:
+    """What a specification that was read from disk may import besides shipped code and registered entry points.
+
+    Whoever wrote the file chose the names in it. Python imports from the current folder, and a folder of results is
+    importable as a namespace package, so a name alone can run code that came with the results.
+
+    Attributes:
+        names: Modules or packages that the user allows on this call; a package allows what it contains.
+        never: Folder of the results, whose files are never imported.
+    """
+
+    names: tuple[str, ...] = ()
+    never: Path | None = None
+
+    def check(self, path: str) -> None:
+        """Check a ``module:Class`` without importing it.
+
+        Raises:
+            MethodError: If it is neither shipped, registered nor allowed, or lies in the folder of the results.
+        """
+        module = path.partition(":")[0]
+        home = _home_of(module)
+        if home.startswith("mtlbench.") and not home.endswith("__main__"):
+            return
+        allowed = any(module == name or module.startswith(f"{name}.") for name in self.names)
+        if not allowed and not any(point.module == module for point in metadata.entry_points(group=ENTRY_POINTS)):
+            top = module.partition(".")[0]
+            raise MethodError(
+                f"A stored run imports only shipped code, entry points, and what you allow by name. It names {path!r}. "
+                f"If you trust that code, allow it: --allow {top}, in Python load_run(..., allow=[{top!r}])."
+            )
+        inside = [place for place in _places(module) if self.never and place.is_relative_to(self.never.resolve())]
+        if inside:
+            raise MethodError(
+                f"A stored run never imports code from a folder of results. {path!r} is {inside[0]}. Move the code "
+                "elsewhere, read it, and allow it there."
+            )
+
+
+def _places(module_name: str) -> list[Path]:
+    """Return the files and folders that importing a module would run or look into, without importing any."""
+    search: list[str] | None = None
+    found: list[Path] = []
+    for part in module_name.split("."):
+        # The bare name of each part: a dotted one would look for its parent among the imported modules.
+        spec = PathFinder.find_spec(part, search)
+        if spec is None:
+            break
+        search = list(spec.submodule_search_locations or [])
+        found += [Path(place).resolve() for place in ([spec.origin] if spec.origin else search)]
+    return found
+
+
 def shipped() -> dict[str, str]:
     """Returns the names of the shipped methods with the first line of their docstring, without importing them."""
     return {
@@ -75,17 +131,23 @@ def names() -> list[str]:
     return sorted({*shipped(), *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
 
 
-def load(path: str) -> Any:
-    """Returns the object that ``module:Name`` stands for; the current folder counts as importable.
+def load(path: str, *, trusted: Trusted | None = None) -> Any:
+    """Return the object that ``module:Name`` stands for; the current folder counts as importable.
 
     ``data_modules.digits:Digits`` names a shipped data module, wherever mtlbench is installed.
 
+    Args:
+        path: ``module:Name``.
+        trusted: Limits of what may be imported, where the name comes from a stored file. None where the user gave it.
+
     Raises:
-        MethodError: If the module or the name does not exist.
+        MethodError: If the module or the name does not exist, or must not be imported.
     """
     module_name, _, attribute = path.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if trusted is not None:
+        trusted.check(path)
     try:
         module = importlib.import_module(_home_of(module_name))
     except ModuleNotFoundError as error:
@@ -122,14 +184,18 @@ def _module_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if name and path.is_file()), None)
 
 
-def find(name: str) -> type:
-    """Returns the class of a method or balancer.
+def find(name: str, *, trusted: Trusted | None = None) -> type:
+    """Return the class of a method or balancer.
+
+    Args:
+        name: Name, or ``module:Class``.
+        trusted: See `load`.
 
     Raises:
-        MethodError: If there is none of that name.
+        MethodError: If there is none of that name, or it must not be imported.
     """
     if ":" in name:
-        cls = load(name)
+        cls = load(name, trusted=trusted)
         if not (inspect.isclass(cls) and issubclass(cls, Registered)):
             raise MethodError(f"{name!r} must name a subclass of MTLMethod or Balancer; found {cls!r}.")
         return cls

@@ -59,5 +59,6 @@ def notes(rows: Iterable[Row], named: Sequence[str] = ()) -> tuple[str, ...]:
 def _code(study: Mapping[str, Any]) -> str:
     commit = study.get("commit")
     state = " with uncommitted changes" if study.get("dirty") else ""
-    where = f"commit {commit}{state}" if commit else "no commit known"
-    return f"mtlbench {study.get('package', '?')}, {where}"
+    # An installed package has no commit: its version says which code ran.
+    where = f", commit {commit}{state}" if commit else ""
+    return f"mtlbench {study.get('package', '?')}{where}"

@@ -227,13 +227,28 @@ def _plain(value: Any) -> Any:
 
 
 def _commit() -> tuple[str | None, bool]:
-    """Returns the commit of the working folder and whether it has changes; (None, False) outside git."""
+    """Return the commit of mtlbench's own checkout and whether it has changes; (None, False) if it was installed.
+
+    The repository of the current folder is the user's, and an environment may lie inside it: neither says which
+    mtlbench ran. Only an editable installation has a commit; others have the version of the package.
+    """
+    package = Path(__file__).resolve().parents[1]
+    # A hook of the user's repository sets GIT_DIR, which would answer for that repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(package), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=True, env=environment
+        ).stdout.strip()
+
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
+        if Path(git("rev-parse", "--show-toplevel")) / "src" / "mtlbench" != package:
+            return None, False
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "--short", "HEAD"), bool(git("status", "--porcelain", "-uno"))
+    except (OSError, subprocess.SubprocessError):
         return None, False
-    return (head.stdout.strip(), bool(status.stdout.strip())) if head.returncode == 0 else (None, False)
 
 
 def _sources(suite: Suite) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Suites: what is compared. Reads, checks and overrides ``experiments/*.yaml``. Free of torch."""
 
-from mtlbench.suite.reader import Reading, available, folder, load, locate, read
+from mtlbench.suite.reader import Reading, available, folders, load, locate, read
 from mtlbench.suite.schema import (
     DataSection,
     ModelSection,
@@ -12,5 +12,5 @@ from mtlbench.suite.schema import (
 
 __all__ = [
     "DataSection", "ModelSection", "OptimiserSection", "Reading", "Suite", "TaskSection", "TrainerSection",
-    "available", "folder", "load", "locate", "read",
+    "available", "folders", "load", "locate", "read",
 ]  # fmt: skip

@@ -27,24 +27,35 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-def folder() -> Path:
-    """Returns where suites are: ``experiments/`` of the current folder, else the shipped ones."""
-    here, package = Path("experiments"), Path(__file__).resolve().parents[1] / "experiments"
-    source_tree = Path(__file__).resolve().parents[3] / "experiments"
-    return here if here.is_dir() else package if package.is_dir() else source_tree
+def folders() -> list[Path]:
+    """Return the folders that hold suites: ``experiments/`` of the current folder if there is one, then the shipped."""
+    here = Path("experiments")
+    installed = Path(__file__).resolve().parents[1] / "experiments"
+    shipped = installed if installed.is_dir() else Path(__file__).resolve().parents[3] / "experiments"
+    return [here, shipped] if here.is_dir() and here.resolve() != shipped else [shipped]
 
 
 def available() -> dict[str, str]:
-    """Returns the shipped suites by name, with their titles."""
-    found = {}
-    for path in sorted(folder().glob("*.yaml")):
-        content = yaml.safe_load(path.read_text())
-        found[path.stem] = str(content.get("title", "")) if isinstance(content, dict) else ""
-    return found
+    """Return every suite by name, with its title; a suite of the user's own replaces a shipped one of its name."""
+    found: dict[str, str] = {}
+    for folder in reversed(folders()):
+        for path in sorted(folder.glob("*.yaml")):
+            note = f" ({path} replaces the shipped suite of this name)" if path.stem in found else ""
+            found[path.stem] = _title(path) + note
+    return dict(sorted(found.items()))
+
+
+def _title(path: Path) -> str:
+    """Return the title of a suite's file, ``""`` if it has none or cannot be read; `read` reports why."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError):
+        return ""
+    return str(content.get("title", "")) if isinstance(content, dict) else ""
 
 
 def locate(name: str) -> Path:
-    """Returns the file of a suite given by name or by path.
+    """Return the file of a suite given by name or by path.
 
     Raises:
         SuiteError: If there is none.
@@ -54,10 +65,11 @@ def locate(name: str) -> Path:
         if path.is_file():
             return path
         raise SuiteError(f"A suite given as a path must exist. There is no file {path}.")
-    path = folder() / f"{name}.yaml"
-    if not path.is_file():
-        raise SuiteError(unknown_name("suite", name, available()) + f" Looked in {folder()}/.")
-    return path
+    for folder in folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    places = " and ".join(f"{folder}/" for folder in folders())
+    raise SuiteError(unknown_name("suite", name, available()) + f" Looked in {places}.")
 
 
 @dataclass(frozen=True)

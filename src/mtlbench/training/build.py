@@ -9,6 +9,7 @@ import torch
 
 from mtlbench import registry
 from mtlbench.data import MTLDataModule
+from mtlbench.errors import MethodError
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.runs.spec import RunSpec
@@ -24,9 +25,15 @@ def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
     }
 
 
-def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
-    """Returns the method (network not built yet) and the data module of a run."""
-    module = registry.load(spec.data["module"])
+def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MTLMethod, MTLDataModule]:
+    """Return the method (network not built yet) and the data module of a run; ``trusted`` as `registry.load` takes it.
+
+    Raises:
+        MethodError: If a class cannot be imported, must not be, or is not of its kind.
+    """
+    module = registry.load(spec.data["module"], trusted=trusted)
+    if not (isinstance(module, type) and issubclass(module, MTLDataModule)):
+        raise MethodError(f"data.module must name a subclass of MTLDataModule; {spec.data['module']!r} is {module!r}.")
     tasks = build_tasks(spec, module)
     trainer, local = spec.trainer, spec.local
     data = module(
@@ -38,14 +45,16 @@ def build(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
         tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"],
         data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0), local.get("surgery", "auto"),
     )  # fmt: skip
-    method = build_method(spec.method, method_spec)
+    method = build_method(spec.method, method_spec, trusted=trusted)
     data.batches = method.balancer.batches
     return method, data
 
 
-def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
-    """Returns a method from its suite entry: ``path``, ``arguments`` and, perhaps, ``balancer``."""
-    cls: Any = registry.find(entry["path"])
+def build_method(
+    entry: Mapping[str, Any], spec: MethodSpec, *, trusted: registry.Trusted | None = None
+) -> MTLMethod:
+    """Return a method from its suite entry: ``path``, ``arguments`` and, perhaps, ``balancer``."""
+    cls: Any = registry.find(entry["path"], trusted=trusted)
     if not issubclass(cls, MTLMethod):
         method = MTLMethod(spec)
         method.use_balancer(cls(**entry["arguments"]))
@@ -53,7 +62,7 @@ def build_method(entry: Mapping[str, Any], spec: MethodSpec) -> MTLMethod:
     method = cls(spec, **entry["arguments"])
     balancer = entry.get("balancer")
     if balancer:
-        rule: Any = registry.find(balancer["path"])
+        rule: Any = registry.find(balancer["path"], trusted=trusted)
         method.use_balancer(rule(**balancer["arguments"]))
     return method
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtlbench import registry
 from mtlbench.data import MTLDataModule
 from mtlbench.errors import StoreError
 from mtlbench.method import MTLMethod
@@ -33,14 +35,17 @@ class LoadedRun:
     result: dict[str, Any]
 
 
-def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
+def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[str] = ()) -> LoadedRun:
     """Loads a finished run for prediction or further study.
 
     Args:
         folder: ``results/<suite>/<run_id>``.
         data: Folder of the data, where it has moved since.
+        allow: Modules or packages of your own that the run may import. Shipped code and registered entry points
+            need no permission; code inside the folder of the results is never imported.
 
     Raises:
+        MethodError: If the run names code that was not allowed.
         StoreError: If there is no such run, it is not done, or its weights are damaged.
 
     Example::
@@ -59,7 +64,9 @@ def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
         raise StoreError(f"A run must be done to be loaded. {path} is {run.state()}. `mtlbench status` lists runs.")
     if data is not None:
         spec = RunSpec(**{**spec.__dict__, "local": {**spec.local, "root": data}})
-    method, module = build(spec)
+    if isinstance(allow, str):
+        allow = [allow]
+    method, module = build(spec, trusted=registry.Trusted(tuple(allow), _results_of(path)))
     method.configure_model()
     weights = checkpoint.verified(path / "final.ckpt")
     try:
@@ -67,3 +74,9 @@ def load_run(folder: str | Path, *, data: str | None = None) -> LoadedRun:
     except RuntimeError as error:
         raise StoreError(f"Weights must fit the method. {path}: another version trained them. {error}") from error
     return LoadedRun(method.eval(), module, spec, result)
+
+
+def _results_of(run: Path) -> Path:
+    """Return the folder of all results that a run lies in, or its suite's if the current folder lies in that one."""
+    results = run.resolve().parents[1]
+    return run.resolve().parent if Path.cwd().resolve().is_relative_to(results) else results

@@ -1,0 +1,115 @@
+"""A stored run imports only what is shipped, registered, or allowed by name, and nothing from a folder of results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtlbench import load_run
+from mtlbench.errors import MethodError
+from mtlbench.registry import Trusted, load
+from mtlbench.runs.store import RunFolder
+from tests.support.command_line import SMALL, mtlbench, runs_of
+
+METHOD = """\
+from mtlbench import MTLMethod
+
+
+class Plain(MTLMethod):
+    pass
+"""
+BOOBY_TRAP = "from pathlib import Path\nPath({sprung!r}).touch()\nclass Trap: pass\n"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder]:
+    """A project with a method of its own, and a finished run of it."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "own_rule.py").write_text(METHOD)
+    answer = mtlbench(folder, "bench", "digits", *SMALL, "trainer.steps=2", "--methods", "own_rule:Plain")
+    [run] = runs_of(folder).values()
+    assert run.result(), answer.text
+    return folder, run
+
+
+@pytest.fixture
+def project(finished: tuple[Path, RunFolder], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project as the current folder; returns the run's folder."""
+    folder, run = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+    return folder / "results" / "digits" / run.path.name
+
+
+def test_own_code_of_a_run_needs_permission(project: Path) -> None:
+    with pytest.raises(MethodError, match=r"names 'own_rule:Plain'.*--allow own_rule"):
+        load_run(project)
+    assert "own_rule" not in sys.modules
+    assert type(load_run(project, allow=["own_rule"]).method).__name__ == "Plain"
+    assert type(load_run(project, allow="own_rule").method).__name__ == "Plain"
+
+
+@pytest.mark.parametrize("key", ["data", "method", "balancer"])
+def test_code_that_came_with_the_results_never_runs(project: Path, tmp_path: Path, key: str) -> None:
+    """Also if the user allows the name: a folder of results is importable as a namespace package."""
+    spec_file, sprung = project / "spec.json", tmp_path / "sprung"
+    before = spec_file.read_text()
+    spec = json.loads(before)
+    (project.parent / "trap.py").write_text(BOOBY_TRAP.format(sprung=str(sprung)))
+    trap = "results.digits.trap:Trap"
+    spec["method"] = {**spec["method"], "path": "uniform", "name": "uniform"}
+    if key == "data":
+        spec["data"]["module"] = trap
+    elif key == "method":
+        spec["method"]["path"] = trap
+    else:
+        spec["method"]["balancer"] = {"name": "trap", "path": trap, "arguments": {}}
+        spec["method"].update(path="mtlbench.method:MTLMethod")
+    try:
+        spec_file.write_text(json.dumps(spec))
+        with pytest.raises(MethodError, match="imports only shipped code"):
+            load_run(project)
+        with pytest.raises(MethodError, match="never imports code from a folder of results"):
+            load_run(project, allow=["results"])
+    finally:
+        spec_file.write_text(before)
+        (project.parent / "trap.py").unlink()
+    assert not sprung.exists()
+
+
+def test_shipped_code_needs_no_permission() -> None:
+    trusted = Trusted()
+    assert load("data_modules.digits:Digits", trusted=trusted).__name__ == "Digits"
+    assert load("mtlbench.data_modules.digits:Digits", trusted=trusted).__name__ == "Digits"
+    assert load("mtlbench.methods.losses.uniform:Uniform", trusted=trusted).__name__ == "Uniform"
+
+
+@pytest.mark.parametrize("path", ["os:system", "mtlbench_evil:X", "mtlbench.cli.__main__:main", "data_modules.own:X"])
+def test_anything_else_is_refused(path: str) -> None:
+    with pytest.raises(MethodError, match="imports only shipped code"):
+        load(path, trusted=Trusted())
+
+
+def test_permission_for_a_package_covers_its_modules_and_no_namesake(tmp_path: Path) -> None:
+    Trusted(("own",)).check("own.rules.a:A")
+    Trusted(("own.rules",)).check("own.rules:A")
+    for name in ("owner:A", "own:A"):
+        with pytest.raises(MethodError, match="imports only"):
+            Trusted(("own.rules",)).check(name)
+
+
+def test_a_data_module_must_be_one(project: Path) -> None:
+    spec_file = project / "spec.json"
+    before = spec_file.read_text()
+    spec = json.loads(before)
+    spec["data"]["module"] = "mtlbench.errors:unknown_name"
+    try:
+        spec_file.write_text(json.dumps(spec))
+        with pytest.raises(MethodError, match="subclass of MTLDataModule"):
+            load_run(project, allow=["own_rule"])
+    finally:
+        spec_file.write_text(before)
