@@ -13,7 +13,7 @@ FLAGS := --results "$(RESULTS)" \
   $(if $(filter 1,$(SAMPLE)),--sample) $(if $(filter 1,$(RETRY)),--retry) $(if $(filter 1,$(DRY)),--dry)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench status report test lint docs wheel clean
+.PHONY: help install bench status report test lint mutants docs wheel clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: $(STAMP) ## Run all tests, two at once
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+mutants: $(STAMP) ## Make small faults in the core on purpose and count those that the tests notice (hours)
+	@$(BIN)/python benchmarks/mutants.py
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'
