@@ -31,9 +31,10 @@ from torchvision.transforms import v2  # noqa: E402
 from mtlbench.tasks import Edges, HumanParts, Normals, Saliency, SemanticSegmentation  # noqa: E402
 
 PROTOCOLS = {
-    "crop, flip": ScaledCrop(scale=(1.0, 2.0), colours=False), "invpt": ScaledCrop(),
+    "crop, flip": ScaledCrop(scale=(1.0, 2.0), colours=False),
+    "invpt": ScaledCrop(),
     "vandenhende": Pascal.PROTOCOLS["vandenhende"],
-}  # fmt: skip
+}
 """The first does what the plain pipeline does."""
 
 LABELS = ("semseg", "parts", "saliency", "edges", "normals")
@@ -43,9 +44,12 @@ class Plain(Pascal):
     """PASCAL's five tasks from plain PNG files, so that both pipelines decode the same bytes."""
 
     TASKS = {
-        "semseg": SemanticSegmentation("semseg", classes=len(SEMSEG_NAMES)), "parts": HumanParts("parts"),
-        "saliency": Saliency("saliency"), "edges": Edges("edges"), "normals": Normals("normals"),
-    }  # fmt: skip
+        "semseg": SemanticSegmentation("semseg", classes=len(SEMSEG_NAMES)),
+        "parts": HumanParts("parts"),
+        "saliency": Saliency("saliency"),
+        "edges": Edges("edges"),
+        "normals": Normals("normals"),
+    }
     PROTOCOLS = PROTOCOLS
     folder: Path
 
@@ -150,8 +154,10 @@ def main(size: int = 512, count: int = 24, seconds: float = 3.0) -> None:
                 def augmented(index: int, data: Plain = data, samples: object = samples) -> object:
                     return data.augment(samples[index], np.random.default_rng(index))  # type: ignore[index]
 
-                for what, found in (("read", rate(samples.__getitem__, count, seconds)),
-                                    ("read and augment", rate(augmented, count, seconds))):  # fmt: skip
+                for what, found in (
+                    ("read", rate(samples.__getitem__, count, seconds)),
+                    ("read and augment", rate(augmented, count, seconds)),
+                ):
                     name = f"{protocol}, {'cache' if cached else 'files'}: {what}"
                     print(f"  {name:44} {found:7.1f} samples/s, {found / base:5.2f} x")
         share = waiting(ours(folder, ids, size, cached=True, protocol="invpt"), 0.15)

@@ -86,8 +86,10 @@ def main() -> None:
     for name, share in (("pascal", 0.0075), ("nyud", 0.011)):
         reach = share * options.size * np.sqrt(2)
         for kind, probability in every.items():
-            counts, ours = min((timed(image_counts, probability, edge[None] * 1, THRESHOLDS, share) for _ in range(3)),
-                               key=lambda pair: pair[1])  # fmt: skip
+            counts, ours = min(
+                (timed(image_counts, probability, edge[None] * 1, THRESHOLDS, share) for _ in range(3)),
+                key=lambda pair: pair[1],
+            )
             level = np.searchsorted(THRESHOLDS, probability, side="right")
             mask = thin(suppress(probability, 0.01), level, ndimage.gaussian_filter(probability, SMOOTHING))
             total = 0.0
@@ -100,8 +102,10 @@ def main() -> None:
                         f"{name}, {kind}, threshold {k}: {counts[0, k]} matches, the reference has {found}"
                     )
             slow = total * 99 / options.sample
-            print(f"{name:7} {kind:8} odsF {f_measure(counts).max():.4f}  {ours:.3f} s   reference {slow:8.1f} s   "
-                  f"{slow / ours:6.0f} x")  # fmt: skip
+            print(
+                f"{name:7} {kind:8} odsF {f_measure(counts).max():.4f}  {ours:.3f} s   reference {slow:8.1f} s   "
+                f"{slow / ours:6.0f} x"
+            )
 
 
 if __name__ == "__main__":

@@ -44,9 +44,11 @@ class Case:
     def method(self, name: str, **changes: Any) -> MTLMethod:
         """Returns a method on this network, built."""
         model = {
-            "encoder": self.encoder, "encoder_options": self.options, "image_size": [self.pixels, self.pixels],
+            "encoder": self.encoder,
+            "encoder_options": self.options,
+            "image_size": [self.pixels, self.pixels],
             "decoder_channels": 48,
-        }  # fmt: skip
+        }
         spec = MethodSpec(self.tasks, model, dict(DEFAULT_OPTIMISER), 10**6, 1000)
         method = build_method({"path": name, "arguments": {}}, replace(spec, **changes))
         method.configure_model()

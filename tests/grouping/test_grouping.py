@@ -88,8 +88,9 @@ def test_of_equal_totals_the_cheapest_then_the_fewest(seed):
     table = drawn(rng, "abcd", values=[-0.1, 0.1, 0.2, 0.3])  # Sums of these differ by rounding with their order.
     for budget, single_cost in ((2, 1.0), (3, 1.0), (3, 0.5), (2, 2.0)):
         found = best_cover("abcd", table, budget, single_cost)
-        expected = brute_force("abcd", {g: {t: round(10 * v) for t, v in row.items()} for g, row in table.items()},
-                               budget, single_cost)  # fmt: skip
+        expected = brute_force(
+            "abcd", {g: {t: round(10 * v) for t, v in row.items()} for g, row in table.items()}, budget, single_cost
+        )
         total, cost, count = value("abcd", found, table, single_cost)
         assert (round(10 * total), cost, count) == expected
 
@@ -210,18 +211,28 @@ def scores(**values):
 
 def test_gains_are_signed_and_relative_to_the_task_alone():
     tasks = description(acc=True, err=False)
-    found = relative_gains(tasks, {
-        ("acc",): scores(acc=0.5), ("err",): scores(err=4.0), ("acc", "err"): scores(acc=0.6, err=5.0),
-    })  # fmt: skip
+    found = relative_gains(
+        tasks,
+        {
+            ("acc",): scores(acc=0.5),
+            ("err",): scores(err=4.0),
+            ("acc", "err"): scores(acc=0.6, err=5.0),
+        },
+    )
     assert found["acc", "err"] == pytest.approx({"acc": 0.2, "err": -0.25})
     assert found["acc",] == {"acc": 0} and found["err",] == {"err": 0}
 
 
 def test_gains_over_zero_and_over_a_negative_score():
     tasks = description(acc=True, corr=True)
-    found = relative_gains(tasks, {
-        ("acc",): scores(acc=0.0), ("corr",): scores(corr=-0.5), ("acc", "corr"): scores(acc=0.1, corr=-0.25),
-    })  # fmt: skip
+    found = relative_gains(
+        tasks,
+        {
+            ("acc",): scores(acc=0.0),
+            ("corr",): scores(corr=-0.5),
+            ("acc", "corr"): scores(acc=0.1, corr=-0.25),
+        },
+    )
     assert found["acc", "corr"] == pytest.approx({"acc": 0.1, "corr": 0.5})
 
 

@@ -16,9 +16,15 @@ from mtlbench.networks.experts.dispatch import BACKENDS, Dispatch, expert_mlp, f
 
 WIDTH, HIDDEN = 24, 16  # of whole 16 bytes in every type, as `grouped` asks
 ROUTES: dict[str, tuple[int, int, int]] = {  # tokens, k, experts
-    "random": (37, 3, 8), "all_to_one": (37, 1, 5), "empty_experts": (37, 2, 9), "no_tokens": (0, 2, 4),
-    "all_experts": (11, 5, 5), "one_expert": (11, 1, 1), "one_token": (1, 2, 4), "large": (700, 2, 4),
-}  # fmt: skip
+    "random": (37, 3, 8),
+    "all_to_one": (37, 1, 5),
+    "empty_experts": (37, 2, 9),
+    "no_tokens": (0, 2, 4),
+    "all_experts": (11, 5, 5),
+    "one_expert": (11, 1, 1),
+    "one_token": (1, 2, 4),
+    "large": (700, 2, 4),
+}
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2}
 WAYS = [(b, d) for b in BACKENDS for d in TOLERANCE if (b, d) != ("grouped", torch.float64)]
 Case = tuple[Tensor, list[Tensor]]  # chosen; tokens, gates, W1, b1, W2, b2
@@ -38,8 +44,14 @@ def route(name: str) -> Tensor:
 def case(name: str, dtype: torch.dtype = torch.float64, width: int = WIDTH, hidden: int = HIDDEN) -> Case:
     count, top_k, experts = ROUTES[name]
     generator = torch.Generator().manual_seed(5)
-    shapes = [(count, width), (count, top_k), (experts, width, hidden), (experts, hidden), (experts, hidden, width),
-              (experts, width)]  # fmt: skip
+    shapes = [
+        (count, width),
+        (count, top_k),
+        (experts, width, hidden),
+        (experts, hidden),
+        (experts, hidden, width),
+        (experts, width),
+    ]
     values = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
     return route(name), [value.requires_grad_() for value in values]
 
@@ -217,9 +229,14 @@ def test_operators_keep_their_contracts(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "dtype"),
-    [("auto", torch.float32), ("auto", torch.bfloat16), ("segment", torch.float64), ("padded", torch.float32),
-     ("grouped", torch.bfloat16)],
-)  # fmt: skip
+    [
+        ("auto", torch.float32),
+        ("auto", torch.bfloat16),
+        ("segment", torch.float64),
+        ("padded", torch.float32),
+        ("grouped", torch.bfloat16),
+    ],
+)
 def test_compiled_in_one_graph_equals_eager(backend: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda c, v: mlp(c, v, backend), fullgraph=True, backend="aot_eager")

@@ -147,8 +147,10 @@ def batch(tasks):
     depth = 1 + torch.rand(2, 1, 4, 6, generator=generator)
     depth[0, :, :2] = 255
     targets = {
-        "semseg": torch.randint(0, 5, (2, 4, 6), generator=generator), "depth": depth, "kind": torch.tensor([-1, 2]),
-    }  # fmt: skip
+        "semseg": torch.randint(0, 5, (2, 4, 6), generator=generator),
+        "depth": depth,
+        "kind": torch.tensor([-1, 2]),
+    }
     return {"image": arch.images(size=(4, 6)), "targets": {name: targets[name] for name in tasks}}
 
 

@@ -40,8 +40,10 @@ def test_predictions_have_the_task_shapes_and_the_asked_order(kind):
     predictions = network(kind)(images(), ["kind", "semseg", "depth"]).predictions
     assert list(predictions) == ["kind", "semseg", "depth"]
     assert {name: tuple(p.shape) for name, p in predictions.items()} == {
-        "semseg": (2, 5, 32, 48), "depth": (2, 1, 32, 48), "kind": (2, 2),
-    }  # fmt: skip
+        "semseg": (2, 5, 32, 48),
+        "depth": (2, 1, 32, 48),
+        "kind": (2, 2),
+    }
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -22,8 +22,9 @@ WIDTH, DEPTH, PATCHES, TOKENS = 16, 3, 6, 7
 MODEL: dict[str, Any] = {
     "encoder": "vit_tiny_patch16_224",
     "encoder_options": {"patch_size": 8, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2},
-    "image_size": [16, 24], "decoder_channels": 8,
-}  # fmt: skip
+    "image_size": [16, 24],
+    "decoder_channels": 8,
+}
 LINEAR = TOKENS * WIDTH * WIDTH * (3 + 1 + 4 + 4)
 """Multiply-adds of the linear layers of a block."""
 DENSE = PATCHES * 3 * 8 * 8 * WIDTH + DEPTH * (LINEAR + 2 * TOKENS * TOKENS * WIDTH)

@@ -21,10 +21,14 @@ MODELS = {
     "swin": {
         "encoder": "swin_tiny_patch4_window7_224",
         "encoder_options": {
-            "depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1), "window_size": 2, "drop_path_rate": 0.0,
+            "depths": (1, 1, 1, 1),
+            "embed_dim": 8,
+            "num_heads": (1, 1, 1, 1),
+            "window_size": 2,
+            "drop_path_rate": 0.0,
         },
     },
-}  # fmt: skip
+}
 
 
 SIZE = (16, 24)

@@ -24,10 +24,15 @@ from mtlbench.study import resolve as studies
 from mtlbench.training.loggers import read_rows
 
 SMALL = (
-    "trainer.batch_size=8", "trainer.log_every=1", "data.options.train=64", "data.options.val=16",
-    "model.encoder_options.embed_dim=16", "model.encoder_options.depth=2", "model.encoder_options.num_heads=2",
+    "trainer.batch_size=8",
+    "trainer.log_every=1",
+    "data.options.train=64",
+    "data.options.val=16",
+    "model.encoder_options.embed_dim=16",
+    "model.encoder_options.depth=2",
+    "model.encoder_options.num_heads=2",
     "model.decoder_channels=8",
-)  # fmt: skip
+)
 """Overrides that make a run of ``digits`` small: 8 steps an epoch, a tiny network, a row for every step."""
 
 
@@ -75,11 +80,16 @@ def launch(folder: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mtlbench.cli", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
         # A shell's background jobs ignore it, and so would what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 120) -> Answer:

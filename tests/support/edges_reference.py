@@ -44,9 +44,7 @@ def superfluous(window):
 
 def thinned(mask, level, height):
     mask = np.pad(mask, 1)
-    order = sorted(
-        map(tuple, np.argwhere(mask[1:-1, 1:-1])), key=lambda p: (level[p], round(height[p], 9), p)
-    )  # fmt: skip
+    order = sorted(map(tuple, np.argwhere(mask[1:-1, 1:-1])), key=lambda p: (level[p], round(height[p], 9), p))
     changed = True
     while changed:
         changed = False

@@ -26,9 +26,15 @@ BASE = {
     "normals_within_11.25@1": 0.4, "saliency_miou@1": 0.71, "edge_loss@1": 0.092, "accuracy@1": 0.84,
 }  # fmt: skip
 METHODS = {
-    "single_task": 0.0, "uniform": -0.02, "pcgrad": 0.01, "cagrad": 0.012, "famo": 0.03, "uncertainty": -0.005,
-    "mod_squad_pcgrad": 0.045, "gradnorm": 0.0,
-}  # fmt: skip
+    "single_task": 0.0,
+    "uniform": -0.02,
+    "pcgrad": 0.01,
+    "cagrad": 0.012,
+    "famo": 0.03,
+    "uncertainty": -0.005,
+    "mod_squad_pcgrad": 0.045,
+    "gradnorm": 0.0,
+}
 
 
 def plan(labels: list[str], tasks: list[str], seeds: list[int]) -> dict[str, Any]:
@@ -41,26 +47,52 @@ def plan(labels: list[str], tasks: list[str], seeds: list[int]) -> dict[str, Any
             serving = dict(zip(tasks, names, strict=True))
             rows.append({"label": label, "method": label, "seed": seed, "runs": runs, "serving": serving})
     return {
-        "format": 1, "suite": "scenes", "version": 1, "title": "Rendered rooms, every task on the same image",
-        "overrides": ["model.encoder=resnet18"], "baseline": "single_task", "selection": "last", "split": "val",
-        "search": "none: every method runs with its declared defaults", "seeds": seeds,
+        "format": 1,
+        "suite": "scenes",
+        "version": 1,
+        "title": "Rendered rooms, every task on the same image",
+        "overrides": ["model.encoder=resnet18"],
+        "baseline": "single_task",
+        "selection": "last",
+        "split": "val",
+        "search": "none: every method runs with its declared defaults",
+        "seeds": seeds,
         "tasks": {name: _task(name) for name in tasks},
-        "removed": [{"task": "parts", "reason": "folder human_parts is absent"}], "rows": rows, "commit": "abc1234",
-        "dirty": True, "package": "0.1.0", "data": "scenes, 512 + 128 rendered images of 96 x 128",
+        "removed": [{"task": "parts", "reason": "folder human_parts is absent"}],
+        "rows": rows,
+        "commit": "abc1234",
+        "dirty": True,
+        "package": "0.1.0",
+        "data": "scenes, 512 + 128 rendered images of 96 x 128",
         "created": "2025-01-01T12:00:00+00:00",
-    }  # fmt: skip
+    }
 
 
 def result(run: str, entry: dict[str, Any], scores: dict[str, Any], seconds: float = 0.1) -> dict[str, Any]:
     """Returns a result.json."""
     cost = {
-        "seconds_per_step": seconds, "seconds_per_step_p95": 1.2 * seconds, "train_seconds": 350 * seconds,
-        "peak_memory_gib": 0.8 + seconds, "parameters": 1_234_567, "device": "cpu", "devices": 1, "threads": 1,
-    }  # fmt: skip
+        "seconds_per_step": seconds,
+        "seconds_per_step_p95": 1.2 * seconds,
+        "train_seconds": 350 * seconds,
+        "peak_memory_gib": 0.8 + seconds,
+        "parameters": 1_234_567,
+        "device": "cpu",
+        "devices": 1,
+        "threads": 1,
+    }
     return {
-        "format": 1, "run_id": run, "label": entry["label"], "method": entry["method"], "seed": entry["seed"],
-        "tasks": list(scores), "split": "val", "steps": 350, "scores": scores, "cost": cost, "finished": "2025",
-    }  # fmt: skip
+        "format": 1,
+        "run_id": run,
+        "label": entry["label"],
+        "method": entry["method"],
+        "seed": entry["seed"],
+        "tasks": list(scores),
+        "split": "val",
+        "steps": 350,
+        "scores": scores,
+        "cost": cost,
+        "finished": "2025",
+    }
 
 
 def write_study(folder: Path, labels: list[str] | None = None) -> Path:
@@ -108,8 +140,16 @@ def _metrics(entry: dict[str, Any], tasks: list[str], gain: float, rng: np.rando
         level = np.exp(-step / 90) + 0.2 - gain
         rows.append({"step": step, **{f"loss/{t}": level + rng.normal(0, 0.03) for t in tasks}})
         if step % 50 == 0:
-            rows.append({"step": step, **{f"val/{t}/{(p := TASKS[t]['protocols'][0])[0]}": BASE[p[0]] *
-                         (1 + (1 if p[1] else -1) * (0.05 - level / 3)) for t in tasks}})  # fmt: skip
+            rows.append(
+                {
+                    "step": step,
+                    **{
+                        f"val/{t}/{(p := TASKS[t]['protocols'][0])[0]}": BASE[p[0]]
+                        * (1 + (1 if p[1] else -1) * (0.05 - level / 3))
+                        for t in tasks
+                    },
+                }
+            )
         if entry["label"] in ("pcgrad", "cagrad", "mod_squad_pcgrad"):
             pairs = [(a, b) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
             cosines = {f"gradient/cosine/{a}|{b}": float(np.tanh(rng.normal(0.1, 0.3))) for a, b in pairs}
@@ -146,11 +186,13 @@ def _views(ids: Any, ball: Any, y: Any, rng: np.random.Generator, shift: float) 
     depth = np.where(ball, 2.0, np.where(ids == 4, 5 - y / 30, 4.0)) + rng.normal(0, 0.05 * shift, y.shape)
     edge = (np.abs(np.diff(ids.astype(int), axis=1, prepend=ids[:, :1])) > 0).astype(np.float32)
     return {
-        "semseg": ids, "depth": np.where(ids == 255, 255, depth)[None].astype(np.float32),
+        "semseg": ids,
+        "depth": np.where(ids == 255, 255, depth)[None].astype(np.float32),
         "normals": (normal + rng.normal(0, 0.05 * shift, normal.shape)).astype(np.float32),
-        "saliency": ball[None].astype(np.float32) * (1 - 0.1 * shift), "edges": edge[None],
+        "saliency": ball[None].astype(np.float32) * (1 - 0.1 * shift),
+        "edges": edge[None],
         "count": np.int64(rng.integers(2)),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ def scored(value: Callable[[tuple[str, ...], str], float], *, split: str = "vali
 
 def gaining(gain: Callable[[tuple[str, ...], str], float], **more: Any) -> Invent:
     """Returns results with these relative gains over a score of 2 alone, in the direction of each task."""
-    sign = {task: 1 if description["protocols"][0]["higher_is_better"] else -1
-            for task, description in spec("uniform").tasks.items()}  # fmt: skip
+    sign = {
+        task: 1 if description["protocols"][0]["higher_is_better"] else -1
+        for task, description in spec("uniform").tasks.items()
+    }
     return scored(lambda group, task: 2 * (1 + sign[task] * (gain(group, task) if len(group) > 1 else 0)), **more)
 
 

@@ -312,8 +312,9 @@ class OwnHeads:
     def backward(self, loss):
         self.own = {
             task: torch.autograd.grad(self._rows[i], self.network.task_parameters(task), retain_graph=True)
-            for i, task in enumerate(self.tasks) if i in self._rows
-        }  # fmt: skip
+            for i, task in enumerate(self.tasks)
+            if i in self._rows
+        }
         super().backward(loss)
 
     def on_before_optimizer_step(self, optimizer):

@@ -5,5 +5,13 @@ from mtlbench.grouping.plans import Grouping
 from mtlbench.grouping.quality import from_pairs, random_partition, relative_gains
 
 __all__ = [
-    "Cover", "Group", "Grouping", "Table", "best_cover", "from_pairs", "random_partition", "relative_gains", "subsets",
-]  # fmt: skip
+    "Cover",
+    "Group",
+    "Grouping",
+    "Table",
+    "best_cover",
+    "from_pairs",
+    "random_partition",
+    "relative_gains",
+    "subsets",
+]

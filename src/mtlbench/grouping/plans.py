@@ -127,9 +127,13 @@ class Grouping:
         return table, split == "scores", note
 
     def end(
-        self, cover: Cover, predicted: Table | None = None, pairs: Pairs | None = None, what: str = "",
+        self,
+        cover: Cover,
+        predicted: Table | None = None,
+        pairs: Pairs | None = None,
+        what: str = "",
         note: str = "",
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         """Trains the chosen groups that the search has not trained; returns which run serves which task."""
         runs = [self.run(group) for group in cover.groups]
         missing = [run for run in runs if run.run_id not in self.searched]
@@ -138,10 +142,14 @@ class Grouping:
         serving = {task: runs[index].run_id for task, index in cover.serves.items()}
         final = {run.run_id for run in runs}
         record = {
-            "kind": "grouping", "groups": [list(group) for group in cover.groups], "serves": cover.serves,
-            "networks": self.networks, "search_runs": [name for name in self.searched if name not in final],
-            "predicted": _capped(predicted or {}, cover.groups), "note": note,
-        }  # fmt: skip
+            "kind": "grouping",
+            "groups": [list(group) for group in cover.groups],
+            "serves": cover.serves,
+            "networks": self.networks,
+            "search_runs": [name for name in self.searched if name not in final],
+            "predicted": _capped(predicted or {}, cover.groups),
+            "note": note,
+        }
         if pairs:
             rows = [[pairs[a, b] for b in self.tasks] for a in self.tasks]
             values = [[value if math.isfinite(value) else None for value in row] for row in rows]
@@ -171,8 +179,11 @@ def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
     size = len(tasks)
     if not isinstance(affinity, list) or [len(row) for row in affinity] != [size] * size:
         raise MethodError(f"{name} must tell the affinity of {size} × {size} tasks in its summary. Found {affinity!r}.")
-    pairs = {(a, b): math.nan if v is None else float(v)
-             for a, row in zip(tasks, affinity, strict=True) for b, v in zip(tasks, row, strict=True)}  # fmt: skip
+    pairs = {
+        (a, b): math.nan if v is None else float(v)
+        for a, row in zip(tasks, affinity, strict=True)
+        for b, v in zip(tasks, row, strict=True)
+    }
     unknown = [f"{b} → {a}" for (a, b), value in pairs.items() if a != b and not math.isfinite(value)]
     if unknown:
         raise MethodError(
@@ -188,5 +199,6 @@ def _capped(predicted: Table, chosen: Sequence[Group]) -> list[dict[str, Any]]:
     kept = set(order[:MOST_PREDICTIONS])
     return [
         {"group": list(group), "values": {task: value for task, value in values.items() if math.isfinite(value)}}
-        for group, values in predicted.items() if group in kept
-    ]  # fmt: skip
+        for group, values in predicted.items()
+        if group in kept
+    ]

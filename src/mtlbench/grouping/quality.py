@@ -34,8 +34,10 @@ def relative_gains(tasks: Mapping[str, Mapping[str, Any]], scores: Mapping[Group
                 f"Gains are measured against a finite score of every task alone. The single-task run of {task} has "
                 f"{value}. Train longer, or leave the task out."
             )
-    return {group: {task: _gain(_score(found, task, tasks), alone[task]) for task in group}
-            for group, found in scores.items()}  # fmt: skip
+    return {
+        group: {task: _gain(_score(found, task, tasks), alone[task]) for task in group}
+        for group, found in scores.items()
+    }
 
 
 def from_pairs(groups: Iterable[Group], pairs: Pairs, alone: float) -> Table:
@@ -49,11 +51,12 @@ def from_pairs(groups: Iterable[Group], pairs: Pairs, alone: float) -> Table:
     return {
         group: {
             task: math.fsum(pairs[task, other] for other in group if other != task) / (len(group) - 1)
-            if len(group) > 1 else alone
+            if len(group) > 1
+            else alone
             for task in group
         }
         for group in groups
-    }  # fmt: skip
+    }
 
 
 def random_partition(tasks: Sequence[str], networks: int, seed: int) -> list[Group]:

@@ -122,10 +122,12 @@ class Distillation(nn.Module):
         super().__init__()
 
         def givers(kind: str) -> nn.ModuleDict:
-            return nn.ModuleDict({
-                i: per_task(f"{label} {kind} {i}", [a for a in tasks if a != i], lambda _: conv(channels, channels))
-                for i in tasks
-            })  # fmt: skip
+            return nn.ModuleDict(
+                {
+                    i: per_task(f"{label} {kind} {i}", [a for a in tasks if a != i], lambda _: conv(channels, channels))
+                    for i in tasks
+                }
+            )
 
         self.gates, self.values = givers("gate"), givers("value")
 

@@ -79,9 +79,7 @@ class MTIDecoder(ExchangeDecoder):
     distil: Any
     supervise: Any
 
-    def __init__(
-        self, tasks: Mapping[str, Task], encoder: Encoder, width: int, image_size: tuple[int, int]
-    ) -> None:  # fmt: skip
+    def __init__(self, tasks: Mapping[str, Task], encoder: Encoder, width: int, image_size: tuple[int, int]) -> None:
         """Builds the decoder.
 
         Args:
@@ -98,9 +96,10 @@ class MTIDecoder(ExchangeDecoder):
         def features(scale: int) -> nn.ModuleDict:
             inputs = width if scale == scales - 1 else 2 * width
             return per_task(
-                f"features {scale}", names,
+                f"features {scale}",
+                names,
                 lambda _: nn.Sequential(basic_block(inputs, width), basic_block(width, width)),
-            )  # fmt: skip
+            )
 
         self.features = nn.ModuleList(features(s) for s in range(scales))
         # Entry s tells scale s of scale s + 1.
@@ -132,7 +131,7 @@ class MTIDecoder(ExchangeDecoder):
 
     def forward(
         self, maps: Sequence[Tensor], tasks: Sequence[str]
-    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:  # fmt: skip
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
         """Predicts the named tasks, and while training each of them at every scale; see `ExchangeDecoder`."""
         features = self.scale_features(maps)
         predictions = {

@@ -57,9 +57,7 @@ class Extraction(nn.Module):
         """
         shared = [expert(common) for expert in self.shared]
         private = {task: [expert(own[task]) for expert in self.private[task]] for task in tasks}
-        mixed = {
-            task: mix(self.gates[task](own[task]), torch.stack([*shared, *private[task]], 1)) for task in tasks
-        }  # fmt: skip
+        mixed = {task: mix(self.gates[task](own[task]), torch.stack([*shared, *private[task]], 1)) for task in tasks}
         if self.shared_gate is None:
             return None, mixed
         every = torch.stack([*shared, *(x for task in tasks for x in private[task])], 1)

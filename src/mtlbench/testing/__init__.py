@@ -11,6 +11,13 @@ from mtlbench.testing.contracts import (
 from mtlbench.testing.toy import ToyData, toy_spec, trained
 
 __all__ = [
-    "TOLERANCE", "Finding", "ToyData", "check_data_module", "check_method", "check_network", "difference", "toy_spec",
+    "TOLERANCE",
+    "Finding",
+    "ToyData",
+    "check_data_module",
+    "check_method",
+    "check_network",
+    "difference",
+    "toy_spec",
     "trained",
-]  # fmt: skip
+]

@@ -57,9 +57,12 @@ def difference(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
 
 
 def check_method(
-    target: str, pool: RankPool | None = None, arguments: Mapping[str, Any] | None = None, *,
+    target: str,
+    pool: RankPool | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    *,
     balancer: str | None = None,
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     """Runs the contract tests on a method or balancer.
 
     Labels are ragged, one task is absent on one rank and then on all, clipping is on, and a regulariser on global

@@ -59,9 +59,16 @@ class ToyData(MTLDataModule):
         trainer: Any = self.trainer
         samples = _ToySamples("train", self.steps * self.batch_size, self)
         batches = _InOrder(
-            len(samples), self.batch_size, self.steps, self.seed, start=trainer.global_step, micro=self.micro,
-            rank=trainer.global_rank, world=trainer.world_size, batches=self.batches,
-        )  # fmt: skip
+            len(samples),
+            self.batch_size,
+            self.steps,
+            self.seed,
+            start=trainer.global_step,
+            micro=self.micro,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            batches=self.batches,
+        )
         return DataLoader(samples, batch_sampler=batches, collate_fn=Collate(self.tasks))  # type: ignore[arg-type]
 
 
@@ -131,20 +138,31 @@ def toy_spec(target: str, *, steps: int = 20, arguments: Mapping[str, Any] | Non
     registry.check_arguments(target, cls, method["arguments"])
     local = {"checkpoint_every": 5, "log_every": 1, "diagnose_every": 0, "workers": 0, "examples": 0}
     return RunSpec(
-        suite="check", label=target, seed=changes.pop("seed", 0), method=method,
+        suite="check",
+        label=target,
+        seed=changes.pop("seed", 0),
+        method=method,
         tasks={name: ToyData.TASKS[name].describe() for name in names},
         data={"module": "mtlbench.testing.toy:ToyData", "options": {"ragged": changes.pop("ragged", True)}},
         model={
-            "encoder": "vit_tiny_patch16_224", "image_size": [16, 24], "decoder_channels": 8,
+            "encoder": "vit_tiny_patch16_224",
+            "image_size": [16, 24],
+            "decoder_channels": 8,
             "encoder_options": {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
         },
         optimiser={**DEFAULT_OPTIMISER, "lr": 0.01},
         local={**local, **changes.pop("local", {})},
         trainer={
-            "steps": steps, "batch_size": 8, "accumulate": 1, "precision": "64-true", "clip": 0.5, "evaluate_every": 7,
-            "selection": "last", **changes,
+            "steps": steps,
+            "batch_size": 8,
+            "accumulate": 1,
+            "precision": "64-true",
+            "clip": 0.5,
+            "evaluate_every": 7,
+            "selection": "last",
+            **changes,
         },
-    )  # fmt: skip
+    )
 
 
 def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None = None) -> dict[str, Tensor] | None:
@@ -175,9 +193,11 @@ def sourced(spec: RunSpec, folder: str) -> RunSpec:
     cls = registry.find(spec.method["path"])
     roles = cls.roles(list(spec.tasks)) if issubclass(cls, MTLMethod) else {}
     plain = replace(
-        spec.with_method(registry.record("uniform")), label="source", trainer={**spec.trainer, "steps": 1},
+        spec.with_method(registry.record("uniform")),
+        label="source",
+        trainer={**spec.trainer, "steps": 1},
         local={**spec.local, "regularise": False},
-    )  # fmt: skip
+    )
     sources = {role: plain.with_tasks(*tasks) for role, tasks in roles.items()}
     for source in sources.values():
         run = RunFolder(Path(folder), source.run_id)

@@ -66,8 +66,10 @@ def slow(attention, x, previous=None):
     tasks, channels, height, width = x.shape
     means = {
         (t, i, j): attention.norm(x.movedim(1, -1))[t, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((0, 1))
-        for t in range(tasks) for i in range(height // 2) for j in range(width // 2)
-    }  # fmt: skip
+        for t in range(tasks)
+        for i in range(height // 2)
+        for j in range(width // 2)
+    }
     wide = channels // attention.heads
     result = {}
     for place, token in means.items():
@@ -113,9 +115,7 @@ def test_passed_scores_are_upsampled_over_the_queries_places():
     assert scores.shape == (1, 1, 2, 2, 4, 4)
     for task in range(2):
         for key in range(4):
-            grown = torch.nn.functional.interpolate(
-                previous[:, :, task, :, :, key], size=(2, 4), mode="bilinear"
-            )  # fmt: skip
+            grown = torch.nn.functional.interpolate(previous[:, :, task, :, :, key], size=(2, 4), mode="bilinear")
             torch.testing.assert_close(scores[:, :, task, :, :, key], grown)
 
 
@@ -147,10 +147,14 @@ def test_without_attention_tasks_are_apart():
     assert not depends()
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"heads": 3}, r"divide.*decoder_channels=8.*\[8, 8, 8\].*heads=3"), ({"heads": 0}, "heads=0"),
-    ({"auxiliary": -1.0}, "auxiliary"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 3}, r"divide.*decoder_channels=8.*\[8, 8, 8\].*heads=3"),
+        ({"heads": 0}, "heads=0"),
+        ({"auxiliary": -1.0}, "auxiliary"),
+    ],
+)
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(MethodError, match=message):
         arch.network(InvPT, arch.model("vit"), **options)

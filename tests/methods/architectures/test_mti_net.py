@@ -33,9 +33,13 @@ def test_precisions_and_cuts():
     arch.assert_precisions(net, arch.TASKS)
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [
-    ("cnn", [(8, 12), (4, 6), (2, 3), (1, 2)]), ("vit", [(8, 12), (4, 6), (2, 3), (1, 2)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("cnn", [(8, 12), (4, 6), (2, 3), (1, 2)]),
+        ("vit", [(8, 12), (4, 6), (2, 3), (1, 2)]),
+    ],
+)
 def test_scales_halve_also_on_the_one_grid_of_a_transformer(kind, sizes):
     net = arch.network(MTINet, arch.model(kind))
     assert net.decoder.pyramid.sizes == sizes
@@ -87,9 +91,8 @@ def test_a_scale_hears_of_the_coarser_one_and_not_of_the_finer():
     before = net.decoder.scale_features(maps)
     maps[1] = maps[1] + 1
     changed = [
-        not torch.equal(a["depth"], b["depth"])
-        for a, b in zip(before, net.decoder.scale_features(maps), strict=True)
-    ]  # fmt: skip
+        not torch.equal(a["depth"], b["depth"]) for a, b in zip(before, net.decoder.scale_features(maps), strict=True)
+    ]
     assert changed == [True, True, False, False]
 
 

@@ -14,9 +14,11 @@ from tests.support import network_checks as arch
 
 DEEP = {"patch_size": 8, "embed_dim": 32, "depth": 8, "num_heads": 2}  # stages of two blocks
 SWIN = {
-    "encoder": "swin_tiny_patch4_window7_224", "image_size": [64, 96], "decoder_channels": 8,
+    "encoder": "swin_tiny_patch4_window7_224",
+    "image_size": [64, 96],
+    "decoder_channels": 8,
     "encoder_options": {"depths": (2, 1, 2, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 2), "window_size": 4},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -147,21 +149,32 @@ def test_dropout_is_on_the_changes_only():
     assert not torch.allclose(once, again)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"rank": 0}, "rank"), ({"task_rank": 0}, "task_rank"), ({"dropout": 1.0}, "dropout"),
-    ({"dropout": float("nan")}, "dropout"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank"),
+        ({"task_rank": 0}, "task_rank"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": float("nan")}, "dropout"),
+    ],
+)
 def test_values_outside_their_range_are_refused(options, message):
     with pytest.raises(MethodError, match=message):
         arch.network(MTLoRA, arch.model("vit"), **options)
 
 
-@pytest.mark.parametrize(("encoder", "options", "message"), [
-    ("resnet18", {}, "has none.*vit_"),
-    ("swinv2_tiny_window8_256",
-     {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1), "window_size": 2}, "reads their weights"),
-    ("beit_base_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}, "stage by stage"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("encoder", "options", "message"),
+    [
+        ("resnet18", {}, "has none.*vit_"),
+        (
+            "swinv2_tiny_window8_256",
+            {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1), "window_size": 2},
+            "reads their weights",
+        ),
+        ("beit_base_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}, "stage by stage"),
+    ],
+)
 def test_other_encoders_are_refused(encoder, options, message):
     with pytest.raises(SuiteError, match=message):
         net = MTLoRANetwork(arch.TASKS, encoder=encoder, image_size=[64, 64], encoder_options=options)

@@ -43,8 +43,9 @@ def test_the_best_by_affinity_serves():
     affinity = [[OWN, -9.0, 1.0, -9.0], [-9.0, OWN, 0.9, 0.9], [1.0, 0.2, OWN, 0.2], [-9.0, 0.9, 0.9, OWN]]
     record = drive(spec("tag"), told(affinity))[1].record
     assert record["groups"] == [["kind", "far"], ["shape", "far", "mean"]] or record["groups"] == [
-        ["kind", "far"], ["shape", "mean"],
-    ]  # fmt: skip
+        ["kind", "far"],
+        ["shape", "mean"],
+    ]
     assert record["serves"]["far"] == 0 and record["serves"]["shape"] == record["serves"]["mean"] == 1
 
 

@@ -151,10 +151,13 @@ def test_gates_move_in_the_first_phase_only(finished):
     assert set(logits.tolist()) == {START, -START} and 0.005 < (logits > 0).double().mean() < 0.995
     before = torch.cat([v.flatten() for name, v in seen[3].items() if name.endswith(".logit")])
     groups = {name: float(v) for name, v in seen[3].items() if name.endswith(".group")}
-    opened = torch.cat([
-        ((v > 0) & (groups[name.replace(".logit", ".group")] > 0)).flatten()
-        for name, v in seen[3].items() if name.endswith(".logit")
-    ])  # fmt: skip
+    opened = torch.cat(
+        [
+            ((v > 0) & (groups[name.replace(".logit", ".group")] > 0)).flatten()
+            for name, v in seen[3].items()
+            if name.endswith(".logit")
+        ]
+    )
     assert len(before) == len(logits) and torch.equal(opened, logits > 0)
 
 

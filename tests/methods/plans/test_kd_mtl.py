@@ -47,8 +47,10 @@ def test_pixels_and_images_are_averaged_and_channels_are_added():
     x, y = np.random.default_rng(0).normal(size=(2, 3, 7, 4, 5))
     found = [
         ((x[b, :, h, w] / np.linalg.norm(x[b, :, h, w]) - y[b, :, h, w] / np.linalg.norm(y[b, :, h, w])) ** 2).sum()
-        for b in range(3) for h in range(4) for w in range(5)
-    ]  # fmt: skip
+        for b in range(3)
+        for h in range(4)
+        for w in range(5)
+    ]
     assert float(direction_distance(torch.tensor(x), torch.tensor(y))) == pytest.approx(np.mean(found), rel=1e-6)
 
 

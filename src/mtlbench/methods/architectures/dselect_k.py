@@ -54,7 +54,7 @@ class DSelectK(MTLMethod):
 
     def __init__(
         self, spec: MethodSpec, *, experts: int = 4, top_k: int = 2, gamma: float = 1.0, entropy: float = 1e-6
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(spec)
         if not entropy >= 0:
             raise MethodError(f"dselect_k: entropy must be >= 0; found {entropy}.")

@@ -62,7 +62,5 @@ class M3ViT(ExpertMethod):
         renormalise: bool | None = None,
         start: str = "random",
     ) -> None:
-        options = ExpertOptions(
-            experts, top_k, placement, gate=gate, noise=noise, renormalise=renormalise, start=start
-        )  # fmt: skip
+        options = ExpertOptions(experts, top_k, placement, gate=gate, noise=noise, renormalise=renormalise, start=start)
         super().__init__(spec, options, RoutingWeights(task_balance=balance, importance=balance))

@@ -82,7 +82,16 @@ class ModSquad(ExpertMethod):
         start: str = "random",
     ) -> None:
         options = ExpertOptions(
-            experts, top_k, placement, attention_experts, attention_top_k, attention_placement, gate, noise,
-            renormalise, task_tokens, start,
-        )  # fmt: skip
+            experts,
+            top_k,
+            placement,
+            attention_experts,
+            attention_top_k,
+            attention_placement,
+            gate,
+            noise,
+            renormalise,
+            task_tokens,
+            start,
+        )
         super().__init__(spec, options, RoutingWeights(mutual_information, z=z, prior=prior, scope=scope))

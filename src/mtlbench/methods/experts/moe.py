@@ -59,5 +59,5 @@ class MoE(ExpertMethod):
     ) -> None:
         options = ExpertOptions(
             experts, top_k, placement, gate="agnostic", noise=noise, renormalise=renormalise, start=start
-        )  # fmt: skip
+        )
         super().__init__(spec, options, RoutingWeights(load_balance=balance))

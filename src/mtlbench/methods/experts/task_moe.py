@@ -66,7 +66,13 @@ class TaskMoE(ExpertMethod):
         descriptions: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         options = ExpertOptions(
-            experts, top_k, placement, gate=gate, noise=noise, renormalise=renormalise, start=start,
+            experts,
+            top_k,
+            placement,
+            gate=gate,
+            noise=noise,
+            renormalise=renormalise,
+            start=start,
             descriptions=descriptions,
-        )  # fmt: skip
+        )
         super().__init__(spec, options, RoutingWeights(load_balance=balance))

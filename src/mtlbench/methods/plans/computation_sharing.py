@@ -198,15 +198,19 @@ class ComputationSharing(MTLMethod):
                 "threshold": self.threshold,
                 "curves": dict(zip(("scores", "validation"), self._curves, strict=False)),
                 "flops": {
-                    "dense": 2 * (dense_macs(network.encoder) + attention + decoder), "attention": 2 * attention,
+                    "dense": 2 * (dense_macs(network.encoder) + attention + decoder),
+                    "attention": 2 * attention,
                     "decoder": 2 * decoder,
                 },
                 "storage": {
-                    "kept": stored.kept, "entries": stored.entries, "index_bits": stored.index_bits,
-                    "decoder": stored.decoder, "parameters": stored.parameters,
+                    "kept": stored.kept,
+                    "entries": stored.entries,
+                    "index_bits": stored.index_bits,
+                    "decoder": stored.decoder,
+                    "parameters": stored.parameters,
                 },
             }
-        }  # fmt: skip
+        }
 
 
 def _base_of(tasks: Sequence[str], named: str) -> str:

@@ -13,7 +13,18 @@ from mtlbench.networks.experts.routing import GATES, Routing, TaskRouter
 from mtlbench.networks.experts.statistics import LayerStatistics, RunningTables, global_mean, global_sum
 
 __all__ = [
-    "GATES", "ExpertAttention", "ExpertLayer", "ExpertMlp", "LayerStatistics", "Routing", "RunningTables",
-    "TaskRouter", "global_mean", "global_sum", "importance_variation", "load_balance", "mutual_information",
+    "GATES",
+    "ExpertAttention",
+    "ExpertLayer",
+    "ExpertMlp",
+    "LayerStatistics",
+    "Routing",
+    "RunningTables",
+    "TaskRouter",
+    "global_mean",
+    "global_sum",
+    "importance_variation",
+    "load_balance",
+    "mutual_information",
     "task_balance",
-]  # fmt: skip
+]

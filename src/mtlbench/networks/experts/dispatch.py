@@ -202,8 +202,12 @@ def _padded(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | Non
 
 Product = Callable[[Tensor, Tensor, Dispatch, "Tensor | None"], Tensor]
 _PRODUCTS: dict[str, Product] = {
-    "auto": _auto, "naive": _naive, "segment": _segment, "grouped": _grouped, "padded": _padded,
-}  # fmt: skip
+    "auto": _auto,
+    "naive": _naive,
+    "segment": _segment,
+    "grouped": _grouped,
+    "padded": _padded,
+}
 BACKENDS = tuple(_PRODUCTS)
 """Ways to multiply rows by the matrices of their experts; see `segment_matmul`."""
 

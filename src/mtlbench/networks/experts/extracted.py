@@ -75,10 +75,17 @@ def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: 
         known["descriptions"] = {task.name: list(known["descriptions"][task.name])}
     architecture = {key: value for key, value in model.items() if key not in ("weights", "weights_identity")}
     return {
-        "format": FORMAT, "task": task.name, "kind": task.kind, "dense": task.dense, "channels": task.channels,
-        "class_names": list(getattr(task, "class_names", ())), "model": architecture, "options": known, "kept": kept,
+        "format": FORMAT,
+        "task": task.name,
+        "kind": task.kind,
+        "dense": task.dense,
+        "channels": task.channels,
+        "class_names": list(getattr(task, "class_names", ())),
+        "model": architecture,
+        "options": known,
+        "kept": kept,
         "source": source,
-    }  # fmt: skip
+    }
 
 
 def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | Path) -> None:
@@ -146,8 +153,9 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
     task = description["task"]
     network = ExpertNetwork(
         {task: _Head(description["dense"], description["channels"])},  # type: ignore[dict-item]
-        _options(description["options"]), **description["model"],
-    )  # fmt: skip
+        _options(description["options"]),
+        **description["model"],
+    )
     try:
         for name, layer in network.layers.items():
             layer.keep(description["kept"][name])

@@ -34,9 +34,15 @@ def gather_sum(rows: Tensor, index: Tensor, weights: Tensor | None = None) -> Te
 
 @torch.library.custom_op("mtlbench::expert_mlp", mutates_args=())
 def forward(
-    tokens: Tensor, gates: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-    order: Tensor, inverse: Tensor, sizes: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    tokens: Tensor,
+    gates: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+    sizes: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Returns Σ_j gate_j · gelu(x W1 + b1) W2 (N, D), and the hidden values before GELU, for the backward pass.
 
     Args:
@@ -65,9 +71,17 @@ def forward(
 
 @torch.library.custom_op("mtlbench::expert_mlp_backward", mutates_args=())
 def backward(
-    gradient: Tensor, hidden: Tensor, tokens: Tensor, gates: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-    order: Tensor, inverse: Tensor, sizes: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    hidden: Tensor,
+    tokens: Tensor,
+    gates: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+    sizes: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of tokens, gates, W1, b1 and W2 from that of the output (N, D)."""
     layout, token, where, slot = _rows(tokens, gates, order, inverse, sizes)
     gate = layout.take(gates.reshape(-1, 1), slot)  # zero in spare rows, which so add nothing to any sum

@@ -85,9 +85,17 @@ class TaskRouter(nn.Module):
     kept: Tensor | None
 
     def __init__(
-        self, width: int, experts: int, top_k: int, gate: str, tasks: Sequence[str], *, noise: float = 0.0,
-        renormalise: bool | None = None, descriptions: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        experts: int,
+        top_k: int,
+        gate: str,
+        tasks: Sequence[str],
+        *,
+        noise: float = 0.0,
+        renormalise: bool | None = None,
+        descriptions: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         """Builds the router.
 
         Args:

@@ -237,9 +237,15 @@ def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> 
 
 def _router(width: int, experts: int, top_k: int, tasks: Sequence[str], options: ExpertOptions) -> TaskRouter:
     return TaskRouter(
-        width, experts, top_k, options.gate, tasks, noise=options.noise, renormalise=options.renormalise,
+        width,
+        experts,
+        top_k,
+        options.gate,
+        tasks,
+        noise=options.noise,
+        renormalise=options.renormalise,
         descriptions=options.descriptions,
-    )  # fmt: skip
+    )
 
 
 def _named_layers(blocks: Any) -> Iterator[tuple[str, ExpertLayer]]:

@@ -204,9 +204,12 @@ class ReferencedViT(nn.Module):
             for part, reads, module in _LINEAR:
                 linear: Any = block.get_submodule(module)
                 found[f"block{i}.{part}"] = Layer(
-                    f"block{i}.{reads}", f"{path}.blocks.{i}.{module}.weight", tokens, linear.in_features,
+                    f"block{i}.{reads}",
+                    f"{path}.blocks.{i}.{module}.weight",
+                    tokens,
+                    linear.in_features,
                     linear.out_features,
-                )  # fmt: skip
+                )
         return found
 
     def sizes(self) -> dict[str, int]:
@@ -224,9 +227,11 @@ class ReferencedViT(nn.Module):
 
 
 _LINEAR = (
-    ("qkv", "norm1", "attn.qkv"), ("proj", "attention", "attn.proj"), ("fc1", "norm2", "mlp.fc1"),
+    ("qkv", "norm1", "attn.qkv"),
+    ("proj", "attention", "attn.proj"),
+    ("fc1", "norm2", "mlp.fc1"),
     ("fc2", "act", "mlp.fc2"),
-)  # fmt: skip
+)
 
 
 def _run_block(block: Any, x: Tensor, trace: Trace, name: str) -> Tensor:

@@ -28,9 +28,12 @@ class VideoTask:
     """
 
     def __init__(
-        self, encoder: ReferencedViT, changes: Mapping[str, Tensor], kept: Mapping[str, int],
+        self,
+        encoder: ReferencedViT,
+        changes: Mapping[str, Tensor],
+        kept: Mapping[str, int],
         decode: Callable[[Sequence[Tensor]], Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Keeps what the attributes say; see `alone` and `changed`."""
         self.encoder, self.changes, self.kept, self.decode = encoder, dict(changes), dict(kept), decode
         self._decoder_macs: int | None = None
@@ -90,9 +93,14 @@ class Frame:
 
 
 def play(
-    tasks: Mapping[str, VideoTask], base: str, frames: Iterable[Tensor], *, threshold: Threshold, distance: int,
+    tasks: Mapping[str, VideoTask],
+    base: str,
+    frames: Iterable[Tensor],
+    *,
+    threshold: Threshold,
+    distance: int,
     shared_blocks: int,
-) -> Iterator[Frame]:  # fmt: skip
+) -> Iterator[Frame]:
     """Runs all tasks over clips (Shoouri et al., 2023, arXiv:2303.09663).
 
     On a key frame the base task is computed in full, and every sub-task is held to it. On the frames between, the base
