@@ -124,7 +124,7 @@ def test_one_expert_of_full_width_is_the_dense_network():
     torch.manual_seed(3)
     dense = DenseNetwork(TASKS, **MODEL)
     torch.manual_seed(3)
-    sparse = network(experts=1, top_k=1, start="copy", gate="agnostic", renormalise=True)
+    sparse = network(experts=1, top_k=1, init="copy", gate="agnostic", renormalise=True)
     sparse.neck.load_state_dict(dense.neck.state_dict())
     for block, other in zip(sparse.encoder.blocks, dense.encoder.trunk.model.blocks, strict=True):
         block.attn.load_state_dict(other.attn.state_dict())
@@ -182,8 +182,8 @@ def test_other_encoders_are_refused(name):
         ({"placement": "none"}, "At least one block"),
         ({"top_k": 5}, "top_k=5, experts=4"),
         ({"task_tokens": -1.0}, "standard deviation"),
-        ({"start": "splitt"}, "Did you mean 'split'"),
-        ({"start": "split", "experts": 3}, "multiple of top_k"),
+        ({"init": "splitt"}, "Did you mean 'split'"),
+        ({"init": "split", "experts": 3}, "multiple of top_k"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

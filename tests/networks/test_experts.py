@@ -238,13 +238,13 @@ def test_attention_has_right_gradients():
     )
 
 
-@pytest.mark.parametrize("start", ["copy", "split"])
-def test_upcycled_experts_reproduce_the_dense_mlp(start):
+@pytest.mark.parametrize("init", ["copy", "split"])
+def test_upcycled_experts_reproduce_the_dense_mlp(init):
     dense, tokens = Mlp(8, 32).double(), torch.randn(N, 8, dtype=torch.float64)
     torch.nn.init.normal_(dense.fc1.bias)
     torch.nn.init.normal_(dense.fc2.bias)
-    sparse = ExpertMlp(8, 32 if start == "copy" else 16, 4).double()
-    sparse.upcycle(dense, start)
+    sparse = ExpertMlp(8, 32 if init == "copy" else 16, 4).double()
+    sparse.upcycle(dense, init)
     chosen = torch.tensor([[0, 1], [2, 1], [0, 3], [2, 3]]).repeat(N // 4, 1)  # one expert of each half
     routing = Routing(torch.zeros(N, 4), torch.full((N, 2), 0.5, dtype=torch.float64), chosen, 1)
     torch.testing.assert_close(sparse(tokens, routing), dense(tokens))

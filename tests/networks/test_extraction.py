@@ -157,6 +157,19 @@ def test_on_disk_and_back(form, tmp_path):
     assert loaded.description["kept"] == kept and loaded.description["kind"] == "depth"
 
 
+@pytest.mark.parametrize("form", ["copies", "task_moe"])
+def test_folders_of_before_the_argument_was_renamed_are_read(form, tmp_path):
+    """They call `init` ``start``."""
+    method, image = trained(form), images(3)
+    kept = kept_experts(method.network, list(TASKS), "depth", 0.02)
+    alone = extract(method.network, "depth", kept)
+    description = describe(TASKS["depth"], method.spec.model, method.options, kept, {})
+    description["options"]["start"] = description["options"].pop("init")
+    save(alone, description, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_extracted(tmp_path)(image), alone(image, ["depth"]).predictions["depth"])
+
+
 def test_loading_needs_no_training_code(tmp_path):
     method = trained("mod_squad")
     kept = kept_experts(method.network, list(TASKS), "depth", 0.02)

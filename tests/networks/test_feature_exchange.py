@@ -13,7 +13,7 @@ from mtlbench.methods.architectures.mti_net import MTINet
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import Predictor, Pyramid, SqueezeExcite, basic_block, bottleneck, norm, per_task, resize
 from mtlbench.networks.encoder import build_encoder
-from mtlbench.networks.feature_exchange import Distillation
+from mtlbench.networks.feature_exchange import FeatureExchange
 from tests.support import network_checks as arch
 
 
@@ -30,8 +30,8 @@ def pointwise(module, gate, value):
             p.data[..., 1, 1] = number
 
 
-def test_distillation_by_hand():
-    module = Distillation("x", "abc", 1)
+def test_exchange_by_hand():
+    module = FeatureExchange("x", "abc", 1)
     given = {name: torch.full((1, 1, 2, 3), number) for name, number in zip("abc", (1.0, 2.0, -1.0), strict=True)}
     pointwise(module, gate=math.log(3), value=10.0)
     # σ(2 ln 3) = 9/10, σ(-ln 3) = 1/4: 1 + 0.9 · 20 + 0.25 · (-10) = 16.5
@@ -40,19 +40,19 @@ def test_distillation_by_hand():
     torch.testing.assert_close(module(given, "a"), torch.full((1, 1, 2, 3), 1 + 10.0 - 5.0))
 
 
-def test_distillation_without_values_or_partners_is_the_identity():
-    module = Distillation("x", "ab", 4)
+def test_exchange_without_values_or_partners_is_the_identity():
+    module = FeatureExchange("x", "ab", 4)
     given = {name: torch.randn(2, 4, 3, 5) for name in "ab"}
     assert not torch.equal(module(given, "a"), given["a"])
     for p in module.values.parameters():
         p.data.zero_()
     assert torch.equal(module(given, "a"), given["a"])
-    alone = Distillation("x", "a", 4)
+    alone = FeatureExchange("x", "a", 4)
     assert torch.equal(alone(given, "a"), given["a"]) and not list(alone.parameters())
 
 
 def test_each_ordered_pair_has_its_own_convolutions():
-    module = Distillation("x", "abc", 2)
+    module = FeatureExchange("x", "abc", 2)
     assert len(list(module.parameters())) == 2 * 6
     values = [p.detach() for p in module.parameters()]
     assert len({float(p.sum()) for p in values}) == len(values)  # and starts with its own values

@@ -212,10 +212,11 @@ def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tupl
     # A copy, because some networks keep tensors of the last image; `eval`, because batch statistics of one small
     # image do not exist.
     shadow = copy.deepcopy(trunk).to("meta").eval()
-    maps = shadow(torch.empty(1, 3, *image_size, device="meta"))
     trainable = {name: p for name, p in shadow.named_parameters() if p.requires_grad}
-    total = torch.stack([m.sum() for m in maps]).sum()
-    gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    with torch.enable_grad():  # The caller may build or load a network under `no_grad`.
+        maps = shadow(torch.empty(1, 3, *image_size, device="meta"))
+        total = torch.stack([m.sum() for m in maps]).sum()
+        gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
     unused = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None]
     return [m.shape[-1 if channels_last else 1] for m in maps], unused
 

@@ -108,7 +108,7 @@ class ExchangeNetwork(MTLNetwork):
         return [decoder] if len(self.dense) == 1 else decoder.owned(task)
 
 
-class Distillation(nn.Module):
+class FeatureExchange(nn.Module):
     """f_i + Σ_{a≠i} σ(W_ia f_a) ⊙ V_ia f_a, with 3 x 3 convolutions W, V of each ordered pair of tasks."""
 
     def __init__(self, label: str, tasks: Sequence[str], channels: int) -> None:

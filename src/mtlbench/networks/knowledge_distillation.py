@@ -1,4 +1,4 @@
-"""Distillation of features: where a network is tapped, the adapters of a student, and their distance to teachers."""
+"""Knowledge distillation: where networks are tapped, the student's adapters, and the distance to its teachers."""
 
 from __future__ import annotations
 

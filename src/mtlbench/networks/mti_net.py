@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench.networks.blocks import Predictor, Pyramid, SqueezeExcite, basic_block, conv, norm, per_task, resize
 from mtlbench.networks.encoder import Encoder
-from mtlbench.networks.feature_exchange import Distillation, ExchangeDecoder
+from mtlbench.networks.feature_exchange import FeatureExchange, ExchangeDecoder
 from mtlbench.tasks import Task
 
 
@@ -71,7 +71,7 @@ class Aggregation(nn.Module):
 
 
 class MTIDecoder(ExchangeDecoder):
-    """Features per scale and task from coarse to fine, distillation within each scale, one head per task."""
+    """Features per scale and task from coarse to fine, an exchange within each scale, one head per task."""
 
     # One entry per scale, finest first; mypy takes what a ModuleList holds for plain modules.
     features: Any
@@ -104,7 +104,8 @@ class MTIDecoder(ExchangeDecoder):
         self.features = nn.ModuleList(features(s) for s in range(scales))
         # Entry s tells scale s of scale s + 1.
         self.propagate = nn.ModuleList(FeaturePropagation(f"propagate {s}", names, width) for s in range(scales - 1))
-        self.distil = nn.ModuleList(Distillation(f"distil {s}", names, width) for s in range(scales))
+        # The name stands in checkpoints, and the label seeds the weights.
+        self.distil = nn.ModuleList(FeatureExchange(f"distil {s}", names, width) for s in range(scales))
         self.supervise = nn.ModuleList(
             per_task(f"supervise {s}", names, lambda t: Predictor(width, tasks[t].channels, image_size))
             for s in range(scales)
@@ -135,7 +136,7 @@ class MTIDecoder(ExchangeDecoder):
         """Predicts the named tasks, and while training each of them at every scale; see `ExchangeDecoder`."""
         features = self.scale_features(maps)
         predictions = {
-            t: self.heads[t]([distil(f, t) for distil, f in zip(self.distil, features, strict=True)]) for t in tasks
+            t: self.heads[t]([exchange(f, t) for exchange, f in zip(self.distil, features, strict=True)]) for t in tasks
         }
         if not self.training:
             return predictions, {}
@@ -144,6 +145,6 @@ class MTIDecoder(ExchangeDecoder):
         }
 
     def owned(self, task: str) -> list[nn.Module]:
-        """Returns the task's heads and the distillation into its features."""
-        incoming = [module for distil in self.distil for module in distil.owned(task)]
+        """Returns the task's heads and the convolutions that refine its features."""
+        incoming = [module for exchange in self.distil for module in exchange.owned(task)]
         return [self.heads[task], *(heads[task] for heads in self.supervise), *incoming]

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from mtlbench.networks.blocks import Predictor, bottleneck, per_task
 from mtlbench.networks.decoder import DenseHead, Neck
 from mtlbench.networks.encoder import Encoder
-from mtlbench.networks.feature_exchange import Distillation, ExchangeDecoder
+from mtlbench.networks.feature_exchange import FeatureExchange, ExchangeDecoder
 from mtlbench.tasks import Task
 
 
 class PADDecoder(ExchangeDecoder):
-    """Neck, initial features and predictions of every task, distillation between features, final heads."""
+    """Neck, initial features and predictions of every task, an exchange between features, final heads."""
 
     def __init__(self, tasks: Mapping[str, Task], encoder: Encoder, width: int, image_size: tuple[int, int]) -> None:
         """Builds the decoder.
@@ -31,7 +31,8 @@ class PADDecoder(ExchangeDecoder):
             "initial", tasks, lambda _: nn.Sequential(bottleneck(width, width), bottleneck(width, width))
         )
         self.supervise = per_task("supervise", tasks, lambda t: Predictor(width, tasks[t].channels, image_size))
-        self.distil = Distillation("distil", list(tasks), width)
+        # The name stands in checkpoints, and the label seeds the weights.
+        self.distil = FeatureExchange("distil", list(tasks), width)
         self.heads = per_task("head", tasks, lambda t: DenseHead(width, tasks[t].channels, image_size))
 
     def forward(
@@ -45,5 +46,5 @@ class PADDecoder(ExchangeDecoder):
         return predictions, initial
 
     def owned(self, task: str) -> list[nn.Module]:
-        """Returns the task's heads and the distillation into its feature."""
+        """Returns the task's heads and the convolutions that refine its feature."""
         return [self.heads[task], self.supervise[task], *self.distil.owned(task)]

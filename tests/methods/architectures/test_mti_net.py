@@ -106,10 +106,10 @@ def test_the_head_joins_all_scales_at_the_finest():
     torch.testing.assert_close(head([fine, coarse]), joined)
 
 
-def test_zeroed_distillation_leaves_each_task_its_own_features():
+def test_zeroed_messages_leave_each_task_its_own_features():
     net = arch.network(MTINet, arch.model("vit")).eval()
-    for distil in net.decoder.distil:
-        for p in distil.values.parameters():
+    for exchange in net.decoder.distil:
+        for p in exchange.values.parameters():
             p.data.zero_()
     maps = net.encoder(net.encoder.normalise(arch.images()))
     own = [f["depth"] for f in net.decoder.scale_features(maps)]

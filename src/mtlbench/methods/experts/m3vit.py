@@ -62,5 +62,5 @@ class M3ViT(ExpertMethod):
         renormalise: bool | None = None,
         start: str = "random",
     ) -> None:
-        options = ExpertOptions(experts, top_k, placement, gate=gate, noise=noise, renormalise=renormalise, start=start)
+        options = ExpertOptions(experts, top_k, placement, gate=gate, noise=noise, renormalise=renormalise, init=start)
         super().__init__(spec, options, RoutingWeights(task_balance=balance, importance=balance))

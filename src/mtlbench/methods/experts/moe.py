@@ -58,6 +58,6 @@ class MoE(ExpertMethod):
         start: str = "random",
     ) -> None:
         options = ExpertOptions(
-            experts, top_k, placement, gate="agnostic", noise=noise, renormalise=renormalise, start=start
+            experts, top_k, placement, gate="agnostic", noise=noise, renormalise=renormalise, init=start
         )
         super().__init__(spec, options, RoutingWeights(load_balance=balance))

@@ -72,7 +72,7 @@ class TaskMoE(ExpertMethod):
             gate=gate,
             noise=noise,
             renormalise=renormalise,
-            start=start,
+            init=start,
             descriptions=descriptions,
         )
         super().__init__(spec, options, RoutingWeights(load_balance=balance))

@@ -166,8 +166,10 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
 
 
 def _options(values: Mapping[str, Any]) -> ExpertOptions:
-    # The start of experts is of training: weights come from the file.
-    return ExpertOptions(**{**values, "start": "random" if values["start"] == "split" else values["start"]})
+    known = {key: value for key, value in values.items() if key not in ("init", "start")}
+    # Earlier folders say "start". Weights come from the file, so only the width of the experts matters: that of "copy".
+    init = values["init"] if "init" in values else values["start"]
+    return ExpertOptions(**known, init="random" if init == "split" else init)
 
 
 def _unreadable(path: Path, fact: str) -> StoreError:

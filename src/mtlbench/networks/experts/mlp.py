@@ -12,8 +12,8 @@ from mtlbench.errors import MethodError, SuiteError
 from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
 from mtlbench.networks.experts.routing import Routing
 
-STARTS = ("random", "split", "copy")
-"""How experts begin; see `ExpertMlp.upcycle`."""
+INITS = ("random", "split", "copy")
+"""Initialisations of MLP experts; see `ExpertMlp.upcycle`."""
 
 
 class ExpertMlp(nn.Module):
@@ -56,7 +56,7 @@ class ExpertMlp(nn.Module):
         return expert_mlp(tokens.flatten(0, -2), routing.gates, dispatch, *layers).view_as(tokens)
 
     @torch.no_grad()
-    def upcycle(self, mlp: nn.Module, start: str) -> None:
+    def upcycle(self, mlp: nn.Module, init: str) -> None:
         """Starts from a trained dense MLP of hidden width H.
 
         ``copy``: every expert is the whole MLP (h = H), so that renormalised gates reproduce it exactly, at k times its
@@ -65,7 +65,7 @@ class ExpertMlp(nn.Module):
 
         Args:
             mlp: With ``fc1`` and ``fc2``, as timm's.
-            start: ``"copy"`` or ``"split"``.
+            init: ``"copy"`` or ``"split"``.
 
         Raises:
             MethodError: The experts do not divide the MLP evenly.
@@ -73,9 +73,9 @@ class ExpertMlp(nn.Module):
         first, second = two_layers(mlp)
         hidden, whole = self.weight1.shape[2], first.out_features
         parts = whole // hidden
-        if whole % hidden or self.experts % parts or (start == "copy") != (parts == 1):
+        if whole % hidden or self.experts % parts or (init == "copy") != (parts == 1):
             raise MethodError(
-                f"start {start!r} needs experts that cut the dense MLP evenly: hidden width {whole}, found "
+                f"start {init!r} needs experts that cut the dense MLP evenly: hidden width {whole}, found "
                 f"{self.experts} experts of {hidden}. Make `experts` a multiple of top_k, "
                 f"and top_k a divisor of {whole}."
             )

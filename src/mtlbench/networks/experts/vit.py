@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtlbench.errors import MethodError, SuiteError, unknown_name
 from mtlbench.networks.encoder import Encoder
 from mtlbench.networks.experts import ExpertAttention, ExpertLayer, ExpertMlp, LayerStatistics, TaskRouter
-from mtlbench.networks.experts.mlp import STARTS, two_layers
+from mtlbench.networks.experts.mlp import INITS, two_layers
 from mtlbench.networks.experts.routing import TaskEmbedding
 
 PLACES = {
@@ -43,7 +43,7 @@ class ExpertOptions:
         renormalise: See `TaskRouter`.
         task_tokens: Standard deviation at the start of the learned vector of the task that is added to every token
             before every block; 0 for none.
-        start: How MLP experts begin: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's own MLP, see
+        init: How MLP experts are initialised: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's own MLP, see
             `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
     """
@@ -58,7 +58,7 @@ class ExpertOptions:
     noise: float = 0.0
     renormalise: bool | None = None
     task_tokens: float = 0.0
-    start: str = "random"
+    init: str = "random"
     descriptions: Mapping[str, Sequence[float]] | None = None
 
 
@@ -225,13 +225,13 @@ def _attention_layer(attention: Any, tasks: Sequence[str], options: ExpertOption
 
 
 def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
-    if options.start not in STARTS:
-        raise MethodError(unknown_name("start", options.start, STARTS))
+    if options.init not in INITS:
+        raise MethodError(unknown_name("start", options.init, INITS))
     first, _ = two_layers(mlp)
     width, hidden = first.in_features, first.out_features
-    experts = ExpertMlp(width, hidden if options.start == "copy" else max(1, hidden // options.top_k), options.experts)
-    if options.start != "random":
-        experts.upcycle(mlp, options.start)
+    experts = ExpertMlp(width, hidden if options.init == "copy" else max(1, hidden // options.top_k), options.experts)
+    if options.init != "random":
+        experts.upcycle(mlp, options.init)
     return ExpertLayer(_router(width, options.experts, options.top_k, tasks, options), experts, len(tasks))
 
 
