@@ -54,10 +54,12 @@ class Registered:
         VERSION: Raise it when the same hyper-parameters give another result; it enters every run's identity.
         TAXONOMY: Leaf of the survey that the method belongs to, one of `TAXONOMY`. It has no part in the identity.
             Empty for a method of your own that does not say.
+        LATER: Hyper-parameters added after runs were stored. At their default they stay out of a run's identity.
     """
 
     VERSION: ClassVar[int] = 1
     TAXONOMY: ClassVar[str] = ""
+    LATER: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,10 @@ def record(name: str, **arguments: Any) -> dict[str, Any]:
     """
     cls: Any = find(name)
     check_arguments(name, cls, arguments)
+    known = arguments_of(cls)
+    written = {k: v for k, v in defaults(cls, arguments).items() if k not in cls.LATER or v != known[k].default}
     return {
-        "name": name.rpartition(":")[2], "path": name, "version": cls.VERSION, "arguments": defaults(cls, arguments),
+        "name": name.rpartition(":")[2], "path": name, "version": cls.VERSION, "arguments": written,
     }  # fmt: skip
 
 

@@ -133,6 +133,57 @@ def test_tasks_in_another_order_get_the_same_groups():
         assert {frozenset(group) for group in best_cover(order, turned, 2).groups} == expected
 
 
+def by_size(tasks, table, small, budget, single_cost):
+    """Returns the best (total, cost) over all choices among full networks and small ones of single tasks."""
+    items = [(row, 1.0) for row in table.values()] + [({t: q}, single_cost) for t, q in small.items()]
+    best = None
+    for count in range(1, len(tasks) + 1):
+        for chosen in combinations(items, count):
+            cost = sum(price for _, price in chosen)
+            served = [[row[t] for row, _ in chosen if math.isfinite(row.get(t, math.nan))] for t in tasks]
+            if cost <= budget + 1e-9 and all(served):
+                found = (-sum(map(max, served)), cost)
+                best = min(best or found, found)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_small_networks_beside_full_ones_equal_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    tasks = "abcd"[: rng.integers(2, 5)]
+    table = drawn(rng, tasks)
+    small = {task: table[task,][task] - rng.random() * 0.2 for task in tasks if rng.random() < 0.8}
+    for budget, cost in ((0.5, 0.5), (1, 0.5), (1.5, 0.5), (2, 0.25), (2.5, 0.5), (3.5, 0.5), (4, 1.0)):
+        expected = by_size(tasks, table, small, budget, cost)
+        if expected is None:
+            with pytest.raises(MethodError, match="cost"):
+                best_cover(tasks, table, budget, cost, small)
+            continue
+        found = best_cover(tasks, table, budget, cost, small)
+        sizes = [len(group) == 1 and group[0] in found.small for group in found.groups]
+        assert sum(cost if is_small else 1 for is_small in sizes) == pytest.approx(expected[1])
+        assert found.total == pytest.approx(-expected[0])
+        for task, index in found.serves.items():
+            assert task in found.groups[index]
+
+
+def test_a_full_single_network_is_taken_where_it_pays():
+    """The specification's losses, with full networks of one task: a .05, b .15, c .25. By hand, budget by budget."""
+    small = {task: -LOSSES[task][0] for task in "abc"}
+    table = negated({**LOSSES, "a": [0.05], "b": [0.15], "c": [0.25]})
+    for budget, groups, owners, total in (
+        (1.5, ["a", "bc"], "a", 0.1 + 0.18 + 0.27),
+        (2, ["a", "bc"], "", 0.05 + 0.18 + 0.27),
+        (2.5, ["a", "b", "c"], "c", 0.05 + 0.15 + 0.3),
+        (3, ["a", "b", "c"], "", 0.05 + 0.15 + 0.25),
+    ):
+        found = best_cover("abc", table, budget, 0.5, small)
+        assert found.total == pytest.approx(-total), budget
+        if budget != 2.5:  # there {a, bc} costs less and has the same total
+            assert found.groups == tuple(map(tuple, groups)) and found.small == frozenset(owners)
+    assert best_cover("abc", table, 2, 0.5, small).total > best_cover("abc", negated(LOSSES), 2, 0.5).total
+
+
 def test_what_is_not_finite_serves_nobody():
     table = {("a",): {"a": 0.0}, ("b",): {"b": 0.0}, ("a", "b"): {"a": math.inf, "b": 9.0}}
     assert best_cover("ab", table, 2).groups == (("a",), ("a", "b"))
@@ -265,3 +316,10 @@ def test_random_groups_are_a_partition_of_even_sizes():
 def test_every_pair_is_equally_likely():
     together = sum(any({"a", "e"} <= set(g) for g in random_partition("abcdef", 2, seed)) for seed in range(2000))
     assert together / 2000 == pytest.approx(2 / 5, abs=0.05)
+
+
+def test_gains_over_single_tasks_of_another_size():
+    tasks = description(acc=True, err=False)
+    full = {("acc",): scores(acc=0.5), ("err",): scores(err=4.0)}
+    found = relative_gains(tasks, {("acc",): scores(acc=0.4), ("err",): scores(err=5.0)}, full)
+    assert found["acc",] == pytest.approx({"acc": -0.2}) and found["err",] == pytest.approx({"err": -0.25})

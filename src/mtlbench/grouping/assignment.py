@@ -38,11 +38,13 @@ class Cover:
         groups: Tasks of every network.
         serves: Index of the network that serves a task, the one best for it.
         total: Sum of the quality that each task gets.
+        small: Tasks that have a small network of their own.
     """
 
     groups: tuple[Group, ...]
     serves: dict[str, int]
     total: float = math.nan
+    small: frozenset[str] = frozenset()
 
     @classmethod
     def partition(cls, groups: Sequence[Group]) -> Cover:
@@ -65,7 +67,13 @@ def subsets(tasks: Sequence[str], largest: int | None = None) -> list[Group]:
     return [group for size in sizes for group in combinations(tasks, size)]
 
 
-def best_cover(tasks: Sequence[str], table: Table, budget: float, single_cost: float = 1.0) -> Cover:
+def best_cover(
+    tasks: Sequence[str],
+    table: Table,
+    budget: float,
+    single_cost: float = 1.0,
+    small: Mapping[str, float] | None = None,
+) -> Cover:
     """Returns the choice of groups with the largest total that costs at most ``budget``.
 
     Of equal totals the one of lower cost is taken, then the one of fewer networks, then smaller groups and the order of
@@ -76,14 +84,26 @@ def best_cover(tasks: Sequence[str], table: Table, budget: float, single_cost: f
         table: Quality of the groups to choose from.
         budget: What may be spent; a group of two or more tasks costs 1.
         single_cost: What a group of one task costs, above 0.
+        small: Quality of a small network of one task, by task. If given, these cost ``single_cost``, and the groups of
+            one task in ``table`` cost 1 like any other.
 
     Raises:
         MethodError: If no choice within the budget serves all tasks.
     """
     groups = _in_order(tasks, table)
-    values = _on_grid([[table[group].get(task, math.nan) for task in tasks] for group in groups])
-    masks = [sum(1 << tasks.index(task) for task in group) for group in groups]
-    single = {task: index for index, group in enumerate(groups) if len(group) == 1 for task in group}
+    rows: list[Mapping[str, float]] = [table[group] for group in groups]
+    single = {group[0]: index for index, group in enumerate(groups) if len(group) == 1}
+    if small is not None:
+        single = {task: len(groups) + place for place, task in enumerate(small)}
+        groups += [(task,) for task in small]
+        rows += [{task: quality} for task, quality in small.items()]
+    values = _on_grid([[row.get(task, math.nan) for task in tasks] for row in rows])
+    # Groups of cost 1 by index; networks that cost `single_cost` are a choice of their own.
+    masks = {
+        index: sum(1 << tasks.index(task) for task in group)
+        for index, group in enumerate(groups)
+        if index not in single.values()
+    }
     alone = [values[single[task], place] if task in single else -math.inf for place, task in enumerate(tasks)]
 
     worth, server = _best_servers(len(tasks), masks, values)
@@ -97,8 +117,9 @@ def best_cover(tasks: Sequence[str], table: Table, budget: float, single_cost: f
         networks, mask = networks - 1, mask ^ part
     chosen.sort(key=lambda index: [tasks.index(task) for task in groups[index]])
     serves = {task: int(np.argmax(values[chosen, place])) for place, task in enumerate(tasks)}
-    total = math.fsum(table[groups[chosen[index]]][task] for task, index in serves.items())
-    return Cover(tuple(groups[index] for index in chosen), serves, total)
+    total = math.fsum(rows[chosen[index]][task] for task, index in serves.items())
+    owners = frozenset(task for task in (small or ()) if single[task] in chosen)
+    return Cover(tuple(groups[index] for index in chosen), serves, total, owners)
 
 
 def _in_order(tasks: Sequence[str], groups: Iterable[Group]) -> list[Group]:
@@ -126,12 +147,10 @@ def _within(mask: int, values: Sequence[float] | np.ndarray) -> tuple[np.ndarray
     return found, sums
 
 
-def _best_servers(tasks: int, masks: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for every set of tasks the most that one group of two or more gives it, and which group."""
+def _best_servers(tasks: int, masks: Mapping[int, int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for every set of tasks the most that one group of cost 1 gives it, and the index of that group."""
     worth, server = np.full(1 << tasks, -np.inf), np.zeros(1 << tasks, dtype=np.int64)
-    for index, mask in enumerate(masks):
-        if mask.bit_count() == 1:
-            continue
+    for index, mask in masks.items():
         parts, sums = _within(mask, values[index])
         better = sums > worth[parts]
         worth[parts[better]] = sums[better]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtlbench import registry
@@ -33,6 +33,7 @@ class Grouping:
         alone: Method of a run on one task, see `registry.record`.
         together: Method of a run on two or more.
         searched: Runs of the search, by id.
+        small: Changes of the section ``model`` that make a small network of one task; None without such networks.
     """
 
     spec: RunSpec
@@ -40,6 +41,7 @@ class Grouping:
     alone: Mapping[str, Any]
     together: Mapping[str, Any]
     searched: dict[str, RunSpec] = field(default_factory=dict)
+    small: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, spec: RunSpec, networks: int, train: str) -> Grouping:
@@ -72,6 +74,11 @@ class Grouping:
         """Returns the run of a group."""
         return self.spec.with_method(self.alone if len(group) == 1 else self.together).with_tasks(*group)
 
+    def small_run(self, task: str) -> RunSpec:
+        """Returns the run of a small network of one task."""
+        run = self.run((task,))
+        return replace(run, model={**run.model, **(self.small or {})})
+
     def probe(self, name: str, **arguments: Any) -> Generator[list[RunSpec], list[Result], Result]:
         """Trains all tasks together by a method that measures; returns the result."""
         run = self.spec.with_method(registry.record(name, **arguments))
@@ -81,10 +88,12 @@ class Grouping:
 
     def measure(self, groups: Sequence[Group]) -> Measured:
         """Trains groups; returns their results."""
-        runs = [self.run(group) for group in groups]
-        self.searched |= {run.run_id: run for run in runs}
-        results = yield runs
+        results = yield from self._search([self.run(group) for group in groups])
         return dict(zip(groups, results, strict=True))
+
+    def _search(self, runs: list[RunSpec]) -> Generator[list[RunSpec], list[Result], list[Result]]:
+        self.searched |= {run.run_id: run for run in runs}
+        return (yield runs)
 
     def by_affinity(self, name: str, what: str, **arguments: Any) -> Plan:
         """Groups by a table of pairs that one run measures: a task scores the mean over its company.
@@ -107,11 +116,16 @@ class Grouping:
 
         Args:
             split: ``"validation"``, or ``"scores"`` for those that are reported.
-            single_cost: Cost of a network of one task, see `best_cover`.
+            single_cost: Cost of a network of one task, or of a small one where there are such; see `best_cover`.
         """
-        results = yield from self.measure(subsets(self.tasks))
+        groups, singles = subsets(self.tasks), [(task,) for task in self.tasks]
+        small = [self.small_run(task) for task in self.tasks] if self.small else []
+        found = yield from self._search([*map(self.run, groups), *small])
+        results = dict(zip(groups, found, strict=False))
         table, reported, note = self.gains(results, split)
-        cover = best_cover(self.tasks, table, self.networks, single_cost)
+        reduced = dict(zip(singles, found[len(groups) :], strict=False))
+        alone = self._small_gains(results, reduced, "scores" if reported else "validation") if self.small else None
+        cover = best_cover(self.tasks, table, self.networks, single_cost, alone)
         # A score that is reported is no prediction of itself.
         return (yield from self.end(cover, {} if reported else table, note=note))
 
@@ -126,6 +140,14 @@ class Grouping:
         table = relative_gains(self.spec.tasks, {group: result[split] for group, result in results.items()})
         return table, split == "scores", note
 
+    def _small_gains(
+        self, results: Mapping[Group, Result], reduced: Mapping[Group, Result], split: str
+    ) -> dict[str, float]:
+        """Returns what a small network of each task gains over the full one of the same task, as a rule below 0."""
+        full = {group: results[group][split] for group in reduced}
+        table = relative_gains(self.spec.tasks, {group: result[split] for group, result in reduced.items()}, full)
+        return {task: gain for row in table.values() for task, gain in row.items()}
+
     def end(
         self,
         cover: Cover,
@@ -135,7 +157,10 @@ class Grouping:
         note: str = "",
     ) -> Plan:
         """Trains the chosen groups that the search has not trained; returns which run serves which task."""
-        runs = [self.run(group) for group in cover.groups]
+        runs = [
+            self.small_run(group[0]) if len(group) == 1 and group[0] in cover.small else self.run(group)
+            for group in cover.groups
+        ]
         missing = [run for run in runs if run.run_id not in self.searched]
         if missing:
             yield missing
@@ -150,6 +175,9 @@ class Grouping:
             "predicted": _capped(predicted or {}, cover.groups),
             "note": note,
         }
+        if self.small:
+            # The report tells them from full networks of the same task.
+            record |= {"small": sorted(cover.small), "small_runs": [self.small_run(t).run_id for t in self.tasks]}
         if pairs:
             rows = [[pairs[a, b] for b in self.tasks] for a in self.tasks]
             values = [[value if math.isfinite(value) else None for value in row] for row in rows]

@@ -14,7 +14,11 @@ Pairs = Mapping[tuple[str, str], float]
 """``{(recipient, source): value}``, the pairs of a task with itself included."""
 
 
-def relative_gains(tasks: Mapping[str, Mapping[str, Any]], scores: Mapping[Group, Mapping[str, Any]]) -> Table:
+def relative_gains(
+    tasks: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[Group, Mapping[str, Any]],
+    singles: Mapping[Group, Mapping[str, Any]] | None = None,
+) -> Table:
     """Returns what each task of a group gains over its single-task run, as a share of that run's score.
 
     The score is the task's first protocol, signed such that more is better. Against a score of 0 the gain is the plain
@@ -22,12 +26,14 @@ def relative_gains(tasks: Mapping[str, Mapping[str, Any]], scores: Mapping[Group
 
     Args:
         tasks: Description of every task, see `RunSpec.tasks`.
-        scores: ``{group: {task: {protocol id: value}}}``, single tasks included.
+        scores: ``{group: {task: {protocol id: value}}}``.
+        singles: The same for every task alone, which gains are measured against; None if ``scores`` holds them.
 
     Raises:
         MethodError: If a task has no finite score alone.
     """
-    alone = {task: _score(scores[(task,)], task, tasks) for task in tasks}
+    references = scores if singles is None else singles
+    alone = {task: _score(references[(task,)], task, tasks) for task in tasks}
     for task, value in alone.items():
         if not math.isfinite(value):
             raise MethodError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench.networks.blocks import Predictor, Pyramid, SqueezeExcite, basic_block, conv, norm, per_task, resize
 from mtlbench.networks.encoder import Encoder
-from mtlbench.networks.feature_exchange import FeatureExchange, ExchangeDecoder
+from mtlbench.networks.feature_exchange import ExchangeDecoder, FeatureExchange
 from mtlbench.tasks import Task
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtlbench.networks.blocks import Predictor, bottleneck, per_task
 from mtlbench.networks.decoder import DenseHead, Neck
 from mtlbench.networks.encoder import Encoder
-from mtlbench.networks.feature_exchange import FeatureExchange, ExchangeDecoder
+from mtlbench.networks.feature_exchange import ExchangeDecoder, FeatureExchange
 from mtlbench.tasks import Task
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -120,3 +121,55 @@ def test_a_single_network_costs_something_and_no_more_than_a_group(cost):
 def test_the_cost_of_a_single_network_is_ours_by_default():
     assert spec("optimal_grouping").method["arguments"] == {"networks": 2, "train": "uniform", "single_cost": 1.0}
     assert "0.5" in (OptimalGrouping.__doc__ or "")
+
+
+def two_sizes(cost=0.15):
+    """Returns results in which a small network of one task loses that share of the full one's score."""
+    full, halved = gaining(lambda group, task: -0.5), gaining(lambda group, task: 0.0)
+
+    def invent(run):
+        result = full(run)
+        if run.model["decoder_channels"] != 4:
+            return result
+        (task,) = run.tasks
+        protocol = run.tasks[task]["protocols"][0]
+        sign = 1 if protocol["higher_is_better"] else -1
+        value = halved(run)["validation"][task][protocol["id"]] * (1 - sign * cost)
+        return {**result, "validation": {task: {protocol["id"]: value}}}
+
+    return invent
+
+
+@pytest.mark.parametrize(
+    ("networks", "small"),
+    # Groups lose half, small networks 15 %: of three tasks at cost .5 each, b = 2 pays for one full network.
+    [(1, None), (2, ["far", "mean"]), (3, [])],
+)
+def test_full_single_networks_beside_small_ones(networks, small):
+    line = spec("optimal_grouping", tasks=THREE, networks=networks, single_cost=0.5, small={"decoder_channels": 4})
+    (stage,), ending = drive(line, two_sizes())
+    assert len(stage) == 7 + 3 and [run.model["decoder_channels"] for run in stage[7:]] == [4, 4, 4]
+    assert ending.record["small_runs"] == [run.run_id for run in stage[7:]]
+    if small is None:
+        assert ending.record["groups"] == [THREE] and ending.record["small"] == []
+        return
+    assert ending.record["groups"] == [[task] for task in THREE] and ending.record["small"] == small
+    for task, run in zip(THREE, stage[7:], strict=True):
+        assert ending.serving[task] == (run.run_id if task in small else expected(line, task))
+
+
+def test_what_small_networks_may_change():
+    for small in ({}, {"image_size": [8, 8]}, [1]):
+        with pytest.raises(MethodError, match="encoder, encoder_options, decoder_channels"):
+            begin(spec("optimal_grouping", small=small)).send(None)
+    line = spec("optimal_grouping", small={"encoder": "resnet10t"})
+    pretrained = replace(line, model={**line.model, "weights": "timm:a1_in1k"})
+    with pytest.raises(MethodError, match="Set weights: null"):
+        begin(pretrained).send(None)
+
+
+def test_without_small_networks_a_run_is_what_it_was():
+    """The argument came later: suites of before keep their runs."""
+    assert "small" not in spec("optimal_grouping").method["arguments"]
+    assert spec("optimal_grouping", small=None).hash == spec("optimal_grouping").hash
+    assert spec("optimal_grouping", small={"decoder_channels": 4}).hash != spec("optimal_grouping").hash

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from mtlbench.errors import MethodError
 from mtlbench.grouping import Grouping
 from mtlbench.grouping.method import GroupingMethod
 from mtlbench.method import MethodSpec
 from mtlbench.runs.plan import Plan
+
+SMALLER = ("encoder", "encoder_options", "decoder_channels")
+"""Keys of a suite's section ``model`` that may differ in a small network."""
 
 
 class OptimalGrouping(GroupingMethod):
@@ -24,11 +28,15 @@ class OptimalGrouping(GroupingMethod):
     Args:
         networks: The budget b in networks, at least 1.
         train: Method or balancer that trains a group.
-        single_cost: Cost of a network of one task, in (0, 1]. The paper's code has 0.5, with networks of half the size;
-            ours are of full size, hence 1.
+        single_cost: Cost of a network of one task, in (0, 1]; with ``small``, cost of a small one. The paper has 0.5.
+        small: Changes of the suite's ``model`` that make a small network of one task, for example ``{encoder:
+            resnet10t}``: ``encoder``, ``encoder_options``, ``decoder_channels``. With it, T further runs are trained,
+            and each task may have a small network at ``single_cost`` or a full one at 1, as in the paper's budgets.
+            None for full networks only.
 
     Differences from the official code: dynamic programming over sets of tasks instead of branch and bound, with the
-    same optimum; gains of scores on the validation split instead of losses.
+    same optimum; gains of scores on the validation split instead of losses. The paper's networks of one task are half
+    as large by construction, ours as large as the suite's ``small`` makes them, whatever ``single_cost`` says.
 
     Example:
         >>> from mtlbench.grouping import best_cover
@@ -39,7 +47,11 @@ class OptimalGrouping(GroupingMethod):
         [(('a', 'b', 'c'),), (('a',), ('b', 'c'))]
     """
 
-    def __init__(self, spec: MethodSpec, *, single_cost: float = 1.0, **common: Any):
+    LATER: ClassVar[tuple[str, ...]] = ("small",)
+
+    def __init__(
+        self, spec: MethodSpec, *, single_cost: float = 1.0, small: dict[str, Any] | None = None, **common: Any
+    ):
         _check(single_cost)
         super().__init__(spec, **common)
 
@@ -48,14 +60,32 @@ class OptimalGrouping(GroupingMethod):
         """Chooses by gains of all subsets on the validation split.
 
         Raises:
-            MethodError: If the cost of a single network is out of range.
+            MethodError: If the cost of a single network is out of range, or no small network can be made.
         """
         _check(arguments["single_cost"])
-        return grouping.by_all("validation", arguments["single_cost"])
+        _check_small(arguments["small"], grouping.spec.model)
+        return replace(grouping, small=arguments["small"]).by_all("validation", arguments["single_cost"])
 
 
 def _check(single_cost: float) -> None:
     if not 0 < single_cost <= 1:
         raise MethodError(
             f"optimal_grouping: single_cost must be above 0 and at most 1, the cost of a group. Found {single_cost}."
+        )
+
+
+def _check_small(small: Any, model: Mapping[str, Any]) -> None:
+    if small is None:
+        return
+    if not isinstance(small, Mapping) or not small or not set(small) <= set(SMALLER):
+        raise MethodError(
+            f"optimal_grouping: small changes the suite's model by {', '.join(SMALLER)}. Found {small!r}. Leave it out "
+            "for full networks only."
+        )
+    changes = sorted(set(small) & {"encoder", "encoder_options"})
+    # The identity of weights belongs to one encoder: another one would carry the wrong hash.
+    if changes and model.get("weights", "random") not in (None, "random"):
+        raise MethodError(
+            f"optimal_grouping: small networks with another encoder start from random weights. The suite's model has "
+            f"pretrained ones, and small changes {', '.join(changes)}. Set weights: null, or change decoder_channels."
         )

@@ -73,10 +73,12 @@ def _trained(study: Record, entry: Record, done: Mapping[str, Record], trainers:
     alone = {e["method"] for e in study["rows"] if study["baseline"] in (e["label"], e["method"])} or {
         study["baseline"]
     }
+    # Networks of reduced size say nothing about groups; the row's `small_runs` names them.
+    small = {run for e in study["rows"] for run in (e.get("record") or {}).get("small_runs", ())}
     found: Trained = {}
     for run in dict.fromkeys([*runs_of(entry), *done]):
         result = done.get(run)
-        if result and result["seed"] == entry["seed"]:
+        if result and run not in small and result["seed"] == entry["seed"]:
             fits = trainers if len(result["tasks"]) > 1 else alone
             if result["method"] in fits:
                 found.setdefault(frozenset(result["tasks"]), result)
