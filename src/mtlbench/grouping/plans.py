@@ -118,7 +118,8 @@ class Grouping:
             split: ``"validation"``, or ``"scores"`` for those that are reported.
             single_cost: Cost of a network of one task, or of a small one where there are such; see `best_cover`.
         """
-        groups, singles = subsets(self.tasks), [(task,) for task in self.tasks]
+        groups = subsets(self.tasks)
+        singles: list[Group] = [(task,) for task in self.tasks]
         small = [self.small_run(task) for task in self.tasks] if self.small else []
         found = yield from self._search([*map(self.run, groups), *small])
         results = dict(zip(groups, found, strict=False))

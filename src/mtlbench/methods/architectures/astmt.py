@@ -40,6 +40,7 @@ class ASTMT(MTLMethod):
         torch.Size([2, 3, 32, 48])
     """
 
+    TAXONOMY = "architectures/computer vision/single tasking"
     SEARCH: ClassVar[dict[str, Any]] = {"reduction": [4, 16]}
 
     def __init__(self, spec: MethodSpec, *, reduction: int = 16) -> None:

@@ -48,6 +48,7 @@ class DSelectK(MTLMethod):
         (torch.Size([2, 4]), ['selector_entropy'])
     """
 
+    TAXONOMY = "architectures/conditional"
     SEARCH: ClassVar[dict[str, Any]] = {"top_k": [1, 2], "gamma": [0.1, 1.0, 10.0], "entropy": [1e-6, 1e-3, 1e-1]}
 
     network: MMoENetwork

@@ -49,6 +49,7 @@ class InvPT(MTLMethod):
         (torch.Size([2, 3, 32, 48]), 1)
     """
 
+    TAXONOMY = "architectures/computer vision/prediction distillation"
     SEARCH: ClassVar[dict[str, Any]] = {"auxiliary": [0.3, 1.0], "heads": [1, 2, 4]}
 
     def __init__(self, spec: MethodSpec, *, auxiliary: float = 1.0, heads: int = 2) -> None:

@@ -38,6 +38,7 @@ class MMoE(MTLMethod):
         (torch.Size([2, 3, 32, 48]), torch.Size([2, 4]))
     """
 
+    TAXONOMY = "architectures/computer vision/shared trunk"
     SEARCH: ClassVar[dict[str, Any]] = {"experts": [3, 4, 8]}
 
     def __init__(self, spec: MethodSpec, *, experts: int = 3) -> None:

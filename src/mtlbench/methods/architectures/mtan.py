@@ -37,6 +37,8 @@ class MTAN(MTLMethod):
         torch.Size([2, 3, 32, 48])
     """
 
+    TAXONOMY = "architectures/computer vision/shared trunk"
+
     def build_network(self) -> MTLNetwork:
         """Returns the network with masks."""
         return MTANNetwork(self.tasks, **self.spec.model)

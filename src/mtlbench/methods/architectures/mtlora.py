@@ -45,6 +45,7 @@ class MTLoRA(MTLMethod):
         torch.Size([2, 3, 32, 48])
     """
 
+    TAXONOMY = "architectures/computer vision/shared trunk"
     SEARCH: ClassVar[dict[str, Any]] = {"rank": [16, 64], "task_rank": [4, 16]}
 
     def __init__(

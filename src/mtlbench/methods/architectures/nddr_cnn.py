@@ -48,6 +48,7 @@ class NDDRCNN(MTLMethod):
         torch.Size([2, 3, 32, 48])
     """
 
+    TAXONOMY = "architectures/computer vision/cross-talk"
     SEARCH: ClassVar[dict[str, Any]] = {"nddr_lr": [1.0, 10.0, 100.0]}
 
     network: ColumnNetwork

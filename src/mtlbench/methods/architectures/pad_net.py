@@ -43,6 +43,7 @@ class PADNet(MTLMethod):
         (torch.Size([2, 3, 32, 48]), 1)
     """
 
+    TAXONOMY = "architectures/computer vision/prediction distillation"
     SEARCH: ClassVar[dict[str, Any]] = {"auxiliary": [0.3, 1.0]}
 
     def __init__(self, spec: MethodSpec, *, auxiliary: float = 1.0) -> None:

@@ -45,6 +45,7 @@ class PLE(MTLMethod):
         torch.Size([2, 3, 32, 48])
     """
 
+    TAXONOMY = "architectures/computer vision/shared trunk"
     SEARCH: ClassVar[dict[str, Any]] = {"levels": [1, 2], "shared": [1, 2], "private": [1, 2]}
 
     def __init__(self, spec: MethodSpec, *, levels: int = 2, shared: int = 1, private: int = 1) -> None:

@@ -48,6 +48,7 @@ class TaskMoE(ExpertMethod):
         ['depth', 'normals']
     """
 
+    TAXONOMY = "architectures/conditional"
     VERSION: ClassVar[int] = 2
     SEARCH: ClassVar[dict[str, Any]] = {"balance": [0.001, 0.003, 0.01, 0.03, 0.1]}
 

@@ -34,6 +34,8 @@ class CosineGrouping(GroupingMethod):
         (('a', 'b'), ('c', 'd'))
     """
 
+    TAXONOMY = "relationships/grouping"
+
     def __init__(self, spec: MethodSpec, *, every: int = 10, **common: Any):
         super().__init__(spec, **common)
 

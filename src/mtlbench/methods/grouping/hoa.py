@@ -35,6 +35,8 @@ class HOA(GroupingMethod):
         {'a': 0.2, 'b': 0.35, 'c': 0.5}
     """
 
+    TAXONOMY = "relationships/grouping"
+
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
         """Chooses by gains of pairs on the validation split."""

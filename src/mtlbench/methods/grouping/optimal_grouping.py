@@ -47,6 +47,7 @@ class OptimalGrouping(GroupingMethod):
         [(('a', 'b', 'c'),), (('a',), ('b', 'c'))]
     """
 
+    TAXONOMY = "relationships/grouping"
     LATER: ClassVar[tuple[str, ...]] = ("small",)
 
     def __init__(

@@ -31,6 +31,8 @@ class OracleGrouping(GroupingMethod):
         'OracleGrouping'
     """
 
+    TAXONOMY = "relationships/grouping"
+
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
         """Chooses by gains of all subsets on the reported split."""

@@ -30,6 +30,8 @@ class RandomGrouping(GroupingMethod):
         [2, 3]
     """
 
+    TAXONOMY = "relationships/grouping"
+
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
         """Draws the groups."""

@@ -36,6 +36,8 @@ class TAG(GroupingMethod):
         (('a', 'b'), ('a', 'c'))
     """
 
+    TAXONOMY = "relationships/grouping"
+
     def __init__(self, spec: MethodSpec, *, every: int = 10, **common: Any):
         super().__init__(spec, **common)
 

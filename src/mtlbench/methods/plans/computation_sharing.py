@@ -69,6 +69,7 @@ class ComputationSharing(MTLMethod):
         torch.Size([2, 1, 32, 48])
     """
 
+    TAXONOMY = "architectures/learned"
     PHASES: ClassVar[bool] = True
     SEARCH: ClassVar[dict[str, Any]] = {"sparsity": [1.1, 4.3, 17.0], "closeness": [0.05, 0.17, 0.5]}
 

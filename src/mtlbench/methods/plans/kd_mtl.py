@@ -67,6 +67,7 @@ class KDMTL(MTLMethod):
         ['distillation/depth', 'distillation/normals']
     """
 
+    TAXONOMY = "optimisation/knowledge distillation"
     SEARCH: ClassVar[dict[str, Any]] = {"weight": [0.3, 1.0, 3.0]}
 
     network: TappedNetwork

@@ -21,6 +21,8 @@ class SingleTask(MTLMethod):
         'SingleTask'
     """
 
+    TAXONOMY = "baseline"
+
     @classmethod
     def plan(cls, spec: RunSpec) -> Plan:
         """Yields one run per task."""
