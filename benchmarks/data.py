@@ -59,7 +59,7 @@ class Plain(Pascal):
 
 
 class Ids:
-    """Stands for the files of a data set: ids alone."""
+    """A stand-in for the files of a data set that holds ids only."""
 
     def __init__(self, ids: list[str]):
         self.all, self.folder = ids, None
@@ -87,7 +87,7 @@ def write(folder: Path, count: int, size: int) -> list[str]:
 
 
 def plain(folder: Path, ids: list[str], size: int) -> Callable[[int], object]:
-    """Returns the pipeline that one would write without thinking."""
+    """Returns a straightforward pipeline of plain files and torchvision transforms."""
     change = v2.Compose([v2.RandomResizedCrop(size, (0.25, 1.0), antialias=True), v2.RandomHorizontalFlip()])
 
     def sample(index: int) -> object:

@@ -1,4 +1,4 @@
-"""CPU seconds to score the edges of one 512 x 512 image at 99 thresholds, against a matching for each threshold.
+"""CPU seconds to score the edges of one 512 x 512 image at 99 thresholds, compared with one matching per threshold.
 
     OMP_NUM_THREADS=1 python benchmarks/edges.py [--size 512] [--sample 5]
     OMP_NUM_THREADS=1 python benchmarks/edges.py --size 128 --assignment
@@ -36,7 +36,7 @@ def borders(size: int, regions: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def predictions(edge: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns probability maps as of a trained network, of an untrained one, and the truth itself."""
+    """Returns probability maps like those of a trained and an untrained network, and the truth itself."""
     soft = ndimage.gaussian_filter(edge.astype(float), 1.5)
     trained = 8 * soft / soft.max() - 5 + 3 * ndimage.gaussian_filter(rng.normal(size=edge.shape), 1.5)
     return {

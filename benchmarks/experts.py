@@ -1,4 +1,4 @@
-"""Prints what sparse experts cost: ``python benchmarks/experts.py [pairs]``.
+"""Prints the cost of sparse experts: ``python benchmarks/experts.py [pairs]``.
 
 Forward and backward pass of a sparse MLP over a dense one of equal active FLOPs: k experts of width 4 D / k against one
 of 4 D. Routing is new in every pair, balanced (experts equally likely) or skewed (Zipf: expert i as likely as 1 / i);
@@ -93,7 +93,7 @@ def measure(case: Case, pairs: int) -> list[tuple[float, float]]:
 
 
 def sparse_step(case: Case) -> tuple[Step, Step]:
-    """Returns a function that routes anew, and one that runs forward and backward."""
+    """Returns a function that draws new routes, and one that runs forward and backward."""
     width, hidden, experts = case.width, 4 * case.width // TOP_K, case.experts
     shapes = ((experts, width, hidden), (experts, hidden), (experts, hidden, width), (experts, width))
     tokens, weights = case.draw(case.tokens, width), [case.draw(*shape) for shape in shapes]

@@ -70,9 +70,9 @@ def _depths(count: int) -> dict[str, Task]:
 
 
 LARGE = Case("ViT-B 64 px, batch 1, 13 tasks", 1, 64, _depths(13), "vit_base_patch16_224", {})
-"""A row is 86 million numbers: what counts is how many rows are held, not the size of the picture."""
+"""A row has 86 million numbers, so memory depends on the rows held and not on the image size."""
 
 
 def many_tasks(count: int) -> Case:
-    """Returns a small transformer with so many depth tasks."""
+    """Returns a small transformer with the given number of depth tasks."""
     return Case(f"{count} tasks", 8, 64, _depths(count), "vit_tiny_patch16_224", SMALL_VIT)

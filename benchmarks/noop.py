@@ -1,4 +1,4 @@
-"""Prints how long a bench takes that has nothing left to do: ``python benchmarks/noop.py [repeats]``."""
+"""Prints how long a bench takes if all its runs are done: ``python benchmarks/noop.py [repeats]``."""
 
 from __future__ import annotations
 

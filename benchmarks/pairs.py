@@ -1,4 +1,4 @@
-"""Pairs steps of the real training loop with steps of bare PyTorch, in one process; the command line of those who do.
+"""Pairs steps of the real training loop with steps of bare PyTorch in one process, and parses the command line.
 
 Times are CPU time of the process (one thread), so that other load on the machine does not count.
 """
@@ -30,7 +30,7 @@ from mtlbench.training.trainer import build_trainer, quiet_lightning
 
 
 class OneBatch(MTLDataModule):
-    """Gives the same batch in every step, so that nothing of loading is measured."""
+    """Yields the same batch in every step, so that loading is not measured."""
 
     def __init__(self, tasks: Mapping[str, Task], batch: Batch, steps: int):
         super().__init__(tasks=tasks, batch_size=len(batch["image"]), steps=steps)
@@ -111,7 +111,7 @@ def measure(
 def losses_of(
     method: MTLMethod, network: torch.nn.Module, batch: Batch, predictions: Mapping[str, Tensor] | None = None
 ) -> list[Tensor]:
-    """Returns the mean loss of every task: the maths of a step without anything around it."""
+    """Returns the mean loss of every task: the computation of a step without the framework."""
     found = predictions or network(batch["image"], list(method.tasks)).predictions
     return [
         task.scale * task.loss(found[name], batch["targets"][name]) / max(1, batch["counts"][name])

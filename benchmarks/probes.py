@@ -1,4 +1,4 @@
-"""Prints what looking ahead costs over its passes: ``python benchmarks/probes.py [PART ...] [--pairs 25]``.
+"""Prints the cost of look-aheads beyond that of their passes: ``python benchmarks/probes.py [PART ...] [--pairs 25]``.
 
 ``tag``: `inter_task_affinity` at its default period, over ten uniform steps, one of them with T backward passes instead
 of one and T forward passes more. ``hydalearn``: a step, over one forward pass, T backward passes and T forward passes

@@ -1,4 +1,4 @@
-"""CPU time that a linear layer takes when what equals its reference is left out, over that of the dense product.
+"""CPU time of a linear layer that skips entries equal to their reference, relative to the dense product.
 
     OMP_NUM_THREADS=1 python benchmarks/sharing.py [--tokens 1024]
 

@@ -1,4 +1,4 @@
-"""Prints what it saves to run all tasks in one pass through experts: ``python benchmarks/tasks_together.py [pairs]``.
+"""Prints the time saved by one pass of all tasks through experts: ``python benchmarks/tasks_together.py [pairs]``.
 
 Forward and backward pass of `ExpertViT`: four blocks of width 192, every MLP with 16 experts, 4 per token, a router per
 task; no heads, so that experts and attention are what is timed. T tasks in one pass, and in passes of at most

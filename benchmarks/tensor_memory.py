@@ -1,4 +1,4 @@
-"""Peak memory of tensors, counted: not that of the process, which keeps what it has freed."""
+"""Counts the peak memory of tensors, rather than that of the process, which keeps freed memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
+    """Adds up the storages that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Counter(TorchDispatchMode):
 
 
 def peak_bytes(action: Callable[[], None]) -> int:
-    """Returns how many bytes of tensors that an action makes live at once, at most; inputs do not count."""
+    """Returns the peak number of bytes of tensors that an action allocates; its inputs do not count."""
     with _Counter() as counter:
         action()
     return counter.peak

@@ -1,4 +1,4 @@
-"""What the tests of architectures share: small networks on images of 16 x 24 pixels, and properties of all."""
+"""Small networks on images of 16 x 24 pixels, and properties that all architectures must have."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def images(batch=2):
 
 
 def check_ownership(net, tasks=TASKS):
-    """Shared is what two tasks or more reach, owned is what one reaches, and nothing is left over."""
+    """Checks that shared parameters reach two or more tasks, owned ones a single task, and that none is left over."""
     assert check_network(net, tasks) is None
     arch.assert_partition(net, tasks, SIZE)
     last = {id(p) for p in net.last_shared_parameters()}
@@ -68,7 +68,7 @@ def check_ownership(net, tasks=TASKS):
 
 
 def check_predictions(net):
-    """Shapes are the tasks'; a task is predicted alike alone, in an image alone, in float64 and nearly in bfloat16."""
+    """Checks shapes, and that a prediction does not depend on other tasks, other images or the precision."""
     arch.assert_shapes(net, TASKS, SIZE)
     arch.assert_subset_is_alike(net, TASKS, SIZE)
     arch.assert_precisions(net, TASKS, SIZE)
@@ -76,7 +76,7 @@ def check_predictions(net):
 
 
 def check_with_balancer(name, balancer, folder):
-    """A few steps with a balancer leave finite weights, other than those with the plain sum of losses."""
+    """Checks that training with a balancer gives finite weights that differ from those of the plain sum."""
     weights = trained(toy_spec(name, steps=3, balancer=balancer), str(folder / "one"))
     assert all(value.isfinite().all() for key, value in weights.items() if key.startswith("network."))
     plain = trained(toy_spec(name, steps=3), str(folder / "plain"))

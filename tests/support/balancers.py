@@ -1,4 +1,4 @@
-"""Help for testing balancing rules by hand."""
+"""Contexts and matrices for testing balancing rules by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tests use mtlbench: through its commands, in this process or in one of their own, and through its files."""
+"""Runs the commands of mtlbench for tests, in this process or another, and reads the files they write."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ SMALL = (
     "model.encoder_options.num_heads=2",
     "model.decoder_channels=8",
 )
-"""Overrides that make a run of ``digits`` small: 8 steps an epoch, a tiny network, a row for every step."""
+"""Overrides for a small run of ``digits``: 8 steps per epoch, a tiny network, one logged row per step."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command printed, and its exit code."""
+    """Output and exit code of a command."""
 
     code: int
     text: str
 
 
 def mtlbench(folder: Path, *words: str) -> Answer:
-    """Runs a command in this process (torch is here already), with ``folder`` as the current one."""
+    """Runs a command in this process, which has imported torch already, with ``folder`` as the current one."""
     text = io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     places = list(sys.path)
@@ -57,7 +57,7 @@ def mtlbench(folder: Path, *words: str) -> Answer:
                 code = int(end.code or 0)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    # What the command imported from its folder must not be found by the next one.
+    # The next command must not find modules that this one imported from its folder.
     sys.path[:] = places
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
@@ -76,7 +76,7 @@ def _chdir(folder: Path) -> Iterator[None]:
 
 
 def launch(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Starts a command in a process group of its own, with one thread."""
+    """Starts a command in a new process group, with one thread."""
     command = [sys.executable, "-m", "mtlbench.cli", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -87,7 +87,7 @@ def launch(folder: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        # A shell's background jobs ignore it, and so would what they start.
+        # Background jobs of a shell ignore SIGINT, and their children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -125,12 +125,12 @@ def kill(*pids: int) -> None:
 
 
 def gone(pids: list[int]) -> bool:
-    """Tells whether all these processes have ended."""
+    """Returns whether all these processes have ended."""
     return not any(born(pid) for pid in pids)
 
 
 def step(run: RunFolder) -> int:
-    """Returns the last step that a run has written down."""
+    """Returns the last step that a run has recorded."""
     rows = read_rows(run.path / "metrics.jsonl")
     return rows[-1]["step"] if rows else 0
 

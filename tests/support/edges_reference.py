@@ -1,4 +1,4 @@
-"""Boundaries scored plainly and slowly: loops over pixels, one dense assignment for each threshold."""
+"""A plain, slow reference for boundary scores: loops over pixels and one dense assignment per threshold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def suppressed(probability, lowest):
 
 
 def superfluous(window):
-    """Whether the middle of (3, 3) can go: its neighbours hang together without it, and it ends no line."""
+    """Returns whether the centre of (3, 3) can be removed: its neighbours stay connected, and it ends no line."""
     around = window.copy()
     around[1, 1] = False
     # Connected neighbours, where two sides of a corner touch diagonally; a hole must not appear in the middle.

@@ -1,4 +1,4 @@
-"""What the tests of methods with experts share."""
+"""Small methods with experts, their routing losses, and training of their routers alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = {
 
 
 def build(cls, **options):
-    """A method of the class with its network."""
+    """Returns a method of the class with its network."""
     torch.manual_seed(0)
     method = cls(MethodSpec(TASKS, MODEL), **options)
     method.configure_model()
@@ -29,7 +29,7 @@ def images(batch=4):
 
 
 def losses(method, image=None, counts=None):
-    """The losses on routing, and the statistics they come from."""
+    """Returns the routing losses and the statistics they come from."""
     image = images() if image is None else image
     outputs = method.network(image, list(TASKS))
     batch = {"image": image, "counts": dict.fromkeys(TASKS, 1) if counts is None else counts}
@@ -37,7 +37,7 @@ def losses(method, image=None, counts=None):
 
 
 def train_routers(method, steps=30, lr=0.03):
-    """Values of the losses on routing while only routers follow them."""
+    """Trains the routers alone on the routing losses; returns the losses of every step."""
     parameters = [p for router in method.network.routers for p in router.parameters()]
     optimiser, values = torch.optim.Adam(parameters, lr=lr), []
     for _ in range(steps):

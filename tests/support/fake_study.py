@@ -1,4 +1,4 @@
-"""Writes a realistic results folder without training anything. ``python tests/fake_study.py FOLDER`` for a look."""
+"""Writes a realistic results folder without training: ``python -m tests.support.fake_study FOLDER``."""
 
 from __future__ import annotations
 

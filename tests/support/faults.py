@@ -1,4 +1,4 @@
-"""Faults on purpose: what the contract checks must notice. Importable on the ranks of a pool."""
+"""Deliberately faulty methods and data modules that contract checks must catch; importable on a pool's ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OwnDraws(balancing.Balancer):
 
 
 class Forgetful(balancing.Balancer):
-    """Remembers a number that no checkpoint carries."""
+    """Keeps a number that no checkpoint stores."""
 
     steps = 0
 
@@ -51,7 +51,7 @@ class OwnCrop(testing.ToyData):
 
 
 class Unstable(testing.ToyData):
-    """Reads another image every time."""
+    """Reads a different image every time."""
 
     def samples(self, split):
         inner, reads = super().samples(split), self
@@ -81,7 +81,7 @@ def _rows_only(self, scale):
 
 
 def _local_counts(sums, counts, scales):
-    """Lets every rank divide by its own count, as a plain mean over its batch would."""
+    """Divides by each rank's own count, as a plain mean over the batch does."""
     everywhere = distributed.sum_counts(counts, sums.device)
     own = tuple(max(1, count) if total else 0 for count, total in zip(counts, everywhere, strict=True))
     return ReducedLosses(sums.detach().clone(), own, tuple(s / distributed.world_size() for s in scales))

@@ -1,4 +1,4 @@
-"""Drives the plans of task grouping with invented results, and keeps the rules of the bench while doing so."""
+"""Drives the plans of task grouping with invented results, under the rules of the bench."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def spec(name: str, tasks: list[str] = TASKS, seed: int = 0, **arguments: Any) -
 
 
 def expected(line: RunSpec, *group: str, train: str = "uniform") -> str:
-    """Returns the id of the very run that another row of the suite trains for a group."""
+    """Returns the id of the run that another row of the suite trains for a group."""
     name = "single_task" if len(group) == 1 else train
     return line.with_method(registry.record(name)).with_tasks(*group).run_id
 
@@ -73,5 +73,5 @@ def gaining(gain: Callable[[tuple[str, ...], str], float], **more: Any) -> Inven
 
 
 def told(affinity: list[list[float | None]]) -> Invent:
-    """Returns the results of a run that measured, of any other run nothing that a plan may look at."""
+    """Returns results in which only the run on all tasks reports an affinity table."""
     return lambda run: {"summary": {"affinity": affinity} if len(run.tasks) == len(affinity) else {}}

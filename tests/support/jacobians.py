@@ -1,4 +1,4 @@
-"""Random Jacobians of every awkward kind, for tests of rules on gradients."""
+"""Random Jacobians, degenerate kinds included, for tests of rules on gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks of a method, and checks on them: shapes, subsets, precisions, the partition that gradients show."""
+"""Small networks of a method, and checks of shapes, subsets, precisions and the partition of parameters."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def assert_shapes(net, tasks, size, batch=2):
 
 
 def assert_subset_is_alike(net, tasks, size=(32, 48)):
-    """A task is predicted alike alone and among others, and no auxiliary prediction is made in evaluation."""
+    """A task's prediction does not depend on the other tasks, and evaluation makes no auxiliary predictions."""
     net.eval()
     with torch.no_grad():
         together = net(images(size=size), list(tasks))

@@ -1,4 +1,4 @@
-"""Projections found by trying every set of active constraints, on the gradients themselves: slow and simple."""
+"""Slow, simple projections on the gradients themselves: every set of active constraints is tried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def subsets(count):
 
 
 def hull(rows):
-    """Returns the point of the convex hull of the rows (T, P) that is next to the origin."""
+    """Returns the point of the convex hull of the rows (T, P) that is closest to the origin."""
     best = None
     for chosen in subsets(len(rows)):
         if not chosen:
@@ -28,7 +28,7 @@ def hull(rows):
 
 
 def cone(rows, target):
-    """Returns the point next to ``target`` (P,) among those d with rows @ d ≥ 0."""
+    """Returns the point closest to ``target`` (P,) among those d with rows @ d ≥ 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     rows, best = rows / np.where(norms > 0, norms, 1), None
     for chosen in subsets(len(rows)):

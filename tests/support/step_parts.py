@@ -86,14 +86,14 @@ class _BadNetwork(TinyNetwork):
     def forward(self, image, tasks):
         outputs = super().forward(image, tasks)
         self.steps = getattr(self, "steps", -1) + self.training
-        if self.steps == 1:  # Zero, and yet without a finite derivative.
+        if self.steps == 1:  # The value is 0, but its derivative is not finite.
             far = outputs.predictions["far"]
             outputs.predictions["far"] = far + (0 * far.sum()).sqrt()
         return outputs
 
 
 class BadGradient(Tiny):
-    """Has a finite loss and a gradient that is none, of task ``far`` at step 1."""
+    """Gives task ``far`` a finite loss with a NaN gradient at step 1."""
 
     def build_network(self):
         return _BadNetwork(self.tasks, self.norm, self.dropout)
@@ -137,7 +137,7 @@ class OneSided(Tiny):
 
 
 class Holding(Tiny):
-    """Says so if anything of a step's graph is kept after its backward pass."""
+    """Fails if any part of a step's graph outlives its backward pass."""
 
     def on_before_optimizer_step(self, optimizer):
         assert not self._rows and self._total is None and self._extra is None and not self._representation
@@ -175,7 +175,7 @@ class Blind(Balancer):
 
 
 class Momentum(Balancer):
-    """Hands over the very buffer that it remembers."""
+    """Returns the buffer itself that it keeps."""
 
     def combine_gradients(self, jacobian, ctx):
         if not hasattr(self, "memory"):
@@ -185,7 +185,7 @@ class Momentum(Balancer):
 
 
 class CopiedMomentum(Momentum):
-    """The same, and a copy is handed over."""
+    """The same, but returns a copy."""
 
     def combine_gradients(self, jacobian, ctx):
         return super().combine_gradients(jacobian, ctx).clone()
@@ -324,7 +324,7 @@ class OwnHeads:
 
     @classmethod
     def check(cls, train, steps):
-        """Trains, and holds the two against each other in every step."""
+        """Trains, and compares the two in every step."""
         cls.seen.clear()
         train()
         assert len(cls.seen) == steps and any(own for own, _ in cls.seen)

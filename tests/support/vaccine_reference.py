@@ -1,4 +1,4 @@
-"""Gradient Vaccine as the paper writes it: rows that go through the others one by one."""
+"""A reference of Gradient Vaccine as the paper writes it: every row is corrected by the others one by one."""
 
 from __future__ import annotations
 

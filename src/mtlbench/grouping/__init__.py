@@ -1,4 +1,4 @@
-"""Task grouping: which tasks share a network. Tables of quality, the best choice on them, and plans. Free of torch."""
+"""Task grouping: decides which tasks share a network, from tables of quality. Does not import torch."""
 
 from mtlbench.grouping.assignment import Cover, Group, Table, best_cover, subsets
 from mtlbench.grouping.plans import Grouping

@@ -1,9 +1,9 @@
-"""The best choice of networks on a table of their quality: exact, by dynamic programming over sets of tasks.
+"""Finds the best choice of networks for a table of their quality, by exact dynamic programming over sets of tasks.
 
 The total of a choice, Σ_j max over its groups S ∋ j of table[S][j], is also the best over all ways to *partition* the
 tasks into parts A, one per chosen network: Σ_A max_{S ⊇ A} Σ_{j ∈ A} table[S][j]. The inner maximum is one pass over
-all pairs A ⊆ S, the outer one a recursion over sets of tasks. Both take about 3^T steps, whatever the numbers are; the
-choices of b out of 2^T − 1 groups would be far too many (T = 13, b = 5: 3 · 10^17).
+all pairs A ⊆ S, the outer one a recursion over sets of tasks. Both take about 3^T steps for any numbers. Trying all
+choices of b out of 2^T − 1 groups would take far too many (T = 13, b = 5: 3 · 10^17).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Group = tuple[str, ...]
 """Tasks that share a network, in the order of the suite."""
 
 Table = Mapping[Group, Mapping[str, float]]
-"""How well a network on a group serves each of its tasks: higher is better; not finite where it cannot."""
+"""Quality of a group's network for each of its tasks: higher is better; not finite if it cannot serve the task."""
 
 ROUNDING = 1e-9
-"""By how much a sum of costs may pass the budget: three networks of a third are one."""
+"""Tolerance by which costs may exceed the budget, so that three networks of cost 1/3 cost 1."""
 
 MOST_TASKS = 16
-"""All subsets of so many tasks are a matter of seconds."""
+"""Most tasks whose subsets are searched; as many take seconds."""
 
 
 @dataclass(frozen=True)
 class Cover:
-    """Networks chosen such that each task has one.
+    """A choice of networks in which each task is served by one.
 
     Attributes:
         groups: Tasks of every network.
@@ -48,7 +48,7 @@ class Cover:
 
     @classmethod
     def partition(cls, groups: Sequence[Group]) -> Cover:
-        """Returns groups of which no two share a task."""
+        """Returns the cover by disjoint groups, each of which serves its own tasks."""
         return cls(tuple(groups), {task: index for index, group in enumerate(groups) for task in group})
 
 
@@ -76,14 +76,14 @@ def best_cover(
 ) -> Cover:
     """Returns the choice of groups with the largest total that costs at most ``budget``.
 
-    Of equal totals the one of lower cost is taken, then the one of fewer networks, then smaller groups and the order of
+    Ties are broken by lower cost, then by fewer networks, then by smaller groups and the order of
     the tasks decide. Sums are exact (values are rounded to a grid of 2^-52 of their range), so that equal is equal.
 
     Args:
         tasks: All tasks; each must be served.
         table: Quality of the groups to choose from.
-        budget: What may be spent; a group of two or more tasks costs 1.
-        single_cost: What a group of one task costs, above 0.
+        budget: Largest total cost; a group of two or more tasks costs 1.
+        single_cost: Cost of a group of one task, above 0.
         small: Quality of a small network of one task, by task. If given, these cost ``single_cost``, and the groups of
             one task in ``table`` cost 1 like any other.
 

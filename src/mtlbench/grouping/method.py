@@ -14,13 +14,13 @@ from mtlbench.runs.spec import RunSpec
 
 
 class GroupingMethod(MTLMethod):
-    """Trains ordinary runs only: of one task by `single_task`, of more by ``train``, each shared with other plans.
+    """Groups tasks and trains ordinary runs, which other plans share: `single_task` for one task, ``train`` for more.
 
-    Trained by itself it is the plain sum of the losses.
+    Outside its plan it trains on the plain sum of the losses.
 
     Args:
         spec: See `MTLMethod`.
-        networks: How many networks there may be at most, at least 1. More than tasks are as many as tasks.
+        networks: Largest number of networks, at least 1; capped at the number of tasks.
         train: Method or balancer, with its defaults, that trains a group of two or more tasks.
     """
 
@@ -41,7 +41,7 @@ class GroupingMethod(MTLMethod):
 
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
-        """Searches the groups and trains them: what a subclass defines.
+        """Searches the groups and trains them; defined by subclasses.
 
         Args:
             grouping: Makes runs of groups, and tables of results.

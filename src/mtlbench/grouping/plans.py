@@ -1,4 +1,4 @@
-"""What the plans of task grouping share: from groups to runs, from results to tables, and the end of the plan."""
+"""`Grouping`, which the plans of task grouping share: it turns groups into runs and results into tables."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mtlbench.runs.plan import Ending, Plan, Result
 from mtlbench.runs.spec import RunSpec
 
 ALONE = -1e6
-"""Score of a task alone where only pairs are scored: any company is better."""
+"""Score of a task alone if only pairs are scored, so that any group is better."""
 
 MOST_PREDICTIONS = 127
-"""Predictions that a record holds: all subsets of seven tasks."""
+"""Most predictions that a record holds: as many as seven tasks have subsets."""
 
 Measured = Generator[list[RunSpec], list[Result], dict[Group, Result]]
 
 
 @dataclass
 class Grouping:
-    """One grouping of the tasks of a run, from the search to the networks that serve.
+    """The grouping of a run's tasks, from the search to the networks that serve them.
 
     Attributes:
         spec: The run that the suite names.
-        networks: How many networks there may be at most.
+        networks: Largest number of networks.
         alone: Method of a run on one task, see `registry.record`.
         together: Method of a run on two or more.
         searched: Runs of the search, by id.
@@ -45,10 +45,10 @@ class Grouping:
 
     @classmethod
     def of(cls, spec: RunSpec, networks: int, train: str) -> Grouping:
-        """Returns the grouping that a suite's line asks for; more networks than tasks are as many as tasks.
+        """Returns the grouping for a suite's entry; the number of networks is capped at that of tasks.
 
         Raises:
-            MethodError: If it cannot be.
+            MethodError: If the tasks cannot be grouped as the entry asks.
         """
         check_networks(networks)
         name = spec.method["name"]
@@ -96,7 +96,7 @@ class Grouping:
         return (yield runs)
 
     def by_affinity(self, name: str, what: str, **arguments: Any) -> Plan:
-        """Groups by a table of pairs that one run measures: a task scores the mean over its company.
+        """Groups by a table of pairs that one run measures; a task scores the mean over the others of its group.
 
         Args:
             name: Balancer whose ``summary`` holds ``affinity``, [recipient][source].
@@ -157,7 +157,7 @@ class Grouping:
         what: str = "",
         note: str = "",
     ) -> Plan:
-        """Trains the chosen groups that the search has not trained; returns which run serves which task."""
+        """Trains the chosen groups that the search did not train; returns which run serves which task."""
         runs = [
             self.small_run(group[0]) if len(group) == 1 and group[0] in cover.small else self.run(group)
             for group in cover.groups
@@ -177,7 +177,7 @@ class Grouping:
             "note": note,
         }
         if self.small:
-            # The report tells them from full networks of the same task.
+            # For the report, which must not take them for full networks of the same task.
             record |= {"small": sorted(cover.small), "small_runs": [self.small_run(t).run_id for t in self.tasks]}
         if pairs:
             rows = [[pairs[a, b] for b in self.tasks] for a in self.tasks]
@@ -187,7 +187,7 @@ class Grouping:
 
 
 def check_networks(networks: int) -> None:
-    """Refuses a number of networks that cannot be."""
+    """Refuses a number of networks below 1."""
     if not networks >= 1:
         raise MethodError(f"networks of a grouping method must be a whole number of at least 1. Found {networks}.")
 
@@ -207,7 +207,9 @@ def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
     """Returns the table by pair, the diagonal included."""
     size = len(tasks)
     if not isinstance(affinity, list) or [len(row) for row in affinity] != [size] * size:
-        raise MethodError(f"{name} must tell the affinity of {size} × {size} tasks in its summary. Found {affinity!r}.")
+        raise MethodError(
+            f"{name} must report the affinity of {size} × {size} tasks in its summary. Found {affinity!r}."
+        )
     pairs = {
         (a, b): math.nan if v is None else float(v)
         for a, row in zip(tasks, affinity, strict=True)
@@ -223,7 +225,7 @@ def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
 
 
 def _capped(predicted: Table, chosen: Sequence[Group]) -> list[dict[str, Any]]:
-    """Returns as many predictions as a record holds: those of the chosen groups, then of the smallest."""
+    """Selects the predictions that a record holds: those of the chosen groups, then of the smallest."""
     order = [*(group for group in chosen if group in predicted), *(g for g in predicted if g not in set(chosen))]
     kept = set(order[:MOST_PREDICTIONS])
     return [

@@ -1,4 +1,4 @@
-"""Tables of quality: measured gains of groups, what pairs say of larger groups, and a partition that knows nothing."""
+"""Tables of quality: measured gains of groups, predictions from pairs, and a random partition as the control."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def relative_gains(
     scores: Mapping[Group, Mapping[str, Any]],
     singles: Mapping[Group, Mapping[str, Any]] | None = None,
 ) -> Table:
-    """Returns what each task of a group gains over its single-task run, as a share of that run's score.
+    """Returns the gain of each task of a group over its single-task run, relative to that run's score.
 
-    The score is the task's first protocol, signed such that more is better. Against a score of 0 the gain is the plain
-    difference. A group without a finite score for a task cannot serve it: NaN.
+    The score is that of the task's first protocol, signed so that more is better. If the single-task score is 0, the
+    gain is the plain difference. A group without a finite score for a task has gain NaN and cannot serve it.
 
     Args:
         tasks: Description of every task, see `RunSpec.tasks`.
@@ -51,7 +51,7 @@ def from_pairs(groups: Iterable[Group], pairs: Pairs, alone: float) -> Table:
 
     Args:
         groups: The groups.
-        pairs: Value of every pair; that of a task with itself is never looked at.
+        pairs: Value of every pair; that of a task with itself is not used.
         alone: Quality of a group of one.
     """
     return {

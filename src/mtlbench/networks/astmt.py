@@ -1,4 +1,4 @@
-"""ASTMT: one shared network that each task modulates in a forward pass of its own."""
+"""ASTMT: a shared network that every task modulates in a separate forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlbench.tasks import Task
 
 
 class Modulation(nn.Module):
-    """2 · gate(y) ⊙ y with y = x + A x: a residual adapter, then squeeze-and-excitation. Starts as the identity."""
+    """2 · gate(y) ⊙ y with y = x + A x: a residual adapter, then squeeze-and-excitation. Initially the identity."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         """Builds the layer.
@@ -39,7 +39,7 @@ class Modulation(nn.Module):
 class ASTMTNetwork(DenseNetwork):
     """`DenseNetwork` run once per task, with a `Modulation` of the task after each stage of the encoder and the neck.
 
-    The first stage knows no task yet, and runs once.
+    The first stage does not depend on the task and runs once.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ASTMTNetwork(DenseNetwork):
             model: Further arguments of `DenseNetwork`.
 
         Raises:
-            SuiteError: The encoder cannot be built, or not be run stage by stage.
+            SuiteError: The encoder cannot be built or cannot run stage by stage.
         """
         super().__init__(tasks, decoder_channels=decoder_channels, **model)
         self.stages = Stages(self.encoder)
@@ -64,7 +64,7 @@ class ASTMTNetwork(DenseNetwork):
         )
 
     def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
-        """Predicts the named tasks, each by a forward pass of its own; see `MTLNetwork.forward`."""
+        """Predicts each named task in a separate forward pass; see `MTLNetwork.forward`."""
         first = self.stages.run(0, self.stages.start(self.encoder.normalise(image)))
         predictions = {}
         for task in tasks:

@@ -1,4 +1,4 @@
-"""What a method needs of a network: predictions, and which parameters belong to which task."""
+"""`MTLNetwork`, the base of every network: it predicts tasks and knows which parameters belong to which task."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 @dataclass
 class Outputs:
-    """What a forward pass returns.
+    """Result of a forward pass.
 
     Attributes:
         predictions: Raw prediction per task: (B, channels, H, W) at image size, or (B, channels).
-        representation: The one tensor through which the shared parameters reach all heads, or None where there is
-            none; for rules on its gradient.
-        statistics: Whatever a regulariser of the method needs, for example router probabilities.
-        auxiliary: Further predictions of a task, each in the form of `predictions` and with the weight of its loss in
-            the task's own: deep supervision. Balancing sees their sum as one loss; evaluation ignores them.
+        representation: Tensor through which the shared parameters reach all heads, for rules that use its gradient;
+            None if there is no single one.
+        statistics: Values that a regulariser of the method needs, for example router probabilities.
+        auxiliary: Deep supervision: per task, pairs of a weight and a further prediction of the same shape. Their
+            weighted losses are added to the task's loss before balancing; evaluation ignores them.
     """
 
     predictions: dict[str, Tensor]
@@ -30,10 +30,10 @@ class Outputs:
 
 
 class MTLNetwork(nn.Module, ABC):
-    """Base of every network.
+    """Base class of every network.
 
-    A parameter is either shared (two tasks or more can reach it) or owned by one task. Both sets together are
-    all trainable parameters, and they never overlap; `mtlbench.testing.check_network` proves it by gradients.
+    A parameter is either shared (two or more tasks reach it) or owned by one task. The two sets are disjoint and cover
+    all trainable parameters; `mtlbench.testing.check_network` verifies this by gradients.
     """
 
     @abstractmethod
@@ -47,10 +47,10 @@ class MTLNetwork(nn.Module, ABC):
 
     @abstractmethod
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the modules that only this task reaches: its head first, then what its gates are made of."""
+        """Returns the modules that only this task reaches: its head first, then the modules of its gates."""
 
     def inherit(self, task: str, related: str) -> None:
-        """Starts a task's gates from those of another: copies all that the other task owns but its head.
+        """Initialises a task's gates from another task's: copies everything that task owns except its head.
 
         Args:
             task: Task whose gates are new.
@@ -61,11 +61,11 @@ class MTLNetwork(nn.Module, ABC):
 
     @property
     def routers(self) -> Sequence[nn.Module]:
-        """Modules that choose which experts a token goes to; none in dense networks."""
+        """Modules that choose the experts of a token; empty in dense networks."""
         return ()
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters of the last layer that all tasks share; none if there is no such layer."""
+        """Returns the parameters of the last layer that all tasks share; empty if there is no such layer."""
         return []
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Blocks that several architectures are made of."""
+"""Building blocks that several architectures share."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from mtlbench.seeding import seed_of
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Returns a GroupNorm of at most 8 groups, of 4 channels or more: a 1 x 1 map keeps something to normalise."""
+    """Returns a GroupNorm with at most 8 groups of at least 4 channels, so that it can normalise a 1 x 1 map."""
     return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
-    """Returns a convolution that keeps the size, without bias."""
+    """Returns a convolution without bias that keeps the size of its input."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns a map (B, C, h, w) resampled bilinearly to ``size``; the map itself where it has that size."""
+    """Returns a map (B, C, h, w) resampled bilinearly to ``size``; the map itself if it has that size already."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Returns a tensor in float32 at least: losses, metrics and resampling want more than autocast gives."""
+    """Casts a tensor to float32 or better: losses, metrics and resampling need more than autocast's precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]) -> nn.ModuleDict:
-    """Returns one module per task, which starts the same whichever other tasks there are.
+    """Builds one module per task, whose initial weights do not depend on the other tasks.
 
     Args:
-        label: Place in the network: modules of one task at different places start differently.
+        label: Place in the network; modules at different places get different weights.
         names: Tasks.
         build: Makes the module of a task.
     """
@@ -52,7 +52,7 @@ def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]
 
 
 class Residual(nn.Module):
-    """ReLU(body(x) + skip(x)); the skip is a 1 x 1 convolution where the number of channels changes."""
+    """ReLU(body(x) + skip(x)); the skip is a 1 x 1 convolution if the number of channels changes."""
 
     def __init__(self, body: nn.Module, inputs: int, outputs: int) -> None:
         """Builds the block.
@@ -97,7 +97,7 @@ class SqueezeExcite(nn.Module):
 
         Args:
             channels: Of the map.
-            reduction: Channels over hidden width; at least 4 hidden ones are kept.
+            reduction: Channels divided by hidden width; the hidden width is at least 4.
         """
         super().__init__()
         hidden = max(4, channels // reduction)
@@ -129,7 +129,7 @@ class Predictor(nn.Conv2d):
 
 
 class Pyramid(nn.Module):
-    """The maps of an encoder with equal channels, at falling resolution.
+    """Projects the maps of an encoder to equal channels at falling resolution.
 
     A CNN's maps keep their strides. Those of a vision transformer, all on one grid, are resampled to strides 4, 8,
     16, ..., shallow ones to the fine strides.

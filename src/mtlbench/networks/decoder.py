@@ -13,7 +13,7 @@ from mtlbench.tasks import Task
 
 
 class ConvBlock(nn.Sequential):
-    """3 x 3 convolution, GroupNorm, GELU. GroupNorm, because its output does not depend on the batch's cut."""
+    """3 x 3 convolution, GroupNorm, GELU. GroupNorm does not depend on how a batch is split over ranks."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         """Builds the block.
@@ -30,9 +30,9 @@ class ConvBlock(nn.Sequential):
 
 
 class Neck(nn.Module):
-    """Sums projections of all maps at the finest scale, and mixes them. Shared by all tasks.
+    """Projects all maps, adds them at the finest scale and mixes them. All tasks share it.
 
-    A grid coarser than stride 4 is refined once, by 2, before the convolution.
+    A grid coarser than stride 4 is upsampled once, by 2, before the convolution.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
@@ -63,7 +63,7 @@ class Neck(nn.Module):
 
 
 class DenseHead(nn.Sequential):
-    """A value per pixel: 3 x 3 convolution block, 1 x 1 convolution, bilinear upsampling."""
+    """Predicts values per pixel: 3 x 3 convolution block, 1 x 1 convolution, bilinear upsampling."""
 
     def __init__(self, width: int, outputs: int, image_size: tuple[int, int]) -> None:
         """Builds the head.
@@ -82,7 +82,7 @@ class DenseHead(nn.Sequential):
 
 
 class VectorHead(nn.Linear):
-    """Values per image: the mean of the neck's map, then a linear layer."""
+    """Predicts values per image: the mean of the neck's map, then a linear layer."""
 
     def forward(self, shared: Tensor) -> Tensor:
         """Returns (B, outputs), at least float32."""

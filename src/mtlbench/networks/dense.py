@@ -14,7 +14,7 @@ from mtlbench.tasks import Task
 
 
 class DenseNetwork(MTLNetwork):
-    """Shared encoder and neck, one head per task. The encoder runs once, however many tasks are asked for."""
+    """Shared encoder and neck, one head per task. The encoder runs once for any number of tasks."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class DenseNetwork(MTLNetwork):
         self.heads = build_heads(tasks, decoder_channels, (height, width))
 
     def shared_map(self, image: Tensor) -> Tensor:
-        """Returns what all heads read: (B, decoder_channels, h, w).
+        """Returns the map that all heads read: (B, decoder_channels, h, w).
 
         Args:
             image: (B, 3, H, W) uint8, RGB.

@@ -1,4 +1,4 @@
-"""Encoders: one interface over every timm network that can return feature maps, CNN or vision transformer."""
+"""Encoders: one interface to every timm network that returns feature maps, CNN or vision transformer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mtlbench.errors import SuiteError
 
 MAPS = 4
-"""Feature maps that an encoder returns, where it has as many."""
+"""Number of feature maps that an encoder returns; fewer if the network has fewer."""
 
 RESERVED = ("features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained")
 """Options of timm that the encoder sets itself."""
@@ -28,8 +28,8 @@ RESERVED = ("features_only", "img_size", "in_chans", "num_classes", "out_indices
 class Encoder(nn.Module):
     """Image to feature maps at several scales (CNN) or several depths at one scale (vision transformer).
 
-    Every trainable parameter reaches a map: what timm keeps beyond that is frozen, because DDP waits for a
-    gradient of each trainable parameter.
+    Every trainable parameter reaches a map. Parameters that timm keeps beyond that are frozen, because DDP waits for
+    the gradient of each trainable parameter.
 
     Attributes:
         trunk: The timm network that returns feature maps.
@@ -55,9 +55,9 @@ class Encoder(nn.Module):
         self.strides: list[int] = list(trunk.feature_info.reduction())
         patch = self.strides[0]
         if len(set(self.strides)) == 1 and any(side % patch for side in image_size):
-            # timm would drop the last pixels without a word, and predictions would be stretched.
+            # timm would silently drop the last pixels, and predictions would be stretched.
             raise SuiteError(f"image_size must be a multiple of the encoder's patch, {patch}; found {image_size}.")
-        # Swin and its kin return (B, H, W, C).
+        # Swin and related networks return (B, H, W, C).
         self.channels_last = getattr(trunk, "output_fmt", Format.NCHW) == Format.NHWC
         self.channels, unused = _trace(trunk, image_size, self.channels_last)
         for name in unused:
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
             self.register_buffer(name, torch.tensor(config[name]).view(3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Scales to [0, 1] and standardises with the mean and deviation that the weights were trained with.
+        """Scales to [0, 1] and standardises with the mean and deviation of the weights' training data.
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
@@ -121,7 +121,7 @@ def build_encoder(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuses options that timm would drop without a word, and those that are not the user's to set.
+    """Refuses options that timm would silently ignore and options that the encoder sets itself.
 
     Raises:
         SuiteError: With the reason.
@@ -142,7 +142,7 @@ def encoder_exists(name: str) -> None:
         name: timm's name, with or without a tag.
 
     Raises:
-        SuiteError: timm knows no such name or tag; the message offers near names.
+        SuiteError: timm does not know the name or tag; the message suggests close matches.
     """
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
@@ -159,7 +159,7 @@ def encoder_exists(name: str) -> None:
 
 
 def weights_identity(name: str, weights: str | None) -> str:
-    """Returns what names an encoder's initial weights in a run's identity.
+    """Identifies an encoder's initial weights in a run's identity.
 
     Args:
         name: timm's name of the encoder.
@@ -209,8 +209,8 @@ def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tupl
     Returns:
         Channels of each map, and the names of trainable parameters that reach none.
     """
-    # A copy, because some networks keep tensors of the last image; `eval`, because batch statistics of one small
-    # image do not exist.
+    # A copy, because some networks keep tensors of the last image; `eval`, because one small image has no batch
+    # statistics.
     shadow = copy.deepcopy(trunk).to("meta").eval()
     trainable = {name: p for name, p in shadow.named_parameters() if p.requires_grad}
     with torch.enable_grad():  # The caller may build or load a network under `no_grad`.
@@ -222,7 +222,7 @@ def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tupl
 
 
 def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
-    """Builds the network with the weights of a local file and proves that the file covers all of them."""
+    """Builds the network with the weights of a local file and checks that the file covers all of them."""
     _existing(path)
     with _as_suite_error(f"{path} is no checkpoint that holds tensors only. Save a state dict"):
         state = load_state_dict(str(path), weights_only=True)
@@ -237,8 +237,8 @@ def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
         made.pretrained_cfg.pop("state_dict", None)
         return made
 
-    # timm loads leniently, and renames many foreign formats on the way. So the outcome is tested and not the
-    # names: what still depends on the seed was not in the file.
+    # timm loads leniently and renames many foreign formats on the way. So the outcome is tested rather than the
+    # names: a tensor that still depends on the seed was not in the file.
     trunk, other = build(0), build(1)
     pairs = zip(trunk.named_parameters(), other.parameters(), strict=True)
     missing = [key for (key, a), b in pairs if not torch.equal(a, b)]
@@ -262,7 +262,7 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def _as_suite_error(remedy: str) -> Iterator[None]:
-    # timm, the hub and torch raise anything from AssertionError to HTTPError.
+    # timm, the hub and torch raise anything from AssertionError to HTTPError; users get one kind of error.
     try:
         yield
     except SuiteError:

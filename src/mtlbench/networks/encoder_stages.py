@@ -1,4 +1,4 @@
-"""An encoder run stage by stage, for networks that read or change its maps on the way."""
+"""Runs an encoder stage by stage, for networks that read or change its maps between stages."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mtlbench.networks.encoder import Encoder
 
 @dataclass(frozen=True)
 class State:
-    """What one stage hands to the next.
+    """Features that one stage passes to the next.
 
     Attributes:
         map: (B, C, h, w).
-        prefix: (B, n, C), a transformer's tokens that stand for no place (class token, registers), or None.
+        prefix: (B, n, C), a transformer's tokens without a position in the image (class token, registers), or None.
     """
 
     map: Tensor
     prefix: Tensor | None = None
 
     def with_map(self, new: Tensor) -> State:
-        """Returns the state with another map of the same shape; the prefix stays.
+        """Returns the state with another map of the same shape and the same prefix.
 
         Args:
             new: (B, C, h, w).
@@ -38,18 +38,18 @@ class State:
 
 
 class Stages:
-    """A view of an encoder as stages, one per map. It owns nothing: parameters and their names stay the encoder's.
+    """A view of an encoder as stages, one per map. The encoder keeps its parameters and their names.
 
     ``state = start(image)``, then ``state = run(i, state)`` for every stage i; the maps after each stage are those
     that ``encoder(image)`` returns. Make the view after changing blocks of the encoder, not before.
 
     Attributes:
         blocks: The modules of each stage in their order: a CNN's stem belongs to its first stage, a transformer's
-            patch embedding to `start`. What is no plain sequence (a Swin or ConvNeXt stage) is one block.
+            patch embedding to `start`. A stage that is not a plain sequence (Swin, ConvNeXt) counts as one block.
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        """Cuts the encoder into stages.
+        """Splits the encoder into stages.
 
         Args:
             encoder: Any CNN or hierarchical transformer that timm runs layer by layer, or a plain ViT.
@@ -68,7 +68,7 @@ class Stages:
         self.blocks = [_flat(layers[a : b + 1]) for a, b in zip(starts, ends, strict=True)]
 
     def __len__(self) -> int:
-        """Returns the number of stages, that of the encoder's maps."""
+        """Returns the number of stages, which equals the number of the encoder's maps."""
         return len(self.blocks)
 
     def start(self, image: Tensor) -> State:
@@ -104,7 +104,7 @@ class Stages:
 
 
 def _is_plain_vit(trunk: Any) -> bool:
-    # Relatives (EVA, BEiT, Hiera) hand more than tokens from block to block, in a forward pass of their own.
+    # Related networks (EVA, BEiT, Hiera) pass more than tokens from block to block, in a forward pass of their own.
     model = getattr(trunk, "model", None)
     plain = getattr(type(model), "forward_intermediates", None) is VisionTransformer.forward_intermediates
     return plain and not trunk.norm
@@ -120,8 +120,8 @@ def _layers(trunk: Any) -> tuple[list[nn.Module], list[int]]:
         return [*stem, *trunk.blocks], [len(stem) - 1 + i for i in sorted(trunk._stage_out_idx)]
     raise SuiteError(
         f"This method runs the encoder stage by stage, and {type(getattr(trunk, 'model', trunk)).__name__} cannot be "
-        "run so. Choose `model.encoder` among plain ViTs (vit_*, deit_*), CNNs (resnet*, convnext*, efficientnet*, "
-        "mobilenet*, regnet*) or Swin (swin_*)."
+        "run this way. Choose `model.encoder` among plain ViTs (vit_*, deit_*), CNNs (resnet*, convnext*, "
+        "efficientnet*, mobilenet*, regnet*) or Swin (swin_*)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks in which dense tasks exchange features on the maps of one encoder."""
+"""Feature exchange: decoders in which dense tasks refine each other's features, on one shared encoder."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from mtlbench.tasks import Task
 
 
 class ExchangeDecoder(nn.Module, ABC):
-    """From encoder maps to dense predictions, with features of every task on the way to each of them."""
+    """Base of decoders from encoder maps to dense predictions in which tasks read each other's features."""
 
     @abstractmethod
     def forward(
         self, maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Predicts the named tasks; features of all others are computed too.
+        """Predicts the named tasks, from the features of all tasks.
 
         Args:
             maps: Of the encoder, finest first.
             tasks: Names of the tasks to predict.
 
         Returns:
-            Final predictions (B, channels, H, W) by task, and while training the intermediate ones, else nothing.
+            Final predictions (B, channels, H, W) by task, and intermediate ones by task; none of these in evaluation.
         """
 
     @abstractmethod
     def owned(self, task: str) -> list[nn.Module]:
-        """Returns the modules that only this task's predictions reach, where there are several tasks."""
+        """Returns the modules that only this task reaches if there are several tasks."""
 
 
 BuildDecoder = Callable[[Mapping[str, Task], Encoder, int, tuple[int, int]], ExchangeDecoder]
-"""Makes a decoder from tasks, encoder, width in channels, and height and width of images."""
+"""Builds a decoder from tasks, encoder, width in channels, and the height and width of images."""
 
 
 class ExchangeNetwork(MTLNetwork):
@@ -65,8 +65,8 @@ class ExchangeNetwork(MTLNetwork):
 
         Args:
             tasks: Tasks by name.
-            build: Makes the decoder.
-            auxiliary: Weight of the loss of each intermediate prediction in that of its task, >= 0.
+            build: Builds the decoder.
+            auxiliary: Weight of each intermediate prediction in the loss of its task, >= 0.
             image_size: Height and width of images in pixels.
             encoder: timm's name.
             encoder_options: Further arguments of ``timm.create_model``.
@@ -101,7 +101,7 @@ class ExchangeNetwork(MTLNetwork):
         return Outputs({task: predictions[task] for task in tasks}, auxiliary=weighted)
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head and what else only it reaches: all of the decoder for the only dense task."""
+        """Returns the modules that only this task reaches; the whole decoder if it is the only dense task."""
         if task in self.image_heads:
             return [self.image_heads[task]]
         decoder = cast(ExchangeDecoder, self.decoder)  # a dense task has one

@@ -14,7 +14,7 @@ from mtlbench.networks.experts.dispatch import flop_mapping
 
 
 def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> int:
-    """Returns the FLOPs of a forward pass, two per multiply-add, of the experts that are active only.
+    """Counts the FLOPs of a forward pass, two per multiply-add; of the experts, only active ones count.
 
     Args:
         network: Any.

@@ -1,4 +1,4 @@
-"""InvPT: attention over the tokens of all tasks, at three growing resolutions."""
+"""InvPT's decoder: attention over the tokens of all tasks, at three increasing resolutions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mtlbench.networks.feature_exchange import ExchangeDecoder
 from mtlbench.tasks import Task
 
 STRIDES = (16, 8, 4)
-"""Strides of the three stages, whatever the encoder's are."""
+"""Strides of the three stages, for any encoder."""
 
 FEWEST = 8
-"""Channels below which a stage does not fall: LayerNorm of two or three of them is little more than their signs."""
+"""Smallest number of channels of a stage: LayerNorm of two or three channels keeps little but their signs."""
 
 
 def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
@@ -173,7 +173,7 @@ class InvPTDecoder(ExchangeDecoder):
     def forward(
         self, maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Predicts the named tasks, and while training each of them from its preliminary feature too."""
+        """Predicts the named tasks; in training, also from their preliminary features."""
         base = resize(self.project(maps[-1]), self.base)
         features = {task: block(base) for task, block in self.initial.items()}
         joined = dict(zip(features, self.joint(torch.stack(list(features.values()), 1), maps).unbind(1), strict=True))

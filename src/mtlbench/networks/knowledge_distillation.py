@@ -13,7 +13,7 @@ from mtlbench.networks.blocks import conv, full_precision, per_task
 from mtlbench.networks.dense import DenseNetwork
 
 EPSILON = 1e-6
-"""Added to squared norms: a feature of zeros has a direction of zeros, and a finite gradient."""
+"""Added to squared norms, so that a zero feature has a zero direction and a finite gradient."""
 
 
 def taps(network: DenseNetwork, image: Tensor) -> dict[str, Tensor]:
@@ -45,17 +45,17 @@ class TappedNetwork(DenseNetwork):
 
 
 class Adapters(nn.Module):
-    """A linear map of the student's channels per task and tap: one feature cannot equal the features of T teachers."""
+    """Linear maps of the student's channels, one per task and tap: one feature cannot match T teachers at once."""
 
     # By task and tap; mypy takes what such containers hold for plain modules.
     maps: Any
 
     def __init__(self, tasks: Sequence[str], channels: Mapping[str, int]) -> None:
-        """Builds the maps, which start the same whichever other tasks there are.
+        """Builds the maps. Their initial weights do not depend on the other tasks.
 
         Args:
             tasks: Tasks of the student.
-            channels: Of every tap, the same for student and teachers.
+            channels: Channels of every tap, equal for student and teachers.
         """
         super().__init__()
         self.maps = per_task(

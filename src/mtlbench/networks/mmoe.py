@@ -1,4 +1,4 @@
-"""Dense experts after the neck, and one gate per task that mixes them."""
+"""MMoE: dense experts after the neck, mixed by one gate per task."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DSelectGate(nn.Module):
     """k selectors, each a differentiable choice of one of E experts by binary code, mixed by a softmax.
 
     A bit with logit t is 1 with weight S(t), the smooth step: 0 below -γ/2, 1 above γ/2, and a cubic between. A
-    selector gives an expert the product over the bits of its index; once all bits are 0 or 1 it has chosen one.
+    selector gives an expert the product over the bits of its index; once all bits are 0 or 1, it has chosen one expert.
     """
 
     codes: Tensor
@@ -72,14 +72,14 @@ class DSelectGate(nn.Module):
         self.top_k, self.gamma = top_k, gamma
         self.choose = nn.Linear(width, top_k * bits)
         self.weigh = nn.Linear(width, top_k, bias=False)
-        # Within the step, where bits can still learn.
+        # Inside the step, where bits have a gradient.
         for parameter in self.choose.parameters():
             nn.init.uniform_(parameter, -gamma / 100, gamma / 100)
         codes = torch.arange(experts)[:, None] >> torch.arange(bits) & 1
         self.register_buffer("codes", codes.bool(), persistent=False)  # (E, bits)
 
     def selectors(self, x: Tensor) -> Tensor:
-        """Returns (B, k, E): what each selector gives each expert, of sum 1 over experts.
+        """Returns (B, k, E): the weight of each expert in each selector; sums over experts are 1.
 
         Args:
             x: (B, width, h, w).
@@ -100,7 +100,7 @@ def smooth_step(t: Tensor, gamma: float) -> Tensor:
 
 def selector_entropy(selectors: Tensor) -> Tensor:
     """Returns the entropy of (B, k, E) selectors in nats, the sum over selectors and the mean over images."""
-    # An expert without weight adds nothing, where the derivative of -r ln r is infinite.
+    # An expert without weight adds nothing; there the derivative of -r ln r is infinite.
     return torch.special.entr(selectors.clamp(min=1e-12)).sum((1, 2)).mean()
 
 
@@ -115,9 +115,9 @@ def mix(weights: Tensor, experts: Tensor) -> Tensor:
 
 
 class MMoENetwork(DenseNetwork):
-    """`DenseNetwork` with E convolution blocks after the neck; a task's head reads their mixture by its own gate.
+    """`DenseNetwork` with E convolution blocks after the neck; each head reads the mixture of its task's gate.
 
-    `Outputs.representation` is the bank (B, E + 1, C, h, w): the neck's map and then the experts' outputs.
+    `Outputs.representation` is the bank (B, E + 1, C, h, w): the neck's map, followed by the experts' outputs.
     `Outputs.statistics["gates"]` holds the weights (B, E) by task.
     """
 

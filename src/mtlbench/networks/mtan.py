@@ -1,4 +1,4 @@
-"""A shared encoder, and per task a chain of attention masks on the maps of its stages."""
+"""MTAN: a shared encoder, with a chain of attention masks per task on the maps of its stages."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def _mask(inputs: int, channels: int, task: str) -> nn.Module:
 
 
 class MTANNetwork(DenseNetwork):
-    """`DenseNetwork` whose encoder's maps each task sees through masks of its own. The encoder runs once.
+    """`DenseNetwork` in which every task sees the encoder's maps through its own masks. The encoder runs once.
 
-    A mask of stage s reads the map before the stage's last block, and from the second stage on what the task saw of
-    the stage before, refined by a block that all tasks share. Where the stage has one block, or that map has another
-    shape, the mask reads the stage's output instead.
+    The mask of a stage reads the map before the stage's last block. From the second stage on, it also reads the task's
+    masked map of the stage before, refined by a block that all tasks share. If the stage has a single block, or if
+    that map has another shape, the mask reads the stage's output instead.
 
     Attributes:
         masks: Per stage, the mask of each task.
@@ -65,7 +65,7 @@ class MTANNetwork(DenseNetwork):
         self.stages = Stages(self.encoder)
         channels = self.encoder.channels
         self.refine = nn.ModuleList(bottleneck(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
-        # The first stage has no stage before.
+        # The first stage has no predecessor, whose masked map the later ones read besides.
         sizes = [(channels[0], channels[0]), *((2 * c, c) for c in channels[1:])]
         self.masks = nn.ModuleList(
             per_task(f"mask {s}", tasks, functools.partial(_mask, *size)) for s, size in enumerate(sizes)
@@ -77,10 +77,10 @@ class MTANNetwork(DenseNetwork):
         return Outputs({task: self.heads[task](self.neck(self.attended(pairs, task))) for task in tasks})
 
     def attended(self, pairs: Sequence[tuple[Tensor, Tensor]], task: str) -> list[Tensor]:
-        """Returns what a task sees of every stage, each of the map's shape.
+        """Returns the masked map of every stage, each of the map's own shape.
 
         Args:
-            pairs: Per stage, what masks read and the map, (B, C, h, w) each.
+            pairs: Per stage, the map that masks read and the map that they mask, (B, C, h, w) each.
             task: Name of the task.
         """
         seen: list[Tensor] = []

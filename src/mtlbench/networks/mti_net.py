@@ -1,4 +1,4 @@
-"""MTI-Net: tasks exchange features at every scale of a pyramid."""
+"""MTI-Net's decoder: tasks exchange features at every scale of a pyramid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlbench.tasks import Task
 
 
 class FeaturePropagation(nn.Module):
-    """What one scale tells the next finer one: each task's feature plus a gated summary of all tasks."""
+    """Input of the next finer scale: each task's feature plus a gated summary of all tasks."""
 
     def __init__(self, label: str, tasks: Sequence[str], width: int) -> None:
         """Builds the module.
@@ -49,7 +49,7 @@ class FeaturePropagation(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Joins one task's features of all scales at the finest, and predicts."""
+    """Joins one task's features of all scales at the finest scale and predicts."""
 
     def __init__(self, scales: int, width: int, outputs: int, image_size: Sequence[int]) -> None:
         """Builds the head.
@@ -102,7 +102,7 @@ class MTIDecoder(ExchangeDecoder):
             )
 
         self.features = nn.ModuleList(features(s) for s in range(scales))
-        # Entry s tells scale s of scale s + 1.
+        # Entry s passes features from scale s + 1 to scale s.
         self.propagate = nn.ModuleList(FeaturePropagation(f"propagate {s}", names, width) for s in range(scales - 1))
         # The name stands in checkpoints, and the label seeds the weights.
         self.distil = nn.ModuleList(FeatureExchange(f"distil {s}", names, width) for s in range(scales))
@@ -133,7 +133,7 @@ class MTIDecoder(ExchangeDecoder):
     def forward(
         self, maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Predicts the named tasks, and while training each of them at every scale; see `ExchangeDecoder`."""
+        """Predicts the named tasks; in training, also at every scale; see `ExchangeDecoder`."""
         features = self.scale_features(maps)
         predictions = {
             t: self.heads[t]([exchange(f, t) for exchange, f in zip(self.distil, features, strict=True)]) for t in tasks

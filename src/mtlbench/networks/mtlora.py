@@ -1,4 +1,4 @@
-"""MTLoRA: a frozen transformer with low-rank changes that tasks share, and others of their own."""
+"""MTLoRA: a frozen transformer with shared and task-specific low-rank changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtlbench.tasks import Task
 
 
 class LowRank(nn.Module):
-    """scale · B A dropout(x). B starts as zero."""
+    """scale · B A dropout(x). B is initially zero."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float) -> None:
         """Builds the two matrices.
@@ -45,7 +45,7 @@ class LowRank(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a shared low-rank change, plus that of the running task where it has one.
+    """A frozen linear layer plus a shared low-rank change plus that of the running task, if any.
 
     Attributes:
         running: Task of the forward pass, or None for the stream that all tasks share.
@@ -156,7 +156,7 @@ class MTLoRANetwork(DenseNetwork):
 
 
 def _parts(block: nn.Module) -> list[nn.Module]:
-    """Returns a Swin stage as the sequence it is, so that it has a last block; any other block as it is."""
+    """Returns a Swin stage as a sequence, so that its last block can be told apart; other blocks unchanged."""
     return [block.downsample, *block.blocks] if isinstance(block, SwinTransformerStage) else [block]
 
 

@@ -1,4 +1,4 @@
-"""NDDR units: a 1 x 1 convolution reduces the concatenated maps of all tasks to one."""
+"""NDDR units: a 1 x 1 convolution that reduces the concatenated maps of all tasks to one map."""
 
 from __future__ import annotations
 

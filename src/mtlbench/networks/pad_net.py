@@ -1,4 +1,4 @@
-"""PAD-Net: tasks are predicted, exchange features, and are predicted again."""
+"""PAD-Net's decoder: it predicts every task, exchanges features between tasks, and predicts again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PADDecoder(ExchangeDecoder):
     def forward(
         self, maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Predicts the named tasks, and while training each of them from its initial feature too."""
+        """Predicts the named tasks; in training, also from their initial features."""
         shared = self.neck(maps)
         features = {task: block(shared) for task, block in self.initial.items()}
         predictions = {task: self.heads[task](self.distil(features, task)) for task in tasks}

@@ -1,4 +1,4 @@
-"""One encoder per task, side by side, which exchange features after each stage."""
+"""Parallel encoders, one per task, that exchange features after each stage."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mtlbench.networks.encoder_stages import Stages
 from mtlbench.tasks import Task
 
 UnitFactory = Callable[[int, int, int], nn.Module]
-"""Makes a unit from channels C of a map, number of tasks T, and index of the unit's task.
+"""Builds a fusion unit from the channels C of a map, the number of tasks T, and the index of the unit's task.
 
-The unit takes the T maps (B, C, h, w) of a stage and returns the map that goes on in its task's column.
+The unit takes the T maps (B, C, h, w) of a stage and returns the next map of its task's column.
 """
 
 
 class ColumnNetwork(MTLNetwork):
-    """T single-task networks (columns) whose maps pass through units of fusion after each stage of the encoder.
+    """T single-task networks (columns) whose maps pass through fusion units after each stage of the encoder.
 
-    Columns start from equal weights, those of the single-task network of the same seed; only heads differ. All
-    columns run, however few tasks are asked for.
+    All columns start from the weights of the single-task network of the same seed; only heads differ. Every column
+    runs, even if a single task is asked for.
 
     Attributes:
         units: Per stage, the unit of each task.
@@ -40,7 +40,7 @@ class ColumnNetwork(MTLNetwork):
 
         Args:
             tasks: Tasks by name.
-            unit: Makes a unit of fusion.
+            unit: Builds a fusion unit.
             model: Arguments of `DenseNetwork`.
 
         Raises:
@@ -66,7 +66,7 @@ class ColumnNetwork(MTLNetwork):
         for i, units in enumerate(self.units):
             states = {task: self.stages[task].run(i, state) for task, state in states.items()}
             maps = [state.map for state in states.values()]
-            # The last stage's maps go nowhere but to their own task.
+            # After the last stage a map reaches its own task only, so the other columns need no unit.
             going = self.names if i < len(self.units) - 1 else tasks
             states = {task: states[task].with_map(units[task](maps)) for task in going}
             for task, state in states.items():
@@ -79,5 +79,5 @@ class ColumnNetwork(MTLNetwork):
         return [p for block in blocks for p in block.parameters() if p.requires_grad]
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, neck and unit of the last stage; all else reaches other columns."""
+        """Returns the task's head, neck and last fusion unit; everything else reaches other columns."""
         return [self.heads[task], self.necks[task], self.units[-1][task]]

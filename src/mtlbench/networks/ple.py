@@ -1,4 +1,4 @@
-"""Progressive layered extraction: levels of shared and private experts."""
+"""PLE (progressive layered extraction): levels of shared and private experts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtlbench.tasks import Task
 
 
 class Extraction(nn.Module):
-    """One level: a gate per task over shared and own experts, and one for all over all but in the last level."""
+    """One level: a gate per task over shared and own experts and, except in the last level, one over all experts."""
 
     # By task; mypy takes what a ModuleDict holds for plain modules.
     private: Any
@@ -28,12 +28,12 @@ class Extraction(nn.Module):
         """Builds the level.
 
         Args:
-            level: Index of the level, for the seeds of what tasks own.
+            level: Index of the level, for the seeds of modules that tasks own.
             tasks: Names of all tasks, T.
             width: Channels of all maps.
             shared: Shared experts.
             private: Experts of each task.
-            last: Whether no level follows, and no map for all is needed.
+            last: Whether this is the last level, which needs no common map.
         """
         super().__init__()
 
@@ -48,12 +48,12 @@ class Extraction(nn.Module):
     def forward(
         self, common: Tensor, own: Mapping[str, Tensor], tasks: Sequence[str]
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Returns the next map for all, None in the last level, and the next map of each task, (B, C, h, w) each.
+        """Returns the next common map (None in the last level) and the next map of each task, (B, C, h, w) each.
 
         Args:
-            common: Map for all.
+            common: Common map.
             own: Map of each task.
-            tasks: Tasks to go on with: all of them where a level follows.
+            tasks: Tasks whose maps are needed: all of them unless this is the last level.
         """
         shared = [expert(common) for expert in self.shared]
         private = {task: [expert(own[task]) for expert in self.private[task]] for task in tasks}
@@ -119,10 +119,10 @@ class PLENetwork(DenseNetwork):
         return list(self.levels[-1].shared.parameters())
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, its experts of the last level, and its gates where nothing of all reads on.
+        """Returns the task's head, its experts of the last level, and the gates that no other task reaches.
 
-        What a gate mixes feeds the task's experts of the next level, and all but those of the last level reach the
-        map for all.
+        A gate's mixture feeds the task's experts of the next level, and all experts except those of the last level
+        reach the common map.
         """
         gated = self.levels[-2:] if self.has_private else self.levels
         return [self.heads[task], self.levels[-1].private[task], *(level.gates[task] for level in gated)]

@@ -1,4 +1,4 @@
-"""Contract checks for methods, networks and data modules: yours and the shipped ones pass the same.
+"""Contract checks for methods, networks and data modules. Shipped ones pass the same checks as your own.
 
 `check_method` trains tiny networks in float64 through the very code that the bench runs, in one process and on two
 ranks, stopped and resumed. `mtlbench check module:Class` prints what they find.
@@ -41,7 +41,7 @@ class Finding:
 def difference(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> float:
     """Returns the largest difference of two sets of weights, relative to the largest weight of each tensor.
 
-    Infinite where one has no such tensor, or a number where the other has none.
+    Infinite if a tensor is missing on one side, or finite on one side only.
     """
     if one is None or other is None or one.keys() != other.keys():
         return float("inf")
@@ -108,7 +108,7 @@ def _ownership(spec: RunSpec) -> str | None:
 
 
 def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
-    """Returns what is wrong with a network's partition of parameters, proved by gradients, or None.
+    """Checks a network's partition of parameters by gradients; returns what is wrong, or None.
 
     Args:
         network: An `MTLNetwork` for 16 × 24 images.
@@ -145,7 +145,7 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 def _one_task(spec: RunSpec, folder: str) -> str | None:
     weights = _trained_alone(spec, folder) or {}
-    # A balancer's own state may hold NaN for "not there yet"; a network's may not.
+    # A balancer's state may hold NaN for "not known yet"; a network's may not.
     bad = [name for name, value in weights.items() if name.startswith("network.") and not value.isfinite().all()]
     return f"{bad[0]} is not finite after three steps." if bad else None
 

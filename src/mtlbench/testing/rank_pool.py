@@ -1,4 +1,4 @@
-"""A pool of processes that are the ranks of one gloo group: what two GPUs do, on any machine."""
+"""A pool of processes that form the ranks of one gloo group, to test distributed training on any machine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RankPool:
         except EOFError:
             ok, value = False, "the process died"
         if not ok:
-            # The other ranks may wait in a collective for this one, for ever.
+            # The other ranks may wait for this one in a collective indefinitely.
             self.close()
             raise RankError(f"Rank {rank}: {value}")
         return value

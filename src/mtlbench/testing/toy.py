@@ -1,4 +1,4 @@
-"""Toy data and tiny runs on it, in float64: what contract checks train, in one process, on ranks, or in parts."""
+"""Toy data and tiny float64 runs for the contract checks, in one process, on several ranks, or interrupted."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None =
 
 
 def sourced(spec: RunSpec, folder: str) -> RunSpec:
-    """Returns a run with the sources that its method expects: plain networks of one step, trained where they lack.
+    """Returns a run with the sources that its method expects: plain networks of one step, trained if missing.
 
     Args:
         spec: The run.

@@ -1,1 +1,1 @@
-"""Methods with a network of their own."""
+"""Methods that bring their own network."""

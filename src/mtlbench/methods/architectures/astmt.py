@@ -23,11 +23,10 @@ class ASTMT(MTLMethod):
         reduction: Channels over hidden width of S_t, >= 1; of squeeze-and-excitation: 16.
 
     Differences from the official code: modulation is per stage, where it modulates every residual block, so that any
-    timm encoder that runs by stages will do (the paper: ResNet-26, 50 and 101); the factor 2 and zeros at the start
-    make the network begin as the plain shared one. The discriminator that makes gradients of tasks
-    indistinguishable is not there: it needs second derivatives, and any balancer of this package may take its
-    place. BatchNorm statistics of the encoder are those of all tasks together; choose an encoder without BatchNorm
-    where that matters.
+    timm encoder that runs by stages will do (the paper: ResNet-26, 50 and 101); the factor 2 and zero initial weights
+    make the initial network the plain shared one. The discriminator that makes gradients of tasks indistinguishable
+    is left out: it needs second derivatives, and any balancer of this package can be used instead. BatchNorm
+    statistics of the encoder are those of all tasks together; choose an encoder without BatchNorm if that matters.
 
     Example:
         >>> import torch

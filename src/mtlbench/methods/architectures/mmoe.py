@@ -13,9 +13,9 @@ class MMoE(MTLMethod):
     """Modelling task relationships with multi-gate mixture-of-experts (https://doi.org/10.1145/3219819.3220007, 2018).
 
     Rule: E experts read the shared map x. The head of task t reads Σ_e g_t,e · expert_e(x) with
-    g_t = softmax(W_t mean(x)). Every expert runs for every image. The balancer is free to choose.
+    g_t = softmax(W_t mean(x)). Every expert runs for every image. Any balancer may be used.
 
-    Symbols: E experts; x the neck's map; mean(x) its mean over places; W_t a matrix that task t owns.
+    Symbols: E experts; x the neck's map; mean(x) its mean over places; W_t a matrix of task t.
 
     Args:
         experts: E, >= 1. In vision T and 3 are in use.
@@ -24,7 +24,7 @@ class MMoE(MTLMethod):
     of the neck, once for all tasks.
 
     Differences from the paper: it mixes MLPs on a vector of features; here experts are 3 x 3 convolution blocks on
-    the neck's map of any encoder, and an image has one mixture for all its places. No official code is known to us.
+    the neck's map of any encoder, and an image has one mixture for all its places. We know of no official code.
 
     Example:
         >>> import torch

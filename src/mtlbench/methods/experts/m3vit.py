@@ -1,4 +1,4 @@
-"""M3ViT: one router per task over shared expert MLPs, each task balanced by itself."""
+"""M3ViT: one router per task over shared expert MLPs, with a balance loss for each task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class M3ViT(ExpertMethod):
         start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.
 
     Differences from the official code: its second term is CV² of a load that is smooth only through the noise; the
-    product of share and probability, with the same minimum and a gradient without noise, stands in its place.
+    product of share and probability replaces it, with the same minimum and a gradient without noise.
     Gates are renormalised. Statistics are those of all ranks. Noise is off by default, because draws per token depend
     on how a batch is cut over ranks, and never enters an evaluation. An expert's width is the MLP's over k, as there.
 

@@ -1,4 +1,4 @@
-"""Mod-Squad: experts in attention and MLPs, and a loss on the mutual information between tasks and experts."""
+"""Mod-Squad: experts in attention and MLPs, with a loss on the mutual information of tasks and experts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ModSquad(ExpertMethod):
     Rule: Even blocks get experts in attention, odd ones in the MLP. A learned vector e_t is added to every token of
     task t before every block. A router of its own for each task sends a token x to the k experts of largest
     p = softmax(W_t x). The loss gains −w · Σ_layers I(T; E), I = H(E) − H(E | T) of P(E | t), the mean of p over the
-    tokens of task t. Each task comes to use few experts, all experts together are used: `mtlbench extract` takes out,
-    per task, a network of its experts alone.
+    tokens of task t. Each task learns to use few experts while all experts are used; `mtlbench extract` writes, per
+    task, a network of its experts alone.
 
     Symbols: T the task, uniform; E the expert of a layer; W_t the router of task t; w ``mutual_information``.
 
@@ -32,19 +32,19 @@ class ModSquad(ExpertMethod):
         attention_top_k: Attention experts per token; None for the number of heads, as in the paper.
         attention_placement: Blocks with attention experts; ``"even"`` in the paper.
         gate: ``"per_task"`` in the paper; for the others see `task_moe`.
-        task_tokens: Standard deviation of e_t at the start; 0 for no e_t. 1 in the official code, see below.
+        task_tokens: Initial standard deviation of e_t; 0 for no e_t. 1 in the official code, see below.
         prior: P(t): ``"uniform"``, or ``"tokens"`` in proportion to the images of the step.
         scope: ``"global"``: P(E | t) over all ranks; ``"local"``: each rank by itself, as the official code.
         z: Coefficient of the mean of logsumexp(logits)²; 0 in the paper's models.
         noise: Standard deviation of the logits' noise, in training only; 0 in the paper's models.
         renormalise: Whether gates of a token sum to 1; None means where k >= 2. False is the official form; extraction
             then keeps the rows of all experts in the routers.
-        start: Of the MLP experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP.
+        start: Initialisation of the MLP experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP.
 
     Differences from the official code: e_t starts at the scale of the other weights. At 1, added in every block, it
     drowns the tokens of a short training: on suite `experts` that cost 4.7 points of Δm. Entropies are exact, without
     its 1e-4; p without the added 1e-4; gates are renormalised; statistics over all ranks and micro-batches; tasks
-    without a label enter through running means; routers start from a truncated normal of 0.02, experts likewise; no
+    without a label enter through running means; routers and experts are drawn from a truncated normal of 0.02; no
     noise in evaluation. Task losses are weighted by the run's balancer: the paper's learned weights are
     ``balancer: uncertainty``. Heads are mtlbench's, the same for every method.
 

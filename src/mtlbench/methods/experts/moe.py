@@ -1,4 +1,4 @@
-"""Sparse mixture of experts whose gate does not see the task: the control of the task-aware ones."""
+"""Sparse mixture of experts whose gate does not see the task; the control for task-aware gates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MoE(ExpertMethod):
     """Sparse mixture of experts (https://arxiv.org/abs/2101.03961, the Switch transformer; V-MoE arXiv:2106.05974).
 
     Rule: In some transformer blocks the MLP becomes E smaller ones. A router sends each token x to the k experts of
-    largest p = softmax(W x), whichever task is asked for. All tasks share one forward pass up to their heads. The loss
+    largest p = softmax(W x), for any task. All tasks share one forward pass up to their heads. The loss
     gains balance · Σ_layers E · Σ_e f_e · P_e.
 
     Symbols: E experts per layer; k experts per token; W the router's matrix; P_e the mean of p_e and f_e the share of
@@ -30,7 +30,7 @@ class MoE(ExpertMethod):
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
         start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.
 
-    Differences from the papers: no capacity, no token is dropped; an expert is as wide as the dense MLP over k.
+    Differences from the papers: no capacity, no token is dropped; an expert is as wide as the dense MLP divided by k.
 
     Example:
         >>> import torch

@@ -16,13 +16,13 @@ class TaskMoE(ExpertMethod):
 
     Rule: In some transformer blocks the MLP becomes E smaller ones. A router sends each token x of task t to the k
     experts of largest p = softmax(W [x; e_t]) and mixes their outputs with those p, divided by their sum if k >= 2.
-    Every task has its own features. The loss gains balance · Σ_layers E · Σ_e f_e · P_e.
+    Features therefore depend on the task. The loss gains balance · Σ_layers E · Σ_e f_e · P_e.
 
     Symbols: E experts per layer; k experts per token; e_t a learned vector of task t; W the router's matrix; P_e
     the mean of p_e and f_e the share of choices of expert e, both over the tokens of all tasks and ranks.
 
     Args:
-        experts: E. The paper's value is unknown to us, as are those below: this is our reading of its idea.
+        experts: E. We do not know the paper's values, here and below; these are our reading of its idea.
         top_k: k, 1..E.
         gate: What the logits are: ``"token_task"`` W [x; e_t], ``"task"`` W e_t, ``"description"`` W [x; MLP(d_t)] with
             given vectors d_t, ``"per_task"`` W_t x, or ``"agnostic"`` W x, which is the method `moe`.
@@ -30,7 +30,8 @@ class TaskMoE(ExpertMethod):
         balance: Coefficient of the load balance, >= 0; 0.01 and the sum over layers are the Switch transformer's.
         noise: Standard deviation of noise on the logits, in training only.
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
-        start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.
+        start: Initialisation of the experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for
+            pretrained weights.
         descriptions: d_t by task, for the gate of that name.
 
     Differences from the official code: there is none to compare with. The paper works on text, this on images. An

@@ -1,4 +1,4 @@
-"""HOA: higher-order approximation, all pairs are trained and larger groups predicted from them."""
+"""HOA (higher-order approximation): trains all pairs and predicts larger groups from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimal grouping: every subset of the tasks is trained, and the best affordable choice kept."""
+"""Optimal grouping: trains every subset of the tasks and keeps the best choice within the budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Oracle grouping: the upper bound that chooses by the reported scores themselves."""
+"""Oracle grouping: an upper bound that chooses groups by the reported scores themselves."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mtlbench.runs.plan import Plan
 
 
 class OracleGrouping(GroupingMethod):
-    """What a perfect choice of groups would reach: no method to use, a bound to hold the others against.
+    """Upper bound: what a perfect choice of groups would reach. Not a method to use, but one to compare others with.
 
-    Rule: as `optimal_grouping` with networks of equal cost, but by the gains on the split that is reported. It looks at
-    what it must not know, so its score is optimistic, and its record says so.
+    Rule: as `optimal_grouping` with networks of equal cost, but by the gains on the reported split. It uses scores that
+    no method may see, so its own score is optimistic, and its record says so.
 
     Symbols: see `optimal_grouping`.
 
@@ -22,8 +22,8 @@ class OracleGrouping(GroupingMethod):
         networks: Networks at most, at least 1.
         train: Method or balancer that trains a group.
 
-    Differences from `optimal_grouping`: the split, and that the reported scores are no prediction of themselves, so its
-    record holds none.
+    Differences from `optimal_grouping`: the split; and its record holds no predictions, because a score does not
+    predict itself.
 
     Example:
         >>> from mtlbench.registry import find

@@ -1,4 +1,4 @@
-"""Random grouping: the control, groups drawn from the seed."""
+"""Random grouping: the control, which draws groups from the seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtlbench.runs.plan import Plan
 
 
 class RandomGrouping(GroupingMethod):
-    """What several networks give without any knowledge of the tasks.
+    """Control: the gain from several networks without any knowledge of the tasks.
 
     Rule: the tasks are split at random into b groups whose sizes differ by at most one; each is trained and serves its
     own tasks.

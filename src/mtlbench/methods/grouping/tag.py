@@ -1,4 +1,4 @@
-"""TAG: task affinity grouping, from one run that looks ahead."""
+"""TAG (task affinity grouping): groups by the look-aheads of one run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TAG(GroupingMethod):
     task j (see `inter_task_affinity`). Task j scores mean_{i ∈ S, i ≠ j} Z_{i→j} in a group S. Those at most b groups
     that cover all tasks and maximise Σ_j max_{S ∋ j} score_j(S) are trained, and the best of them by score serves j.
 
-    Symbols: b is ``networks``. A task alone scores -1e6: any company is better. Z_{j→j} is never used.
+    Symbols: b is ``networks``. A task alone scores -1e6, so that any group is better. Z_{j→j} is never used.
 
     Args:
         networks: Networks at most, at least 1.
@@ -43,5 +43,5 @@ class TAG(GroupingMethod):
 
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
-        """Chooses by what steps on one task do to another."""
+        """Chooses by the effect of steps on one task on the losses of the others."""
         return grouping.by_affinity("inter_task_affinity", "TAG inter-task affinity", every=arguments["every"])

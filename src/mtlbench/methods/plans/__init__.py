@@ -1,1 +1,1 @@
-"""Methods that need several runs."""
+"""Methods whose plan trains several runs."""

@@ -1,4 +1,4 @@
-"""KD-MTL: one network learns its tasks and to resemble a single-task network of each of them."""
+"""KD-MTL: one network learns its tasks while its features follow those of single-task networks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class KDMTL(MTLMethod):
     Args:
         weight: Factor on all λ_i, >= 0; the paper's is 1.
         weights: λ_i by task, >= 0, 1 where not named; the paper has 2 for surface normals, 1 for segmentation and
-            depth. None for ones.
+            depth. None for 1 everywhere.
         adapter_lr: Learning rate of all A, > 0, whatever that of the suite; its schedule applies. The paper's is 0.1.
             ℓ_i does not depend on the size of A_il, so that a large rate does no harm; one like the network's is slow.
         adapter_decay: Weight decay of all A, >= 0; the paper's is 5e-4.
@@ -49,7 +49,7 @@ class KDMTL(MTLMethod):
 
     Differences from the official code: all parameters have one optimiser, that of the suite, where A has an Adam of
     its own, and the suite's schedule rather than halving every 100 epochs; clipping, where it is on, sees the
-    gradients of A too. All λ_i are 1 unless told otherwise. The student is the suite's dense network.
+    gradients of A too. All λ_i are 1 by default. The student is the suite's dense network.
 
     Example:
         >>> import torch
@@ -141,7 +141,7 @@ class KDMTL(MTLMethod):
             teacher.to(next(self.network.parameters()))
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Returns λ_i ℓ_i for every task asked for, labelled or not."""
+        """Returns λ_i ℓ_i for every requested task, labelled or not."""
         found = {}
         for task in outputs.predictions:
             with torch.no_grad():

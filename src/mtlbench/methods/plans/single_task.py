@@ -10,7 +10,7 @@ from mtlbench.runs.spec import RunSpec
 class SingleTask(MTLMethod):
     """One run per task, each with the whole network, schedule and data to itself.
 
-    Rule: min_θ L_i for every task i, apart from each other.
+    Rule: min_θ L_i for every task i separately.
 
     Differences from common practice: none; the runs are ordinary cached runs and are trained once per seed,
     whatever else uses them (teachers, bases).

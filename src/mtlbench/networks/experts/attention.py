@@ -1,4 +1,4 @@
-"""Expert attention: experts own query and output projections and share one key and one value."""
+"""Expert attention: each expert has its own query and output projections; all share one key and one value."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mtlbench.networks.experts.routing import Routing
 class ExpertAttention(nn.Module):
     """Mixture of attention heads (Zhang et al., arXiv:2210.05144; in Mod-Squad, arXiv:2212.08066).
 
-    A token's k experts are its k heads: each has a query projection D → d and an output projection d → D, without
-    bias. Key and value, d each, are shared by all experts. The heads' results are weighted by the gates and added.
+    A token's k experts are its k heads. Each has a query projection D → d and an output projection d → D, without
+    bias. All experts share one key and one value of width d. The output is the sum of the heads, weighted by the gates.
     """
 
     def __init__(self, width: int, head_width: int, experts: int) -> None:
@@ -59,6 +59,6 @@ class ExpertAttention(nn.Module):
         return dispatch.collect(results, routing.gates).view_as(x)
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Forgets all other experts."""
+        """Drops all other experts."""
         for name in ("query", "output"):
             setattr(self, name, nn.Parameter(getattr(self, name).detach()[list(experts)].clone()))

@@ -1,4 +1,4 @@
-"""Losses on tables of tasks by experts: mutual information and balance."""
+"""Losses on tables of tasks by experts: mutual information and load balance."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def importance_variation(importance: Tensor, prior: Tensor) -> Tensor:
 
 
 def _entropy(rows: Tensor) -> Tensor:
-    # The clamp concerns the logarithm alone: the value at 0 is exactly 0, and its derivative finite.
+    # Only the logarithm is clamped: the value at 0 stays exactly 0 and its derivative finite.
     tiny = torch.finfo(rows.dtype).tiny
     return -(rows * rows.clamp_min(tiny).log()).sum(-1)

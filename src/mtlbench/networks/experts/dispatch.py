@@ -1,4 +1,4 @@
-"""Dropless dispatch: tokens sorted by expert, products per expert, results put together again."""
+"""Dropless dispatch: sorts tokens by expert, multiplies per expert, and gathers the results per token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Where N tokens go that choose k experts each: N·k slots, sorted by expert. Every slot is one row.
+    """The assignment of N tokens to k experts each: N·k slots, one row per slot, sorted by expert.
 
     Attributes:
         chosen: (N, k) int64, the expert of each slot.
@@ -43,7 +43,7 @@ class Dispatch:
         """
         by_expert, order = chosen.flatten().sort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-        # Ends by search: the output of `bincount` has no size that a compiler could know.
+        # Searched, because a compiler cannot know the size of `bincount`'s output.
         ends = torch.searchsorted(by_expert, torch.arange(experts, device=order.device), right=True)
         return cls(chosen, order, inverse, ends.diff(prepend=ends.new_zeros(1)))
 
@@ -63,7 +63,7 @@ class Dispatch:
         return _Spread.apply(tokens, self.order, self.inverse.view_as(self.chosen))
 
     def collect(self, rows: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Returns rows to their tokens: (N, k, D), or with gates Σ_j gate_j · row_j: (N, D).
+        """Gathers rows by token: (N, k, D), or with gates Σ_j gate_j · row_j: (N, D).
 
         Every sum has a fixed order, forward and backward.
 
@@ -117,7 +117,7 @@ def expert_mlp(
 ) -> Tensor:
     """Returns Σ_j gate_j · MLP_{expert j}(token): (N, D), with MLP(x) = gelu(x W1 + b1) W2 + b2.
 
-    ``segment`` is one operator, differentiable once; the others are made of `Dispatch` and `segment_matmul`.
+    ``segment`` is a single operator, differentiable once; the others consist of `Dispatch` and `segment_matmul`.
 
     Args:
         tokens: (N, D).
@@ -148,9 +148,9 @@ def expert_mlp(
 
 
 def flop_mapping() -> dict[Any, Callable[..., int]]:
-    """Returns the formula that `FlopCounterMode(custom_mapping=...)` lacks for grouped products.
+    """Returns the formula for grouped products that `FlopCounterMode(custom_mapping=...)` needs.
 
-    Those of the operators of this package count by themselves.
+    This package's own operators register theirs.
     """
     grouped = getattr(torch.ops.aten, "_grouped_mm", None)
     return {} if grouped is None else {grouped: _grouped_flops}
@@ -166,7 +166,7 @@ def _auto(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None)
 
 
 def _naive(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None) -> Tensor:
-    """One product after another: the reference."""
+    """Reference: one product after another."""
     parts = rows.split(dispatch.sizes.tolist())
     products = [part @ matrix for part, matrix in zip(parts, weight.unbind(), strict=True)]
     if bias is not None:
@@ -188,7 +188,7 @@ def _grouped(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | No
 
 
 def _padded(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None) -> Tensor:
-    """One batched product of equally many rows per expert. In a graph that is N, which no expert can exceed."""
+    """One batched product with equally many rows per expert. In a graph these are N, the most an expert can get."""
     static = torch.compiler.is_compiling()
     space = dispatch.chosen.shape[0] if static else max(dispatch.sizes.tolist(), default=0)
     by_expert = dispatch.chosen.flatten().index_select(0, dispatch.order)
@@ -209,7 +209,7 @@ _PRODUCTS: dict[str, Product] = {
     "padded": _padded,
 }
 BACKENDS = tuple(_PRODUCTS)
-"""Ways to multiply rows by the matrices of their experts; see `segment_matmul`."""
+"""Backends that multiply rows by the matrices of their experts; see `segment_matmul`."""
 
 
 def _known(backend: str) -> Product:
@@ -219,10 +219,10 @@ def _known(backend: str) -> Product:
 
 
 def _choice(rows: Tensor, *weights: Tensor) -> Product:
-    """Returns what ``auto`` stands for with these operands.
+    """Chooses the product of the backend ``auto`` for these operands.
 
-    On a CPU ``segment`` is never slower than ``grouped``, a loop of the same products there. On CUDA it would wait
-    for the sizes. An export holds nothing but PyTorch's own operators, at E / k times the work.
+    On a CPU ``grouped`` is a loop of the same products, and ``segment`` is never slower. On CUDA ``segment`` would wait
+    for the sizes. An export may contain PyTorch's own operators only, at E / k times the work.
     """
     if getattr(torch.compiler, "is_exporting", bool)():
         return _padded
@@ -232,7 +232,7 @@ def _choice(rows: Tensor, *weights: Tensor) -> Product:
 
 
 def _ungroupable(rows: Tensor, weight: Tensor) -> str:
-    """Returns why `grouped_mm` cannot multiply, forward and backward, or nothing."""
+    """Returns why `grouped_mm` cannot multiply these operands, forward and backward, or an empty string."""
     if not hasattr(F, "grouped_mm") or (not rows.is_cuda and _VERSION < (2, 11)):
         return f"needs a later PyTorch; found {torch.__version__}"
     if rows.dtype not in (torch.bfloat16, torch.float16, torch.float32) or weight.dtype != rows.dtype:
@@ -245,7 +245,7 @@ def _ungroupable(rows: Tensor, weight: Tensor) -> str:
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Returns the tensors in the type of autocast, if it is on; like autocast, leaves float64 alone."""
+    """Casts tensors as autocast does if it is on; like autocast, leaves float64 unchanged."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors

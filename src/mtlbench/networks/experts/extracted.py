@@ -1,6 +1,6 @@
-"""An extracted network on disk: weights as safetensors, and a description from which the network is built again.
+"""Stores extracted networks: weights as safetensors, and a description from which the network is rebuilt.
 
-Loading needs torch and timm alone, nothing of training; a program written by `export` needs torch alone.
+Loading needs torch and timm but no training code; a program written by `export` needs torch alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 
 @dataclass(frozen=True)
 class _Head:
-    """All that a head needs to know of its task."""
+    """The properties of a task that its head needs."""
 
     dense: bool
     channels: int
@@ -36,7 +36,7 @@ class ExtractedNetwork(nn.Module):
     """Predicts one task.
 
     Attributes:
-        description: What the file says: task, kind, channels, class names, kept experts, source.
+        description: Content of the file: task, kind, channels, class names, kept experts, source.
     """
 
     def __init__(self, network: ExpertNetwork, description: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: 
         model: Section ``model`` of the run; names of weights are left out.
         options: Of the whole network.
         kept: Experts by name of the layer.
-        source: Where it comes from: run, threshold.
+        source: Origin of the network: run and threshold.
     """
     known = asdict(options)
     if known["descriptions"] is not None:
@@ -105,9 +105,9 @@ def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | P
 def export(folder: str | Path) -> Path:
     """Writes an extracted network as a program of PyTorch's own operators beside its two files; returns its path.
 
-    ``torch.export.load(path).module()(images)`` runs it anywhere, for any number of images, without this package. A
-    graph has no sizes that depend on routes: every expert multiplies as many rows as there are tokens, E / k times the
-    work of `load_extracted` in sparse layers.
+    ``torch.export.load(path).module()(images)`` runs it without this package, for any number of images. Sizes in a
+    graph cannot depend on routes, so every expert multiplies as many rows as there are tokens: E / k times the work of
+    `load_extracted` in sparse layers.
 
     Args:
         folder: Of `save`.
@@ -117,7 +117,7 @@ def export(folder: str | Path) -> Path:
     """
     model = load_extracted(folder)
     height, width = model.description["model"]["image_size"]
-    # Two images: a size of one would be taken for a constant.
+    # Two images, because the export treats a size of one as a constant.
     images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("images")}})
@@ -127,7 +127,7 @@ def export(folder: str | Path) -> Path:
 
 
 def load_extracted(folder: str | Path) -> ExtractedNetwork:
-    """Loads what ``mtlbench extract`` wrote, in evaluation mode.
+    """Loads a network written by ``mtlbench extract``, in evaluation mode.
 
     Args:
         folder: Its ``--out``.

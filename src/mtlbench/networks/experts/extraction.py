@@ -1,4 +1,4 @@
-"""One task taken out of a network with experts: its experts, its rows of the routers and its head, nothing else."""
+"""Extracts one task from a network with experts: its experts, its rows of the routers and its head."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mtlbench.networks.experts import Routing
 from mtlbench.networks.experts.network import ExpertNetwork
 
 Kept = dict[str, list[int]]
-"""Experts that stay, by name of the layer, ascending."""
+"""Kept experts in ascending order, by name of the layer."""
 
 
 def surviving(load: Sequence[float], threshold: float, top_k: int) -> list[int]:
-    """Returns the experts that a task keeps: those that more than ``threshold`` of its tokens choose, at least k.
+    """Returns the experts that a task keeps: those chosen by more than ``threshold`` of its tokens, but at least k.
 
     Args:
         load: (E,), shares of the task's choices, summing to 1; a token makes k of them (Mod-Squad, arXiv:2212.08066).
         threshold: Share of tokens, 0 <= threshold < 1. 0 keeps every expert that was ever used.
-        top_k: k. Where fewer survive, the k most used do.
+        top_k: k. If fewer survive, the k most used ones are kept.
 
     Raises:
         MethodError: ``threshold`` is outside its range.
@@ -40,7 +40,7 @@ def surviving(load: Sequence[float], threshold: float, top_k: int) -> list[int]:
 
 
 def kept_experts(network: ExpertNetwork, tasks: Sequence[str], task: str, threshold: float) -> Kept:
-    """Returns what a task keeps of every layer, by the running shares of its choices in training.
+    """Returns the experts that a task keeps in every layer, by the running shares of its choices in training.
 
     Args:
         network: Trained.
@@ -63,11 +63,11 @@ def kept_experts(network: ExpertNetwork, tasks: Sequence[str], task: str, thresh
 
 
 def extract(network: ExpertNetwork, task: str, kept: Mapping[str, Sequence[int]]) -> ExpertNetwork:
-    """Returns a network of its own for one task; it equals the whole one wherever routes stay among kept experts.
+    """Returns a separate network for one task, equal to the whole one wherever routes stay among the kept experts.
 
     Args:
-        network: Stays as it is.
-        task: Task to take out.
+        network: Not changed.
+        task: Task to extract.
         kept: Experts by name of the layer, at least k each.
     """
     alone = copy.deepcopy(network)
@@ -81,7 +81,7 @@ def extract(network: ExpertNetwork, task: str, kept: Mapping[str, Sequence[int]]
 
 @contextmanager
 def routes(network: ExpertNetwork) -> Iterator[dict[str, Tensor]]:
-    """Gives the experts (N, k) that every layer chose in the last forward pass inside, by name."""
+    """Records, by name of the layer, the experts (N, k) chosen in the last forward pass within the context."""
     chosen: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Any:

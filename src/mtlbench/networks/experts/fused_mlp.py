@@ -1,8 +1,8 @@
-"""The MLP of chosen experts as one custom operator: rows gathered, two products, GELU, results added per token.
+"""The MLP of the chosen experts as one custom operator: gather rows, two products with GELU, sum per token.
 
-One operator instead of five keeps one array of N·k rows for the backward pass, the hidden values before GELU; separate
-ones keep four. Experts are taken in groups, so that what is done element by element needs few calls and stays in cache.
-The second bias is not here: Σ_j gate_j · b2 of expert j is a product of gates and biases alone.
+A single operator keeps one array of N·k rows for the backward pass, the hidden values before GELU; five separate ones
+would keep four. Experts are processed in groups, so that elementwise work needs few calls and stays in cache. The
+second bias is added elsewhere: Σ_j gate_j · b2 of expert j is a product of gates and biases alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.utils.flop_counter import register_flop_formula
 from mtlbench.networks.experts.segment_products import Layout, most_rows
 
 GROUP = 4096
-"""Rows after which a group of experts is full."""
+"""Number of rows at which a group of experts is complete."""
 
 
 def gather_sum(rows: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Returns Σ_j weights[n, j] · rows[index[n, j]] (N, D), in fixed order, without the (N, k, D) between.
+    """Returns Σ_j weights[n, j] · rows[index[n, j]] (N, D), in a fixed order, without materialising (N, k, D).
 
     Args:
         rows: (R, D).
@@ -84,7 +84,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of tokens, gates, W1, b1 and W2 from that of the output (N, D)."""
     layout, token, where, slot = _rows(tokens, gates, order, inverse, sizes)
-    gate = layout.take(gates.reshape(-1, 1), slot)  # zero in spare rows, which so add nothing to any sum
+    gate = layout.take(gates.reshape(-1, 1), slot)  # zero in spare rows, so that they add nothing to any sum
     to_rows, to_gate = tokens.new_empty(len(token), tokens.shape[1]), gates.new_empty(len(token))
     to_weight1, to_bias1, to_weight2 = (torch.empty_like(p) for p in (weight1, bias1, weight2))
     first, second = weight1.mT.unbind(), weight2.mT.unbind()
@@ -141,7 +141,7 @@ def _(gradient: Tensor, hidden: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # nobody uses the hidden values: no zeros for them
+    ctx.set_materialize_grads(False)  # the hidden values have no gradient: allocate no zeros for it
     ctx.save_for_backward(output[1], *inputs)
 
 

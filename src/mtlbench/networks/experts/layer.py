@@ -1,4 +1,4 @@
-"""A sparse layer: a router and its experts, in the place of a block's attention or MLP."""
+"""A sparse layer: a router and its experts, which replace a block's attention or MLP."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mtlbench.networks.experts.statistics import LayerStatistics, RunningTables
 
 
 class ExpertLayer(nn.Module):
-    """Routes the tokens of several tasks, whose images stand one task after the other, through one set of experts."""
+    """Routes the tokens of several tasks, one task after the other, through one set of experts."""
 
     def __init__(self, router: TaskRouter, experts: ExpertMlp | ExpertAttention, tasks: int) -> None:
         """Builds the layer.
 
         Args:
-            router: Chooses among as many experts.
+            router: Router over the same number of experts.
             experts: MLPs or attention heads.
             tasks: T of the network.
         """
@@ -39,7 +39,7 @@ class ExpertLayer(nn.Module):
         return self.experts(x, routing), LayerStatistics.of(routing, self.experts.experts)
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Forgets all other experts, for a network of one task.
+        """Drops all other experts, for a network of one task.
 
         Args:
             experts: At least k indices, ascending.

@@ -17,7 +17,7 @@ INITS = ("random", "split", "copy")
 
 
 class ExpertMlp(nn.Module):
-    """E two-layer MLPs of width h, of which each token runs through k. Dropless: no token is left out.
+    """E two-layer MLPs of width h, of which each token uses k. Dropless: every token is processed.
 
     The weights are stacked, so an expert without tokens gets a gradient of zero and not None. Note that weight
     decay still shrinks it, its biases included: an optimiser that spares vectors sees matrices here.
@@ -57,7 +57,7 @@ class ExpertMlp(nn.Module):
 
     @torch.no_grad()
     def upcycle(self, mlp: nn.Module, init: str) -> None:
-        """Starts from a trained dense MLP of hidden width H.
+        """Initialises the experts from a trained dense MLP of hidden width H.
 
         ``copy``: every expert is the whole MLP (h = H), so that renormalised gates reproduce it exactly, at k times its
         cost. ``split``: expert e holds slice e mod (H / h) of the hidden units, its output scaled by H / h, so that
@@ -88,7 +88,7 @@ class ExpertMlp(nn.Module):
             self.bias2.copy_(second.bias.expand_as(self.bias2))
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Forgets all other experts."""
+        """Drops all other experts."""
         for name in ("weight1", "bias1", "weight2", "bias2"):
             setattr(self, name, nn.Parameter(getattr(self, name).detach()[list(experts)].clone()))
 
@@ -97,7 +97,7 @@ def two_layers(mlp: nn.Module) -> tuple[Any, Any]:
     """Returns the two linear layers of a transformer's MLP.
 
     Raises:
-        SuiteError: It is of another form.
+        SuiteError: The MLP has another form.
     """
     layers = [m for m in mlp.modules() if isinstance(m, nn.Linear)]
     if len(layers) != 2 or layers[0].in_features != layers[1].out_features:

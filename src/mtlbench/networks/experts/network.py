@@ -1,4 +1,4 @@
-"""The dense network with experts in its vision transformer; all tasks in one forward pass, or one by one."""
+"""The dense network with experts in its vision transformer; tasks run in one forward pass or one by one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
 from mtlbench.tasks import Task
 
 TOKENS_PER_PASS = 4096
-"""Tokens of one pass on a CPU: more fall out of its caches, and fewer tasks at a time are faster."""
+"""Tokens of one pass on a CPU. More do not fit its caches, so that fewer tasks at a time are faster."""
 
 
 class ExpertNetwork(MTLNetwork):
-    """Encoder with experts, neck and heads. Where routing sees the task, every task has features of its own.
+    """Encoder with experts, neck and heads. If routing depends on the task, so do all features.
 
-    What no task changes runs once. From there on the images of several tasks run together as (T · B) rows: one product
-    per expert serves all tasks. With `separate`, one task runs after the other, with equal results: a rule that looks
-    at the gradient of each task would pay for T · B rows T times.
+    Blocks that do not depend on the task run once. In the others the images of several tasks run together as (T · B)
+    rows, so that one product per expert serves all tasks. With `separate`, tasks run one after the other, with equal
+    results: a rule that needs the gradient of each task would otherwise pay for T · B rows T times.
 
     `Outputs.statistics["experts"]` holds `LayerStatistics` by name of the layer; their rows are in the order of the
     tasks asked for.
@@ -49,7 +49,7 @@ class ExpertNetwork(MTLNetwork):
 
         Args:
             tasks: Tasks by name.
-            options: Where experts are.
+            options: Placement of experts and routing.
             image_size: Height and width of images in pixels.
             encoder: timm's name of a plain vision transformer.
             encoder_options: Further arguments of ``timm.create_model``.
@@ -57,7 +57,7 @@ class ExpertNetwork(MTLNetwork):
             decoder_channels: Channels of neck and heads.
 
         Raises:
-            SuiteError: The encoder is no plain vision transformer, or cannot be built.
+            SuiteError: The encoder is not a plain vision transformer, or cannot be built.
             MethodError: An option is outside its range.
         """
         super().__init__()
@@ -102,7 +102,7 @@ class ExpertNetwork(MTLNetwork):
         return Outputs({task: self.heads[task](shared) for task in tasks}, shared, {"experts": layers})
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, its vector, and what it owns of every router."""
+        """Returns the task's head, its learned vector, and the modules that it owns in every router."""
         embeddings: Any = self.encoder.embeddings
         own = [embeddings[task]] if task in embeddings else []
         return [self.heads[task], *own, *(module for router in self.routers for module in router.owned(task))]
@@ -112,7 +112,7 @@ class ExpertNetwork(MTLNetwork):
         return [p for p in self.neck.mix.parameters() if p.requires_grad]
 
     def _groups(self, tasks: Sequence[str], tokens: Tensor) -> Iterator[list[str]]:
-        """Yields the tasks that run together."""
+        """Yields groups of tasks that run together."""
         size = len(tasks)
         if self.separate:
             size = 1

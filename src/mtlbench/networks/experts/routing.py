@@ -1,4 +1,4 @@
-"""Routers: which k of E experts a token of a task goes to, and with which weights."""
+"""Routers: they choose k of E experts for every token of a task, and the weights of these experts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from mtlbench.errors import MethodError, unknown_name
 
 GATES = ("agnostic", "task", "token_task", "description", "per_task")
-"""What a router's logits depend on; see `TaskRouter`."""
+"""Inputs of a router's logits; see `TaskRouter`."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where N tokens go, those of G tasks one task after the other.
+    """The routing of N tokens, those of G tasks one task after the other.
 
     Attributes:
         logits: (N, E), at least float32.
@@ -39,7 +39,7 @@ class Routing:
 
 
 class TaskEmbedding(nn.Module):
-    """One learned vector, a module of its own so that its task can own it."""
+    """One learned vector, wrapped in a module so that its task can own it."""
 
     def __init__(self, width: int, deviation: float = 1.0) -> None:
         """Draws the vector from a normal distribution.
@@ -53,7 +53,7 @@ class TaskEmbedding(nn.Module):
 
 
 class TaskDescription(nn.Module):
-    """What is said about a task, as a fixed vector: an encoded text, or any features of the task."""
+    """A fixed vector that describes a task: an encoded text, or any features of the task."""
 
     vector: Tensor
 
@@ -61,7 +61,7 @@ class TaskDescription(nn.Module):
         """Takes the vector.
 
         Args:
-            values: Finite numbers, as many for every task.
+            values: Finite numbers, equally many for every task.
         """
         super().__init__()
         self.register_buffer("vector", torch.tensor([float(v) for v in values]), persistent=False)
@@ -74,12 +74,12 @@ class TaskRouter(nn.Module):
     ``description`` W [x; MLP(d_t)] with a given vector d_t; ``per_task`` W_t x. The embeddings e_t and the matrices W_t
     are owned by their task, W and the MLP are shared.
 
-    The gates are the softmax over all experts at the chosen ones. They are divided by their sum ("renormalised"),
-    unless k = 1: that quotient is constant, and the router would get no gradient. Without renormalisation the weights
-    of the chosen experts depend on all the others, which extraction has to keep.
+    The gates are the softmax over all experts, taken at the chosen ones and divided by their sum ("renormalised")
+    unless k = 1, where that quotient is constant and the router would get no gradient. Without renormalisation the
+    weights of the chosen experts depend on all the others, whose logits extraction has to keep.
 
     Attributes:
-        kept: Experts that are left after extraction, or None.
+        kept: Experts that remain after extraction, or None.
     """
 
     kept: Tensor | None
@@ -170,7 +170,7 @@ class TaskRouter(nn.Module):
             return Routing(logits, *self._choose(logits), len(tasks))
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Forgets all other experts. Without renormalisation their logits stay, as part of the denominator.
+        """Drops all other experts. Without renormalisation their logits stay, as part of the denominator.
 
         Args:
             experts: At least k of 0..E - 1, ascending.

@@ -1,4 +1,4 @@
-"""The losses on routing of one step: statistics of all ranks, streams and micro-batches, then a scalar per loss."""
+"""Routing losses of a step: gathers statistics of all ranks, streams and micro-batches, then computes the losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCOPES = ("global", "local")
 
 @dataclass(frozen=True)
 class RoutingWeights:
-    """Coefficients of the losses on routing, each >= 0; 0 leaves a loss out. All are summed over layers.
+    """Coefficients of the routing losses, each >= 0; 0 disables a loss. Losses are summed over layers.
 
     Attributes:
         mutual_information: Of −I(T; E).
@@ -62,7 +62,7 @@ class RoutingWeights:
 
 @dataclass(frozen=True)
 class StepTables:
-    """Statistics of every layer over a step so far.
+    """Statistics of every layer over the step so far.
 
     Attributes:
         layers: By name; rows (T, ...) in the order of the run's tasks.
@@ -78,8 +78,8 @@ class StepTables:
 class StepStatistics:
     """Adds up the statistics of one step over streams, ranks and micro-batches.
 
-    The table of a step is the mean over its images, wherever they are. Earlier micro-batches enter without gradient:
-    the last one of a step sees the table of the whole batch, the first one its own. One collective per pass.
+    The table of a step is the mean over its images on all ranks. Earlier micro-batches enter without gradient, so the
+    first one sees its own table and the last one that of the whole batch. Every pass needs one collective.
 
     Args:
         tasks: Names of the run's tasks, in order.
@@ -99,7 +99,7 @@ class StepStatistics:
         counts: Mapping[str, int],
         part: int,
     ) -> StepTables | None:
-        """Takes in one forward pass; returns the tables once every task of the run has come.
+        """Adds one forward pass; returns the tables once every task of the run has been seen.
 
         Args:
             layers: By name, rows in the order of ``tasks``.
@@ -109,7 +109,7 @@ class StepStatistics:
             part: Index of the micro-batch within the step.
         """
         if self._rows.keys() & set(tasks):
-            self._rows.clear()  # A task that comes again begins another step: an earlier one was interrupted.
+            self._rows.clear()  # A repeated task begins another step: the earlier one was interrupted.
         present = [float(counts.get(task, 1) > 0) for task in tasks]
         self._rows.update(zip(tasks, _pack(layers, images, present), strict=True))
         if len(self._rows) < len(self.tasks):
@@ -150,7 +150,7 @@ def _unpack(total: Tensor, earlier: Tensor | int, like: Mapping[str, LayerStatis
 def routing_losses(tables: StepTables, layers: Mapping[str, ExpertLayer], weights: RoutingWeights) -> dict[str, Tensor]:
     """Returns the weighted losses by name, summed over layers.
 
-    Tasks without a label take part through their running tables, without gradient; tasks never seen do not.
+    Tasks without a label enter through their running tables, without gradient; tasks never seen are left out.
 
     Args:
         tables: Of the step.

@@ -1,7 +1,8 @@
 """Products of sorted rows with one matrix per expert, as custom operators of PyTorch.
 
-Rows of one expert lie side by side, so its product is one matrix product that reads and writes a slice: any floating
-type, any width, nothing concatenated. How many rows an expert has is read on the host: free on a CPU, a wait on a GPU.
+The rows of one expert are contiguous, so its product is one matrix product that reads and writes a slice. It takes any
+floating type and width and concatenates nothing. The number of rows per expert is read on the host, which is free on a
+CPU but makes a GPU wait.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ _STEP = 16  # rows
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of every expert lie in a buffer, with spare rows behind them where that pays.
+    """The position of every expert's rows in a buffer, with spare rows after them if that saves time.
 
-    oneDNN, which multiplies 16-bit numbers on a CPU, compiles a kernel for each new shape, at about half a millisecond.
-    Routing makes new shapes in every step. So there, counts are rounded up to a few values, by at most 16 rows + 1/32.
+    On a CPU, oneDNN multiplies 16-bit numbers and compiles a kernel for each new shape, in about half a millisecond.
+    Routing makes new shapes in every step. Counts are therefore rounded up to a few values, by at most 16 rows + 1/32.
 
     Attributes:
         parts: The buffer's rows of every expert, spare ones included.
@@ -71,7 +72,7 @@ class Layout:
 
 
 def most_rows(rows: Any, experts: Any, like: Tensor) -> Any:
-    """Returns how many rows a buffer can have at most, without a look at the sizes."""
+    """Returns an upper bound on the rows of a buffer that does not depend on the sizes."""
     return rows + rows // 32 + _STEP * experts if _compiles_per_shape(like) else rows
 
 

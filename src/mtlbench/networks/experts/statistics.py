@@ -1,4 +1,4 @@
-"""What routers leave behind in a forward pass, and its running mean: tables of tasks by experts."""
+"""Routing statistics of a forward pass and their running means: tables of tasks by experts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from mtlbench.networks.experts.routing import Routing
 
 MOMENTUM = 0.95
-"""Of the running tables, per step."""
+"""Momentum of the running tables, per step."""
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Of one layer's routing: means over the tokens of each of T tasks.
+    """Means of one layer's routing over the tokens of each of T tasks.
 
     Attributes:
         probability: (T, E), P(E | t) before top-k, with gradient.
@@ -34,7 +34,7 @@ class LayerStatistics:
 
     @classmethod
     def of(cls, routing: Routing, experts: int) -> LayerStatistics:
-        """Sums up a routing.
+        """Computes the statistics of a routing.
 
         Args:
             routing: Of M tokens of each task.
@@ -44,7 +44,7 @@ class LayerStatistics:
         tokens = max(1, routing.logits.shape[0] // tasks)
         chosen = routing.chosen.unflatten(0, (tasks, -1)).flatten(1)  # (T, M·k)
         empty = routing.logits.new_zeros(tasks, experts)
-        # Sums of ones are exact in any order, and a histogram would wait for the device.
+        # Sums of ones are exact in any order; a histogram would wait for the device.
         load = empty.scatter_add(1, chosen, torch.ones_like(chosen, dtype=empty.dtype))
         gates = routing.gates.unflatten(0, (tasks, -1))  # (T, M, k)
         importance = empty.scatter_add(1, chosen, gates.flatten(1).to(empty))
@@ -71,7 +71,7 @@ class RunningTables(nn.Module):
     seen: Tensor
 
     def __init__(self, tasks: int, experts: int) -> None:
-        """Starts with nothing.
+        """Starts with empty tables.
 
         Args:
             tasks: T.
@@ -84,14 +84,14 @@ class RunningTables(nn.Module):
 
     @torch.no_grad()
     def update(self, probability: Tensor, load: Tensor, present: Tensor) -> None:
-        """Takes in the tables of a step.
+        """Updates the means by the tables of a step.
 
         Args:
             probability: (T, E), over all ranks.
             load: (T, E), over all ranks.
             present: (T,) bool; rows of other tasks stay.
         """
-        # The first table of a task is taken as it is.
+        # The first table of a task is used unchanged: there is no mean to mix it with.
         keep = torch.where(self.seen, MOMENTUM, 0.0).unsqueeze(1).to(self.probability)
         for running, new in ((self.probability, probability), (self.load, load)):
             mixed = keep * running + (1 - keep) * new.to(running)

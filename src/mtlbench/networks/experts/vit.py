@@ -1,4 +1,4 @@
-"""A timm vision transformer with experts in its blocks, whose images carry a task."""
+"""A timm vision transformer with sparse experts in its blocks, run for images of several tasks."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ Place = str | Sequence[int]
 
 @dataclass(frozen=True)
 class ExpertOptions:
-    """Where experts are, and how tokens reach them.
+    """Placement of experts and routing of tokens to them.
 
     Attributes:
         experts: MLP experts per layer, E.
-        top_k: MLP experts per token, k. An expert's hidden width is the dense MLP's over k: equal active FLOPs.
+        top_k: MLP experts per token, k. An expert's hidden width is the dense MLP's divided by k, so that active FLOPs
+            are equal.
         placement: Blocks with MLP experts: a key of `PLACES` or indices.
-        attention_experts: Attention experts per layer; None for twice the heads.
-        attention_top_k: Attention experts per token; None for the heads. An expert is 2 · D / heads wide.
+        attention_experts: Attention experts per layer; None for twice the number of heads.
+        attention_top_k: Attention experts per token; None for the number of heads. An expert is 2 · D / heads wide.
         attention_placement: Blocks with attention experts.
-        gate: What routing depends on; see `TaskRouter`.
-        noise: Of the routers' logits in training.
+        gate: Inputs of the routers; see `TaskRouter`.
+        noise: Standard deviation of the noise on the routers' logits, in training only.
         renormalise: See `TaskRouter`.
-        task_tokens: Standard deviation at the start of the learned vector of the task that is added to every token
-            before every block; 0 for none.
+        task_tokens: Initial standard deviation of a learned vector per task, which is added to every token before
+            every block; 0 for no such vector.
         init: How MLP experts are initialised: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's own MLP, see
             `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
@@ -65,11 +66,11 @@ class ExpertOptions:
 class ExpertViT(nn.Module):
     """Runs the blocks of an `Encoder`'s vision transformer, some of them with experts.
 
-    What no task changes runs once (`begin`); from the first block that a task changes on, the images of G tasks stand
-    one task after the other, (G · B) rows (`finish`).
+    `begin` runs the blocks that do not depend on the task, once. `finish` runs the others on (G · B) rows: the images
+    of G tasks, one task after the other.
 
     Attributes:
-        layers: Every sparse layer by name, ``block<i>.attention`` or ``block<i>.mlp``, in the order of the pass.
+        layers: Sparse layers by name, ``block<i>.attention`` or ``block<i>.mlp``, in the order of the forward pass.
         aware: Whether features depend on the task.
     """
 
@@ -79,10 +80,10 @@ class ExpertViT(nn.Module):
         Args:
             encoder: Around a timm `VisionTransformer` of ordinary blocks.
             tasks: Names of all tasks.
-            options: Where and which.
+            options: Placement and routing.
 
         Raises:
-            SuiteError: The encoder is no such transformer.
+            SuiteError: The encoder is not such a transformer.
             MethodError: A value is outside its range.
         """
         super().__init__()
@@ -107,7 +108,7 @@ class ExpertViT(nn.Module):
         self.layers = dict(_named_layers(blocks))
 
     def begin(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Runs what no task changes.
+        """Runs the blocks that do not depend on the task.
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
@@ -121,7 +122,7 @@ class ExpertViT(nn.Module):
         return self._run(x, range(self.first), (), {})
 
     def finish(self, x: Tensor, tasks: Sequence[str]) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
-        """Runs the rest for the images of several tasks.
+        """Runs the remaining blocks for the images of several tasks.
 
         Args:
             x: (B, N, D) of `begin`.
@@ -151,7 +152,7 @@ class ExpertViT(nn.Module):
         maps = []
         for index in indices:
             if self.embeddings:
-                x = self._tell(x, tasks)
+                x = self._add_task_tokens(x, tasks)
             block = self.blocks[index]
             attention = self._part(block.attn, block.norm1(x), tasks, f"block{index}.attention", statistics)
             x = x + block.drop_path1(block.ls1(attention))
@@ -170,7 +171,7 @@ class ExpertViT(nn.Module):
         x, statistics[name] = module(x, tasks)
         return x
 
-    def _tell(self, x: Tensor, tasks: Sequence[str]) -> Tensor:
+    def _add_task_tokens(self, x: Tensor, tasks: Sequence[str]) -> Tensor:
         """Adds every task's vector to the tokens of its images."""
         table: Any = self.embeddings
         vectors = torch.stack([table[task].vector for task in tasks]).to(x.dtype)  # (G, D)
@@ -190,7 +191,7 @@ def blocks_of(key: str, place: Place, depth: int) -> list[int]:
         depth: Blocks of the encoder.
 
     Raises:
-        MethodError: The name is unknown, or an index is outside 0..depth - 1 or stands twice.
+        MethodError: The name is unknown, or an index is outside 0..depth - 1 or occurs twice.
     """
     if isinstance(place, str):
         if place not in PLACES:

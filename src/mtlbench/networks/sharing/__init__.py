@@ -1,1 +1,1 @@
-"""Computation that one network shares with another: sparse changes of weights and of activations."""
+"""Computation sharing between networks: sparse changes of weights and activations."""

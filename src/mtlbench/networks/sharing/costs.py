@@ -1,4 +1,4 @@
-"""What a shared network costs: multiply-adds and storage, by formula from counts.
+"""Costs of a shared network: multiply-adds and storage, computed from counts.
 
 Elementwise work (norms, activations, comparing with the reference) is not counted, as usual.
 """
@@ -57,12 +57,12 @@ def decoder_macs(network: SharingNetwork) -> int:
 
 @dataclass(frozen=True)
 class Storage:
-    """What a sub-task adds to a stored base.
+    """Storage that a sub-task adds to its base.
 
     Attributes:
         kept: Entries of ΔW that are not zero.
         entries: All entries of ΔW.
-        index_bits: Bits that tell where the kept ones are.
+        index_bits: Bits that encode the positions of the kept entries.
         decoder: Parameters of neck and heads, dense.
     """
 
@@ -78,9 +78,10 @@ class Storage:
 
 
 def storage(network: SharingNetwork) -> Storage:
-    """Counts what must be stored beside the base.
+    """Counts what is stored in addition to the base.
 
-    The places of a tensor's changed entries cost the less of one bit per entry and an index per changed entry.
+    The positions of a tensor's changed entries cost one bit per entry or one index per changed entry,
+    whichever is less.
     """
     kept = {name: int(count) for name, count in network.deltas.kept().items()}
     sizes = {name: delta.value.numel() for name, delta in network.deltas.named()}

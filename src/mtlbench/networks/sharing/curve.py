@@ -1,4 +1,4 @@
-"""Accuracy and computation of a shared network over thresholds, measured on the samples of a split."""
+"""Measures accuracy and computation of a shared network at several thresholds on the samples of a split."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ThresholdCurve(nn.Module):
         self._images += len(image)
 
     def compute(self, network: SharingNetwork) -> list[dict[str, Any]]:
-        """Returns one record per threshold, over all ranks, and starts anew.
+        """Returns one record per threshold, over all ranks, and resets the counts.
 
         A record holds ``threshold``, ``scores`` {task: {protocol: value}}, ``changed`` {place: share of entries, in
         [0, 1]} and ``flops`` per image, two per multiply-add: changed inputs and weights, attention, decoder.

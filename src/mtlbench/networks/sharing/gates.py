@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 LOW, HIGH = -1.5, 1.5
-"""Ends of the interval that a gate is stretched to before it is cut to [0, 1]."""
+"""Ends of the interval to which a gate is stretched before it is clipped to [0, 1]."""
 
 START = 5.0
-"""Logit of a gate in the beginning: open in 99 % of all draws."""
+"""Initial logit of a gate, which is open in 99 % of all draws."""
 
 
 def stretched(share: Tensor) -> Tensor:
-    """Returns the gate in [0, 1] of a value in (0, 1): stretched to [LOW, HIGH], then cut."""
+    """Returns the gate in [0, 1] of a value in (0, 1): stretched to [LOW, HIGH], then clipped."""
     return (share * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
@@ -49,10 +49,10 @@ def open_probability(logit: Tensor) -> Tensor:
 
 
 class SparseDelta(nn.Module):
-    """What is added to one frozen tensor: a value and a gate per entry, and a gate for the whole tensor.
+    """A sparse change of one frozen tensor: a value and a gate per entry, and a gate for the whole tensor.
 
     Attributes:
-        value: Δ, zero in the beginning.
+        value: Δ, initially zero.
         logit: α of every entry's gate.
         group: α of the tensor's gate, ().
     """
@@ -89,7 +89,7 @@ class SparseDelta(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Ends pruning: gates become 0 or 1 without changing W, and whatever is closed stays so.
+        """Ends pruning: gates become 0 or 1 without changing W, and closed ones stay closed.
 
         The decision does not depend on a draw. Calling it again changes nothing.
         """

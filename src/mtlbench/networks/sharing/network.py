@@ -1,4 +1,4 @@
-"""The network of a task that shares computation with a base task: the base's weights, sparse changes, a decoder."""
+"""The network of a task that shares computation with a base task: its weights, sparse changes, a decoder."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class SharingNetwork(DenseNetwork):
 
         Args:
             tasks: Tasks by name.
-            threshold: θ of evaluation, see `reference.held`.
+            threshold: θ of evaluation, see `referenced_vit.held`.
             model: Arguments of `DenseNetwork`.
 
         Raises:
-            SuiteError: The encoder is no plain vision transformer.
+            SuiteError: The encoder is not a plain vision transformer.
         """
         super().__init__(tasks, **model)
         self.threshold = threshold
@@ -52,7 +52,7 @@ class SharingNetwork(DenseNetwork):
         """Copies the encoder of the base task's network.
 
         Raises:
-            MethodError: It has none, or another.
+            MethodError: The network has no encoder, or a different one.
         """
         encoder = getattr(base, "encoder", None)
         found = encoder.state_dict() if encoder is not None else {}

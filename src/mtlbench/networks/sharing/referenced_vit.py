@@ -1,4 +1,4 @@
-"""A vision transformer whose activations are held to reference activations wherever they differ little.
+"""A vision transformer whose activations are set to reference activations wherever they differ little.
 
 References are the activations of any earlier pass: of the base task on the same image, or of the same network on the
 previous frame. What equals its reference need not be computed: for a linear layer W, with W_b the weights of the
@@ -25,7 +25,7 @@ Activations = Mapping[str, Tensor]
 """By place: ``pixels`` (B, 3, H, W); ``tokens`` and ``block<i>.<part>`` (B, N, width), see `ReferencedViT.PARTS`."""
 
 Threshold = float | Mapping[str, float]
-"""One for all places, or by place; a place that is not named has 0."""
+"""One threshold for all places, or one by place; places that are not named have 0."""
 
 
 def held(value: Tensor, reference: Tensor, threshold: float) -> Tensor:
@@ -42,7 +42,7 @@ def held(value: Tensor, reference: Tensor, threshold: float) -> Tensor:
 def linear_from_reference(
     x: Tensor, reference: Tensor, output: Tensor, weight: Tensor, change: Tensor | None = None
 ) -> Tensor:
-    """Returns W x + b from what the reference gave: y_ref + W_b (x - x_ref) + ΔW x; exact up to rounding.
+    """Returns W x + b from the reference's output: y_ref + W_b (x - x_ref) + ΔW x; exact up to rounding.
 
     Rows (tokens) that equal their reference are left out of the first product, and without ΔW they cost nothing.
 
@@ -167,7 +167,7 @@ class ReferencedViT(nn.Module):
                 is not named has 1; at 0 nothing is held.
 
         Raises:
-            SuiteError: There is no such place, part or block.
+            SuiteError: The place, part or block does not exist.
         """
         blocks = {place.partition(".")[0] for place in self.places}
         known = {*self.places, *self.PARTS, *blocks}

@@ -18,7 +18,7 @@ from mtlbench.networks.sharing.referenced_vit import Activations, ReferencedViT,
 
 
 class VideoTask:
-    """The trained network of one task, ready to be run frame by frame.
+    """The trained network of one task, prepared to run frame by frame.
 
     Attributes:
         encoder: With the weights of the base task.
@@ -79,7 +79,7 @@ def _decoder(network: DenseNetwork, task: str) -> Callable[[Sequence[Tensor]], T
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment of B clips.
+    """The predictions for one frame of B clips.
 
     Attributes:
         lag: Frames since the key frame, 0 for the key frame itself.
@@ -111,7 +111,7 @@ def play(
         tasks: All tasks by name.
         base: Name of the base task.
         frames: Image of every moment, each (B, 3, H, W) uint8, RGB: B clips side by side.
-        threshold: θ, see `reference.held`.
+        threshold: θ, see `referenced_vit.held`.
         distance: Frames from one key frame to the next, >= 1; 1 shares across tasks only.
         shared_blocks: Blocks, from the first, in which sub-tasks are held to the base between key frames, >= 0; the
             embedding counts to the first block.

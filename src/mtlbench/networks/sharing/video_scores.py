@@ -15,10 +15,10 @@ from mtlbench.tasks import Task
 
 
 class VideoScores(nn.Module):
-    """What one way of running clips gives and costs, in all and by the frames since the key frame (lag)."""
+    """Accuracy and cost of one way to run clips, in total and by the frames since the key frame (lag)."""
 
     def __init__(self, tasks: Mapping[str, Task], lags: int) -> None:
-        """Starts without any frame.
+        """Builds the metrics, without any frame yet.
 
         Args:
             tasks: Tasks by name.
@@ -26,7 +26,7 @@ class VideoScores(nn.Module):
         """
         super().__init__()
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in tasks.items()})
-        # By what is quick to compute, for it is computed once per lag.
+        # Monitors, which are quick to compute: they are computed once per lag.
         self.monitors = nn.ModuleList(
             nn.ModuleDict({name: task.monitor() for name, task in tasks.items()}) for _ in range(lags)
         )
@@ -76,7 +76,7 @@ class VideoScores(nn.Module):
 
 
 def drift(prediction: Tensor, free: Tensor) -> Tensor:
-    """Returns how far predictions are from those without sharing, ‖p - p_free‖ / ‖p_free‖ per image: (B,).
+    """Returns the relative distance of predictions from those without sharing, ‖p - p_free‖ / ‖p_free‖ per image: (B,).
 
     Args:
         prediction: Raw prediction (B, ...).
