@@ -73,3 +73,15 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"Unknown {what} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def path_part_fault(text: str) -> str | None:
+    """Returns the end of a sentence that says why a text cannot be the name of a file or folder, or None if it can."""
+    plain = text.isprintable() and text == text.strip() and not set(text) & set("/\\")
+    if plain and text and not text.startswith(".") and len(text.encode()) <= 100:
+        return None
+    shown = repr(text if len(text) <= 100 else f"{text[:100]}…")
+    return (
+        "must be one plain part of a path: 1 to 100 bytes without slashes, control characters, a dot at the beginning "
+        f"or spaces around it. Found {shown}."
+    )

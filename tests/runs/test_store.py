@@ -18,8 +18,9 @@ import pytest
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError
+from mtlbench.runs import liveness
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import FRESH_S, RunFolder, read_json, write_json
+from mtlbench.runs.store import RunFolder, read_json, sweep, temporary, write_json
 from mtlbench.study import resolve as studies
 from mtlbench.training import checkpoint
 from tests.support.command_line import specs, wait_for
@@ -49,7 +50,7 @@ def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert len(seen) > 2 and [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "nonsense", '{"a": 1'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "nonsense", '{"a": 1', "[" * 100_000, "1" * 5000])
 def test_torn_files_count_as_absent(content: str, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text(content)
     assert read_json(tmp_path / "file.json") is None
@@ -88,7 +89,7 @@ def test_torn_specification_is_written_again(tmp_path: Path) -> None:
 
 
 def lock_of(pid: int, **changes: Any) -> dict[str, Any]:
-    run = {"host": __import__("socket").gethostname(), "pid": pid, "born": "1", "time": time.time()}
+    run = {"host": liveness.machine(), "pid": pid, "born": "1", "beat": 1}
     return {**run, **changes}
 
 
@@ -115,12 +116,91 @@ def test_number_of_a_dead_process_that_another_one_has_now(tmp_path: Path) -> No
     assert run.state() == "stale"
 
 
-@pytest.mark.parametrize(("age", "state"), [(0.0, "running"), (FRESH_S + 1, "stale")])
-def test_lock_of_another_machine_lives_as_long_as_its_heart(age: float, state: str, tmp_path: Path) -> None:
+class Clock:
+    """The observer's own clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    chosen = Clock()
+    monkeypatch.setattr(liveness, "time", chosen)
+    return chosen
+
+
+def foreign(run: RunFolder, beat: int, **more: Any) -> None:
+    write_json(run.path / "lock.json", lock_of(7, host="elsewhere", beat=beat, **more))
+
+
+def test_lock_of_another_machine_lives_while_it_changes(tmp_path: Path, clock: Clock) -> None:
     run = RunFolder(tmp_path, SPEC.run_id)
     run.claim(SPEC)
-    write_json(run.path / "lock.json", lock_of(os.getpid(), host="elsewhere", time=time.time() - age))
-    assert run.state() == state
+    for beat in range(4):  # Far longer than a lock is trusted, but it changes.
+        foreign(run, beat)
+        assert run.state() == "running" and run.undecided() == (beat == 0)
+        clock.now += liveness.FRESH_S - 1
+    assert run.state() == "running" and not run.claim(SPEC)
+    clock.now += 2
+    assert run.state() == "stale" and not run.undecided()
+
+
+@pytest.mark.parametrize("stamp", [-1e9, 0.0, 86400.0, 1e12])
+def test_the_clock_of_another_machine_is_never_believed(stamp: float, tmp_path: Path, clock: Clock) -> None:
+    """A lock dated tomorrow blocks no longer than any other, and one dated yesterday is not dead at once."""
+    run = RunFolder(tmp_path, SPEC.run_id)
+    run.claim(SPEC)
+    foreign(run, 1, time=time.time() + stamp)
+    assert run.state() == "running" and run.undecided()
+    clock.now += liveness.FRESH_S + 1
+    assert run.state() == "stale"
+
+
+def test_a_new_process_may_claim_what_was_watched_in_vain(tmp_path: Path, clock: Clock) -> None:
+    run = RunFolder(tmp_path, SPEC.run_id)
+    run.claim(SPEC)
+    foreign(run, 1)
+    run.clear_lock()
+    assert (run.path / "lock.json").exists(), "the owner may still work"
+    run.state()
+    clock.now += liveness.FRESH_S + 1
+    run.clear_lock()
+    assert not (run.path / "lock.json").exists()
+
+
+def test_owner_notices_that_another_took_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, SPEC.run_id)
+    run.claim(SPEC)
+    assert not run.lost()
+    before = read_json(run.path / "lock.json") or {}
+    run.beat(step=3)
+    after = read_json(run.path / "lock.json") or {}
+    assert after["beat"] == before["beat"] + 1 and after["step"] == 3 and "time" not in after
+    foreign(run, 1)
+    assert run.lost()
+
+
+@pytest.mark.parametrize("pid", ["seven", None, [1], -1, 1.5, 10**30])
+def test_lock_with_a_bad_number_belongs_to_nobody(pid: Any, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, SPEC.run_id)
+    run.claim(SPEC)
+    write_json(run.path / "lock.json", {**lock_of(1), "pid": pid})
+    assert run.state() == "stale" and run.claim(SPEC)
+
+
+def test_files_of_killed_processes_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    own, foreign_new = temporary(tmp_path / "a.json"), tmp_path / ".b.json.0123abcd-1"
+    dead = own.with_name(own.name.replace(f"-{os.getpid()}", "-4194999"))
+    foreign_old, kept = tmp_path / ".c.ckpt.0123abcd-1.sha256", tmp_path / ".reported"
+    for path in (own, foreign_new, dead, foreign_old, kept):
+        path.touch()
+    os.utime(foreign_old, (0, 0))
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([own, foreign_new, kept])
 
 
 def _race(folder: str, start: Any, wins: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import subprocess
 from pathlib import Path
@@ -133,7 +134,8 @@ PERIODS = ("evaluate_every", "checkpoint_every", "log_every", "diagnose_every", 
 def test_what_may_be_off_is_not_negative(key: str, given: str, found: str) -> None:
     override = f"trainer.{key}={given}"
     (fault,) = suites.read("digits", [override]).faults
-    assert fault == f"override {override!r}: trainer.{key} must be at least 0 and finite, found {found}."
+    assert fault.startswith(f"override {override!r}: trainer.{key} must be at least 0 and ")
+    assert fault.endswith(f", found {found}.")
     assert not suites.read("digits", [f"trainer.{key}=0"]).faults
 
 
@@ -145,3 +147,66 @@ def test_data_without_a_folder_says_how_to_name_it(tmp_path: Path) -> None:
     assert named.code == 2 and "folder nowhere" in named.text and "Name the folder" not in named.text
     none = mtlbench(tmp_path, "data", "digits")
     assert none.code == 0 and "which needs no folder" in none.text
+
+
+@pytest.mark.parametrize(
+    ("override", "fact"),
+    [
+        ("optimiser.lr=-1", "optimiser.lr must be above 0 and finite, found -1"),
+        ("optimiser.lr=.nan", "optimiser.lr must be above 0 and finite, found nan"),
+        ("optimiser.lr=.inf", "optimiser.lr must be above 0 and finite, found inf"),
+        ("optimiser.weight_decay=-1", "at least 0 and finite"),
+        ("optimiser.momentum=1.5", "at least 0 and at most 1"),
+        ("tasks.left.scale=-1", "tasks.left.scale must be above 0 and finite, found -1"),
+        ("tasks.left.scale=.nan", "tasks.left.scale must be above 0"),
+        ("model.decoder_channels=0", "model.decoder_channels must be at least 1"),
+        ("model.image_size=[0, 24]", "model.image_size must be at least 1"),
+        ("model.image_size=[20, 99999]", "model.image_size must be at least 1 and at most 16,384"),
+        ("model.image_size=[20]", "model.image_size is height and width"),
+        ("trainer.steps=0", "trainer.steps must be at least 1"),
+        ("trainer.batch_size=" + "9" * 1000, "trainer.batch_size must be at least 1"),
+        ("trainer.batch_size=0x" + "f" * 9000, "a number of thousands of digits"),
+        ("trainer.batch_size=" + "9" * 5000, "digits"),
+        ("trainer.workers=-1", "trainer.workers must be at least 0"),
+        ("trainer.clip=.nan", "trainer.clip must be at least 0 and finite"),
+        ("seeds=[-1]", "seeds must be at least 0"),
+        ("data.options=" + "[" * 20000, "nested too deeply"),
+        ("name=../../x", "name must be one plain part of a path"),
+        ("name=/tmp/x", "name must be one plain part of a path"),
+        ("name=..", "name must be one plain part of a path"),
+        ("name=''", "name must be one plain part of a path"),
+        ('name="a\\nb"', "name must be one plain part of a path"),
+        ('methods=[{name: uniform, label: "a/b"}]', "a label must be one plain part of a path"),
+        ('methods=[{name: uniform, label: "\\e[31mred"}]', "a label must be one plain part of a path"),
+        ("tasks={a/b: {}}", "the name of a task must be one plain part of a path"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_values_out_of_range_are_refused(override: str, fact: str) -> None:
+    found = suites.read("digits", [override])
+    assert len(found.faults) == 1 and fact in found.faults[0] and "override" in found.faults[0], found.faults
+    assert len(found.faults[0]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"name: \xff\xfe", "must be UTF-8 text; byte 6"),
+        (b"name: a\x00b", "not valid YAML"),
+        (b"data: " + b"[" * 20000 + b"]" * 20000, "nested too deeply"),
+        (b"version: " + b"9" * 5000, "version"),
+        (b"name: a\nstudy: {kind: low_resource}\n", "study is called scenario now"),
+    ],
+    ids=["not UTF-8", "NUL", "deep", "5,000 digits", "old key"],
+)
+def test_files_that_are_no_suite_are_refused_with_their_name(content: bytes, fact: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    found = suites.read(str(tmp_path / "mine.yaml"))
+    assert any(fact in fault for fault in found.faults) and all("mine.yaml" in fault for fault in found.faults)
+
+
+def test_every_number_of_a_suite_has_a_range() -> None:
+    for section in (suites.ModelSection, suites.OptimiserSection, suites.TrainerSection, suites.TaskSection):
+        for field in dataclasses.fields(section):
+            number = str(field.type).split(" ")[0] in ("int", "float", "list[int]")
+            assert ("range" in field.metadata) == number, f"{section.__name__}.{field.name}"

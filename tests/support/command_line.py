@@ -18,8 +18,9 @@ from typing import Any
 from mtlbench import cli
 from mtlbench import suite as suites
 from mtlbench.bench.executors.local import LocalExecutor
+from mtlbench.runs.liveness import born
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder, born, read_json
+from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study import resolve as studies
 from mtlbench.training.loggers import read_rows
 

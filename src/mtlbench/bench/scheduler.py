@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtlbench.bench.executors.local import LocalExecutor
-from mtlbench.errors import MethodError, MtlbenchError
+from mtlbench.bench.executors.base import Executor
+from mtlbench.errors import ExitCode, MethodError, MtlbenchError
 from mtlbench.runs.plan import Ending, Plan
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder
+from mtlbench.runs.store import RunFolder, sweep
 from mtlbench.study.resolve import Study, remember
 from mtlbench.study.validation import check_run
 
 RETRIES = 2
-"""How often a run whose process was killed is taken up again from its checkpoint within one bench."""
+"""How often a run whose process ended without a result is resumed from its checkpoint within one bench."""
 
 
 @dataclass
@@ -95,13 +95,13 @@ class Bench:
     """
 
     def __init__(
-        self, root: Path, study: Study, executor: LocalExecutor | None, *, retry: bool = False,
+        self, root: Path, study: Study, executor: Executor | None, *, retry: bool = False,
         record: bool = True, watch: Callable[[Bench], None] = lambda bench: None,
     ):  # fmt: skip
         self.root, self.study, self.executor, self.retry, self.watch = root, study, executor, retry, watch
         self.record = record
         self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
-        self.kills: dict[str, int] = {}
+        self.losses: dict[str, int] = {}
         self.attempted: set[str] = set()
         self._states: dict[str, str] = {}
         self._checked: set[str] = set()
@@ -125,6 +125,8 @@ class Bench:
         """Runs everything that is missing; failures are passed by. Returns the final states."""
         if self.executor is None:
             return self.states()
+        for folder in (self.root, self.root / "studies", *self.root.glob("*-s*-*/")):
+            sweep(folder)
         try:
             while True:
                 self._take_in()
@@ -203,18 +205,23 @@ class Bench:
             if self.executor is None or not self.executor.free:
                 return
             self.attempted.add(spec.run_id)
+            folder = RunFolder(self.root, spec.run_id)
+            if self.state(spec.run_id) == "stale":
+                # The new process has not watched the lock of another machine and would wait for it.
+                folder.clear_lock()
             self.executor.start(spec)
 
     def _take_in(self) -> None:
         for spec, code in self.executor.ended() if self.executor else ():
             folder = RunFolder(self.root, spec.run_id)
-            if code < 0:
-                self.kills[spec.run_id] = self.kills.get(spec.run_id, 0) + 1
-                if self.kills[spec.run_id] > RETRIES:
-                    folder.fail(_killed(-code))
-            elif code == 1 and folder.state() not in ("failed", "done"):
-                log = self.root / "logs" / f"{spec.run_id}.log"
-                folder.fail({"type": "Error", "message": f"The run ended without a word; see {log}.", "traceback": ""})
+            if code in (ExitCode.NOT_OURS, ExitCode.STOPPED) or folder.state() in ("failed", "done"):
+                continue
+            self.losses[spec.run_id] = self.losses.get(spec.run_id, 0) + 1
+            log = self.root / "logs" / f"{spec.run_id}.log"
+            if code == ExitCode.FAILED:
+                folder.fail({"type": "Error", "message": f"The run failed silently; see {log}.", "traceback": ""})
+            elif self.losses[spec.run_id] > RETRIES:
+                folder.fail(_killed(-code) if code < 0 else _without_result(code, log))
 
 
 def _place(error: Exception) -> str:
@@ -268,3 +275,12 @@ def _killed(number: int) -> dict[str, str]:
         "type": "Killed", "traceback": "",
         "message": f"The process was ended by {name} {RETRIES + 1} times (SIGKILL often means: out of memory).",
     }  # fmt: skip
+
+
+def _without_result(code: int, log: Path) -> dict[str, str]:
+    return {
+        "type": "NoResult",
+        "traceback": "",
+        "message": f"The process ended {RETRIES + 1} times with exit code {code}, and left neither a result nor an "
+        f"error. Something ends it from within, such as os._exit or sys.exit; see {log}.",
+    }

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
 from mtlbench import __version__
+from mtlbench.cli.output import reader_left, silence
 from mtlbench.errors import ExitCode, MtlbenchError
 
 COMMANDS = {
@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept; the same command resumes.", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads the rest. Python would complain about it once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:
+        if not reader_left(error):
+            raise
+        silence()
         return ExitCode.BROKEN_PIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, SuiteError
+from mtlbench.runs.store import temporary
 from mtlbench.study.resolve import Local
 from mtlbench.study.validation import Place, examine
 from mtlbench.suite import Suite
@@ -60,12 +60,12 @@ def read_request(arguments: argparse.Namespace) -> Request:
     Raises:
         SuiteError: With every fault of the suite, of what it names, and of the overrides.
     """
-    overrides = list(arguments.overrides)
+    overrides, chosen = list(arguments.overrides), None
     if arguments.seeds:
         overrides.append(f"seeds={_seeds(arguments.seeds)}")
     if arguments.methods:
-        overrides.append(f"methods={_chosen(arguments.suite, arguments.methods.replace(',', ' ').split())}")
-    found = suites.read(arguments.suite, overrides)
+        chosen = arguments.methods.replace(",", " ").split()
+    found = suites.read(arguments.suite, overrides, chosen)
     local = Local(data=arguments.data, devices=getattr(arguments, "devices", 1))
     if found.faults or found.suite is None:
         more = examine(found.suite, local.devices, found.place).faults if found.suite else []
@@ -74,16 +74,18 @@ def read_request(arguments: argparse.Namespace) -> Request:
     return Request(found.suite, shown, local, found.place)
 
 
-def results_folder(root: str, suite: Suite) -> Path:
-    """Returns ``results/<suite>``, writable.
+def results_folder(root: str, suite: Suite, *, dry: bool = False) -> Path:
+    """Returns ``results/<suite>``, writable; a dry run makes no folder.
 
     Raises:
         StoreError: If it cannot be written.
     """
     folder = Path(root) / suite.name
+    if dry:
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
+        probe = temporary(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -105,18 +107,3 @@ def _seeds(text: str) -> list[int]:
             raise SuiteError(f"SEEDS must be at least 1. Found {numbers[0]}.")
         return list(range(numbers[0]))
     return numbers
-
-
-def _chosen(suite: str, names: list[str]) -> str:
-    """Returns the named entries as the suite writes them, with their arguments; other names stand as they are."""
-    import json
-
-    import yaml
-
-    content = yaml.safe_load(suites.locate(suite).read_text())
-    entries = content.get("methods", []) if isinstance(content, dict) else []
-    by_label = {
-        str(entry.get("label") or entry.get("name")) if isinstance(entry, dict) else str(entry): entry
-        for entry in (entries if isinstance(entries, list) else [])
-    }
-    return json.dumps([by_label.get(name, name) for name in names])

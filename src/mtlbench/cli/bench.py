@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs what is missing and shows the leaderboard."""
     asked = read_request(arguments)
-    root = results_folder(arguments.results, asked.suite)
+    root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
         asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
     key = studies.key_of(asked.suite, asked.local)

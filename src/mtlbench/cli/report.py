@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtlbench.cli.arguments import add_results, add_suite
+from mtlbench.cli.output import may_be_cut
 from mtlbench.cli.stored import broken_off, states_of, study_of
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import RunFolder, read_json
@@ -36,18 +38,24 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
     if not (unchanged and current):
         files = reports.write(root, states)
         marker.write_text(str(record.get("key")))
-    reports.show(root, states)
-    print("Written: " + ", ".join(str(path) for path in files))
     failed = [run_id for run_id, state in states.items() if state == "failed"]
-    open_runs = [run_id for run_id, state in states.items() if state not in ("done", "failed")]
+    broken = broken_off(record)
+    with may_be_cut():
+        reports.show(root, states)
+        print("Written: " + ", ".join(str(path) for path in files))
+        _print_unfinished(root, states, failed, broken)
+    return ExitCode.FAILED if failed or broken else ExitCode.DONE
+
+
+def _print_unfinished(root: Path, states: Mapping[str, str], failed: Sequence[str], broken: Sequence[str]) -> None:
+    """Prints what failed, broke off, or has not ended."""
     for run_id in failed:
         error = RunFolder(root, run_id).error() or {}
         print(f"FAILED {run_id}: {error.get('type')}: {error.get('message')}", file=sys.stderr)
-    broken = broken_off(record)
     for line in broken:
         print(f"FAILED {line}", file=sys.stderr)
+    open_runs = [run_id for run_id, state in states.items() if state not in ("done", "failed")]
     if failed:
         print(f"{len(failed)} run(s) failed; RETRY=1 (--retry) runs them again. Logs: {root / 'logs'}", file=sys.stderr)
     elif open_runs:
-        print(f"{len(open_runs)} run(s) are not finished; the same command goes on.")
-    return ExitCode.FAILED if failed or broken else ExitCode.DONE
+        print(f"{len(open_runs)} run(s) are not finished; the same command continues.")

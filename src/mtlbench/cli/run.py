@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from mtlbench.cli.arguments import add_request, read_request, results_folder
 from mtlbench.errors import ExitCode, MtlbenchError
@@ -34,6 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
         todo = [s for run_id, s in bench.specs().items() if bench.state(run_id) in ("todo", "stale", "failed")]
         todo = [spec for spec in todo if spec.run_id not in tried]
         if not todo:
+            # A lock of another machine may be that of a dead process: watch it until that is certain.
+            if any(RunFolder(root, run_id).undecided() for run_id in bench.specs()):
+                time.sleep(1)
+                continue
             break
         tried.add(todo[0].run_id)
         print(f"{todo[0].run_id}: {todo[0].label}, tasks {', '.join(todo[0].tasks)}", flush=True)

@@ -1,26 +1,58 @@
 """The store: one folder per run, state on disk alone, results written last and atomically. Free of torch.
 
-States of a run: ``todo`` (no folder, or nothing decisive in it), ``running`` (fresh lock), ``stale`` (lock of a dead
-process: resumes from its checkpoint), ``failed`` (``error.json``), ``done`` (``result.json`` matches its spec).
+States of a run: ``todo`` (no folder, or nothing decisive in it), ``running`` (lock of a live process, see
+`mtlbench.runs.liveness`), ``stale`` (lock of a dead one: resumes from its checkpoint), ``failed`` (``error.json``),
+``done`` (``result.json`` matches its spec).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
-import socket
-import time
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import StoreError
+from mtlbench.runs import liveness
 from mtlbench.runs.spec import RunSpec
 
-FRESH_S = 60.0
-"""A lock from another machine counts as alive for this many seconds after its last heartbeat."""
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)(\.sha256)?")
+_OLD_S = 3600.0
+"""Half-written files of other machines are swept once they are older than this, by the clock of the file system."""
+
+
+def temporary(path: Path) -> Path:
+    """Returns where this process writes a file before it renames it to ``path``."""
+    return path.with_name(f".{path.name}.{_tag()}-{os.getpid()}")
+
+
+def sweep(folder: Path) -> None:
+    """Removes the half-written files that killed processes left in a folder; those of living ones stay."""
+    for path in folder.glob(".*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None:
+            continue
+        with contextlib.suppress(OSError):
+            ended = liveness.born(int(found[2])) is None if found[1] == _tag() else _age(path) > _OLD_S
+            if ended:
+                path.unlink()
+
+
+def _age(path: Path) -> float:
+    probe = temporary(path.with_name("age"))
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now - path.stat().st_mtime
+
+
+def _tag() -> str:
+    return hashlib.sha256(liveness.machine().encode()).hexdigest()[:8]
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -29,17 +61,17 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StoreError: If the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = temporary(path)
     try:
-        with temporary.open("w") as file:
+        with beside.open("w") as file:
             json.dump(record, file, indent=1, allow_nan=True)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(beside, path)
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         raise StoreError(
             f"Results must be writable. Writing {path} failed: {error.strerror or error}. "
             "Free space, mend permissions, or choose another folder with RESULTS=."
@@ -59,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Returns a JSON object, or None if the file is absent or torn."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -74,11 +106,15 @@ class RunFolder:
 
     def __init__(self, root: Path, run_id: str):
         self.root, self.run_id, self.path = root, run_id, root / run_id
+        self._beats = 0
 
     def spec(self) -> RunSpec | None:
-        """Returns the stored specification."""
+        """Returns the stored specification, or None if it is absent or damaged."""
         record = read_json(self.path / "spec.json")
-        return RunSpec.from_json(record) if record else None
+        try:
+            return RunSpec.from_json(record) if record else None
+        except TypeError:  # Keys are missing, or others are there.
+            return None
 
     def result(self) -> dict[str, Any] | None:
         """Returns the result if the run is done: it parses, and its hash is that of the stored specification."""
@@ -103,7 +139,7 @@ class RunFolder:
             return "done"
         lock = read_json(self.path / "lock.json")
         if lock:
-            return "running" if _alive(lock) else "stale"
+            return "running" if liveness.alive(self.path / "lock.json", lock) else "stale"
         if self.error():
             return "failed"
         return "stale" if any(self.path.glob("*.ckpt")) else "todo"
@@ -117,7 +153,7 @@ class RunFolder:
                     return False
                 self.path.mkdir(exist_ok=True)
                 (self.path / "error.json").unlink(missing_ok=True)
-                for left in self.path.glob(".*.*"):  # Half-written files of a process that was killed.
+                for left in self.path.glob(".*.*"):  # The owner is dead, wherever it was: so are its files.
                     left.unlink(missing_ok=True)
                 if read_json(self.path / "spec.json") is None:
                     write_json(self.path / "spec.json", spec.to_json())
@@ -129,10 +165,25 @@ class RunFolder:
             ) from error
         return True
 
+    def undecided(self) -> bool:
+        """Whether another machine holds the run and was not watched long enough to know that it still works."""
+        return liveness.undecided(self.path / "lock.json")
+
+    def clear_lock(self) -> None:
+        """Removes the lock of an owner that this process found dead, so that a process that it starts may claim."""
+        with _exclusive(self.root):
+            if self.state() == "stale":
+                (self.path / "lock.json").unlink(missing_ok=True)
+
+    def lost(self) -> bool:
+        """Whether another process has taken the run over, which happens to one that stood still for too long."""
+        lock = read_json(self.path / "lock.json")
+        return lock is not None and not liveness.is_own(lock)
+
     def beat(self, **progress: Any) -> None:
         """Renews the lock."""
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": born(os.getpid()), "time": time.time()}
-        write_json(self.path / "lock.json", {**owner, **progress})
+        self._beats += 1
+        write_json(self.path / "lock.json", {**liveness.owner(self._beats), **progress})
 
     def release(self) -> None:
         """Gives the run up."""
@@ -154,29 +205,3 @@ def _exclusive(root: Path) -> Iterator[None]:
     with (root / ".claims").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _alive(lock: Mapping[str, Any]) -> bool:
-    if lock.get("host") == socket.gethostname():
-        return born(int(lock.get("pid", 0))) == lock.get("born") is not None
-    return time.time() - float(lock.get("time", 0)) < FRESH_S
-
-
-def born(pid: int) -> str | None:
-    """Returns what tells a process from a later one with the same number: its start time since boot."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return _born_portable(pid)
-    state, *fields = text.rsplit(")", 1)[1].split()
-    return None if state == "Z" else fields[18]
-
-
-def _born_portable(pid: int) -> str | None:
-    if Path("/proc/self").exists():
-        return None
-    try:  # No /proc on this system: the number alone has to do.
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return str(pid)

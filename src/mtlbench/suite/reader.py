@@ -5,26 +5,25 @@ Every fault of a file and of the overrides is reported at once, with its line.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mtlbench.errors import SuiteError, unknown_name
-from mtlbench.suite.schema import FORMAT, Suite, TaskSection
+from mtlbench.errors import SuiteError, path_part_fault, unknown_name
+from mtlbench.suite.schema import FORMAT, Range, Suite, TaskSection
 
 SELECTIONS = ("last", "best")
+SECTIONS = ("model", "optimiser", "trainer")
+NESTED = "nested too deeply; a suite has few levels."
 RENAMED = {"study": "scenario"}
 """Keys of earlier versions, with what they are called now."""
-NOT_NEGATIVE = (
-    "clip", "evaluate_every", "checkpoint_every", "log_every", "diagnose_every", "workers", "examples",
-)  # fmt: skip
 
 
 def folders() -> list[Path]:
@@ -49,7 +48,7 @@ def _title(path: Path) -> str:
     """Return the title of a suite's file, ``""`` if it has none or cannot be read; `read` reports why."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError):
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
         return ""
     return str(content.get("title", "")) if isinstance(content, dict) else ""
 
@@ -95,8 +94,13 @@ class Reading:
         return self.places.get(key, str(self.path))
 
 
-def read(name: str, overrides: Sequence[str] = ()) -> Reading:
+def read(name: str, overrides: Sequence[str] = (), methods: Sequence[str] | None = None) -> Reading:
     """Reads a suite by name or path and applies dotted overrides, ``key.key=value``; collects faults.
+
+    Args:
+        name: Name of a suite, or path of its file.
+        overrides: In the order in which they apply.
+        methods: Labels of the entries of ``methods`` to keep; a name that is no label stands for that method.
 
     Raises:
         SuiteError: If there is no such suite.
@@ -107,6 +111,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> Reading:
     reader.read_file(path)
     for text in overrides:
         reader.read_override(text)
+    if methods:
+        reader.choose(methods)
     reader.check_values(str(path))
     whole = not OmegaConf.missing_keys(config)
     suite: Any = OmegaConf.to_object(config) if whole else None
@@ -134,7 +140,11 @@ class _Reader:
         self.places: dict[str, str] = {}
 
     def read_file(self, path: Path) -> None:
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            self.faults.append(f"{path}: a suite must be UTF-8 text; byte {error.start} is not. Save it as UTF-8.")
+            return
         try:
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
                 self.faults.append(f"{path}: a suite is written out in full; anchors and aliases are not used.")
@@ -142,6 +152,9 @@ class _Reader:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
             self.faults.append(f"{path}: not valid YAML: {error}")
+            return
+        except RecursionError:
+            self.faults.append(f"{path}: {NESTED}")
             return
         if not isinstance(node, yaml.MappingNode):
             self.faults.append(f"{path}: a suite is a mapping of keys to values.")
@@ -156,10 +169,18 @@ class _Reader:
             return
         try:
             parsed = yaml.safe_load(value) if value else None
-        except yaml.YAMLError as error:
-            self.faults.append(f"override {text!r}: {error}")
+        except (yaml.YAMLError, ValueError) as error:
+            self.faults.append(f"override {_cut(text)!r}: {error}")
             return
-        self._set(f"override {text!r}", tuple(key.split(".")), parsed)
+        except RecursionError:
+            self.faults.append(f"override {_cut(text)!r}: {NESTED}")
+            return
+        self._set(f"override {_cut(text)!r}", tuple(key.split(".")), parsed)
+
+    def choose(self, names: Sequence[str]) -> None:
+        """Keeps the entries of ``methods`` with these labels, with their arguments; other names are methods."""
+        by_label = {_label_of(entry): entry for entry in self.config.methods}
+        self._set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
 
     def check_values(self, where: str) -> None:
         for key in sorted(OmegaConf.missing_keys(self.config)):
@@ -170,15 +191,10 @@ class _Reader:
                 OmegaConf.update(self.config, key, 1)
         missing = OmegaConf.missing_keys(self.config)
         self._check_lists(where)
-        for key in ("steps", "batch_size", "accumulate"):
-            if f"trainer.{key}" not in missing and self.config.trainer[key] < 1:
-                self._fault(
-                    f"trainer.{key}", where, f"trainer.{key} must be at least 1, found {self.config.trainer[key]}."
-                )
-        for key in NOT_NEGATIVE:
-            if f"trainer.{key}" not in missing and not 0 <= self.config.trainer[key] < math.inf:
-                found = self.config.trainer[key]
-                self._fault(f"trainer.{key}", where, f"trainer.{key} must be at least 0 and finite, found {found}.")
+        for key, value, allowed in _numbers(self.config, ""):
+            if key not in missing and not all(each in allowed for each in _listed(value)):
+                self._fault(key, where, f"{key} must be {allowed}, found {_shown(value)}.")
+        self._check_names(where, missing)
         if self.config.format != FORMAT:
             self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
         if len(self.config.named) not in (0, 2):
@@ -186,7 +202,20 @@ class _Reader:
         if self.config.selection not in SELECTIONS:
             self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
 
+    def _check_names(self, where: str, missing: Collection[str]) -> None:
+        """Refuses names that are no plain part of a path: they become folders, files and cells of tables."""
+        if "name" not in missing and (fault := path_part_fault(self.config.name)):
+            self._fault("name", where, f"name {fault}")
+        for task in self.config.tasks:
+            if fault := path_part_fault(str(task)):
+                self._fault(f"tasks.{task}", where, f"the name of a task {fault}")
+        if "model.image_size" not in missing and len(self.config.model.image_size) != 2:
+            found = _shown(self.config.model.image_size)
+            self._fault("model.image_size", where, f"model.image_size is height and width, found {found}.")
+
     def _fault(self, key: str, where: str, text: str) -> None:
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
         self.faults.append(f"{self.places.get(key, where)}: {text}")
 
     def _check_lists(self, where: str) -> None:
@@ -215,8 +244,10 @@ class _Reader:
                 self.places |= {f"methods.{index}": f"{path}:{at}" for index, at in enumerate(lines)}
             try:
                 yield line, keys, _construct(value_node)
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError) as error:
                 self.faults.append(f"{path}:{line}: {'.'.join(keys)}: {error}")
+            except RecursionError:
+                self.faults.append(f"{path}:{line}: {'.'.join(keys)}: {NESTED}")
 
     def _is_section(self, keys: tuple[str, ...]) -> bool:
         return self.fault_of(keys) is None and isinstance(OmegaConf.select(self.config, ".".join(keys)), DictConfig)
@@ -245,7 +276,12 @@ class _Reader:
         if name == "methods" and where.startswith("override"):
             self.places = {key: place for key, place in self.places.items() if not key.startswith("methods.")}
         self.places[name] = where
-        if "${" in repr(value):
+        try:
+            text = repr(value)
+        except ValueError:  # Python refuses to print integers of thousands of digits.
+            self.faults.append(f"{where}: {name}: a number of thousands of digits.")
+            return
+        if "${" in text:
             self.faults.append(f"{where}: {name}: a suite is written out in full; ${{...}} is not expanded here.")
             return
         fault = self.fault_of(keys)
@@ -287,7 +323,46 @@ def _method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
         elif not isinstance(entry, str) and not (isinstance(entry, DictConfig) and isinstance(entry.get("name"), str)):
             yield index, f"methods: an entry is a name, or a mapping with a name and its arguments; found {entry!r}."
         else:
-            label = entry if isinstance(entry, str) else str(entry.get("label") or entry["name"])
+            label = _label_of(entry)
+            if fault := path_part_fault(label):
+                yield index, f"methods: a label {fault}"
             if label in labels:
                 yield index, f"methods: {label!r} stands twice; give one of them a label of its own (label: ...)."
             labels.add(label)
+
+
+def _label_of(entry: Any) -> str:
+    """Returns the row of the leaderboard that an entry of ``methods`` makes, also of one that is at fault."""
+    if isinstance(entry, (dict, DictConfig)):
+        return str(entry.get("label") or entry.get("name"))
+    return str(entry)
+
+
+def _numbers(config: DictConfig, above: str) -> Iterator[tuple[str, Any, Range]]:
+    """Yields key, value and allowed values of every number of a configuration that has a range."""
+    cls = OmegaConf.get_type(config)
+    if not dataclasses.is_dataclass(cls):
+        for key in config:
+            if isinstance(value := config[key], DictConfig):
+                yield from _numbers(value, f"{above}{key}.")
+        return
+    for field in dataclasses.fields(cls):
+        if OmegaConf.is_missing(config, field.name):
+            continue
+        value = config[field.name]
+        if "range" in field.metadata:
+            yield f"{above}{field.name}", value, field.metadata["range"]
+        elif isinstance(value, DictConfig) and field.name in (*SECTIONS, "tasks"):
+            yield from _numbers(value, f"{above}{field.name}.")
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, ListConfig) else [value]
+
+
+def _shown(value: Any) -> str:
+    return _cut(f"{value!r}" if isinstance(value, bytes) else str(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"

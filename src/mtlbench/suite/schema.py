@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number of a suite may have, or every number of a list.
+
+    Attributes:
+        low, high: Bounds, both allowed; infinity itself never is.
+        above: Whether ``low`` itself is excluded.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high and value < math.inf
+
+    def __str__(self) -> str:
+        low = f"above {self.low:,g}" if self.above else f"at least {self.low:,g}"
+        return f"{low} and finite" if self.high == math.inf else f"{low} and at most {self.high:,.0f}"
+
+
+COUNT = Range(1, 10**9)
+PERIOD = Range(0, 10**9)
+
+
+def ranged(default: Any, allowed: Range) -> Any:
+    """Returns a field with a default and the values that it may have."""
+    return field(default=default, metadata={"range": allowed})
 
 
 @dataclass
@@ -23,7 +54,7 @@ class DataSection:
 class TaskSection:
     """Changes to a task of the data module: its loss scale, and whether it may be absent."""
 
-    scale: float | None = None
+    scale: float | None = ranged(None, Range(0, above=True))
     optional: bool = False
 
 
@@ -34,8 +65,8 @@ class ModelSection:
     encoder: str = "resnet18"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
-    decoder_channels: int = 64
-    image_size: list[int] = MISSING
+    decoder_channels: int = ranged(64, Range(1, 65536))
+    image_size: list[int] = ranged(MISSING, Range(1, 16384))
 
 
 @dataclass
@@ -43,12 +74,12 @@ class OptimiserSection:
     """Optimiser and schedule; rates per optimiser step."""
 
     name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
+    lr: float = ranged(1e-3, Range(0, above=True))
+    weight_decay: float = ranged(1e-4, Range(0))
+    momentum: float = ranged(0.9, Range(0, 1))
     schedule: str = "cosine"
-    warmup: int = 0
-    power: float = 0.9
+    warmup: int = ranged(0, PERIOD)
+    power: float = ranged(0.9, Range(0))
 
 
 @dataclass
@@ -59,17 +90,17 @@ class TrainerSection:
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
     """
 
-    steps: int = MISSING
-    batch_size: int = 8
-    accumulate: int = 1
+    steps: int = ranged(MISSING, COUNT)
+    batch_size: int = ranged(8, Range(1, 10**6))
+    accumulate: int = ranged(1, Range(1, 10**6))
     precision: str = "32-true"
-    clip: float = 0.0
-    evaluate_every: int = 0
-    checkpoint_every: int = 50
-    log_every: int = 10
-    diagnose_every: int = 25
-    workers: int = 0
-    examples: int = 4
+    clip: float = ranged(0.0, Range(0))
+    evaluate_every: int = ranged(0, PERIOD)
+    checkpoint_every: int = ranged(50, PERIOD)
+    log_every: int = ranged(10, PERIOD)
+    diagnose_every: int = ranged(25, PERIOD)
+    workers: int = ranged(0, Range(0, 1024))
+    examples: int = ranged(4, Range(0, 10**4))
     surgery: str = "auto"
     compile: str = ""
 
@@ -79,7 +110,7 @@ class Suite:
     """A suite file. Unknown keys are faults."""
 
     name: str = MISSING
-    version: int = MISSING
+    version: int = ranged(MISSING, PERIOD)
     title: str = ""
     format: int = FORMAT
     data: DataSection = field(default_factory=DataSection)
@@ -88,7 +119,7 @@ class Suite:
     optimiser: OptimiserSection = field(default_factory=OptimiserSection)
     trainer: TrainerSection = field(default_factory=TrainerSection)
     methods: list[Any] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"range": Range(0, 2**32 - 1)})
     baseline: str = "single_task"
     selection: str = "last"
     protocol: str = "delta_m@1"

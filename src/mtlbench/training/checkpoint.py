@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from mtlbench.errors import StoreError
-from mtlbench.runs.store import sync_folder
+from mtlbench.runs.store import sync_folder, temporary
 
 KEEP = 2
 
@@ -24,11 +24,11 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def newest(folder: Path) -> Path | None:
-    """Returns the newest checkpoint whose content matches its hash; damaged ones are passed over with a word."""
+    """Returns the newest checkpoint whose content matches its hash; damaged ones are skipped, and the log says so."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        if _digest_file(path).exists() and _digest_file(path).read_text().strip() == _digest(path):
+        if _matches(path):
             return path
-        print(f"Checkpoint {path.name} does not match its sha256 and is passed over; an older one is used if there is.")
+        print(f"Checkpoint {path.name} does not match its sha256 and is skipped. An older one or a new start follows.")
     return None
 
 
@@ -38,20 +38,20 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         StoreError: If the folder cannot be written or the disk is full; the older checkpoint stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with beside.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        digest = temporary.with_name(temporary.name + ".sha256")
-        digest.write_text(_digest(temporary))
+        digest = beside.with_name(beside.name + ".sha256")
+        digest.write_text(_digest(beside))
         os.replace(digest, _digest_file(path))
-        os.replace(temporary, path)
+        os.replace(beside, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        for left in path.parent.glob(f".{path.name}.{os.getpid()}*"):
+        for left in (beside, beside.with_name(beside.name + ".sha256")):
             with contextlib.suppress(OSError):
                 left.unlink()
         # torch wraps what the disk said, or trips over its consequence.
@@ -74,7 +74,7 @@ def verified(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: If it is absent or damaged.
     """
-    if not path.exists() or not _digest_file(path).exists() or _digest_file(path).read_text().strip() != _digest(path):
+    if not _matches(path):
         raise StoreError(
             f"Weights must match their sha256. {path} is absent or damaged. Delete the run's folder and run the bench "
             "again to train it anew."
@@ -128,6 +128,14 @@ def _leaves(state: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def _digest_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
+
+
+def _matches(path: Path) -> bool:
+    """Whether a checkpoint is there and has the content that was hashed; the file of the hash may hold anything."""
+    try:
+        return _digest_file(path).read_bytes().strip() == _digest(path).encode()
+    except OSError:
+        return False
 
 
 def _digest(path: Path) -> str:

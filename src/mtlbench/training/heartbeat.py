@@ -9,14 +9,16 @@ from mtlbench.runs.store import RunFolder
 
 
 class Heartbeat(threading.Thread):
-    """Renews a run's lock, with its progress, until closed; calls ``orphaned`` once if the parent process is gone.
+    """Renews a run's lock with its progress until closed, and notices when the run must stop.
+
+    It must if its parent process is gone, or if another process has taken the run over.
 
     Args:
         folder: The run's folder.
         progress: Returns the step.
         steps: Steps of the run.
         parent_alive: Tells whether the process that started this one still lives.
-        orphaned: What to do when it does not.
+        orphaned: Called once when the run must stop.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Heartbeat(threading.Thread):
         """Beats until closed."""
         told = False
         while not self._done.wait(self.period):
+            lost = self.folder.lost()
             try:
-                self.folder.beat(step=self.progress(), steps=self.steps)
+                if not lost:
+                    self.folder.beat(step=self.progress(), steps=self.steps)
             except Exception as error:
                 print(f"Heartbeat failed: {error}")
-            if not told and not self.parent_alive():
+            if not told and (lost or not self.parent_alive()):
                 told = True
                 self.orphaned()
 

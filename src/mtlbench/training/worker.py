@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mtlbench.errors import DataError, MtlbenchError, StoreError
+from mtlbench.errors import DataError, ExitCode, MtlbenchError, StoreError
 from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.runs.liveness import born
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder, born, write_json
+from mtlbench.runs.store import RunFolder, write_json
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.heartbeat import Heartbeat
 from mtlbench.training.malloc import keep_freed_memory
@@ -38,8 +39,8 @@ class Seat:
     parent: int = 0
 
 
-def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
-    """Runs one rank of one run to its end and returns the exit code: 0 done, 1 failed, 3 not ours, 4 stopped.
+def work(root: str, record: Mapping[str, Any], seat: Seat) -> ExitCode:
+    """Runs one rank of one run to its end and returns how it ended.
 
     Whatever happens is on disk afterwards: ``result.json``, ``error.json``, or a checkpoint to resume from.
     """
@@ -61,23 +62,24 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> int:
     try:
         if seat.rank == 0:
             if not folder.claim(spec):
-                return 3
+                return ExitCode.NOT_OURS
             beat, note = _heart(folder, spec, seat, asked)
         else:
             note = None
         done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note, listen=listen)
-        return 0 if done else 4
+        return ExitCode.DONE if done else ExitCode.STOPPED
     except SIGTERMException:  # Lightning's answer to a signal before the first step: nothing is lost yet.
-        return 4
+        return ExitCode.STOPPED
     except Exception as error:
         traceback.print_exc()
         if seat.rank == 0 or isinstance(error, MtlbenchError):
             _record_failure(folder, error)
-        return 1
+        return ExitCode.FAILED
     finally:
         if beat is not None:
             beat.close()
-            folder.release()
+            if not folder.lost():
+                folder.release()
 
 
 def _heart(folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]) -> tuple[Heartbeat, Any]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtlbench.bench.executors.base import Executor
+from mtlbench.errors import ExitCode
 from mtlbench.runs.spec import RunSpec
 
 GRACE_S = 30.0
@@ -26,7 +28,7 @@ class _Job:
     since: float = field(default_factory=time.monotonic)
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Runs up to ``jobs`` runs at once, ``devices`` processes each.
 
     Args:
@@ -70,13 +72,13 @@ class LocalExecutor:
         """Yields runs that have ended since the last call, with their worst exit code (negative: a signal)."""
         for run_id, job in list(self._running.items()):
             codes = [process.exitcode for process in job.processes]
-            if any(code not in (None, 0, 4) for code in codes):
-                # One rank fell: the others would wait for it in a collective for ever.
+            if any(code not in (None, ExitCode.DONE, ExitCode.STOPPED) for code in codes):
+                # One rank fell: the others would wait for it in a collective indefinitely.
                 self._end(job, signal.SIGKILL)
                 codes = [process.exitcode for process in job.processes]
             if None not in codes:
                 del self._running[run_id]
-                own = [code for code in codes if code not in (0, -signal.SIGKILL)]
+                own = [code for code in codes if code not in (ExitCode.DONE, -signal.SIGKILL)]
                 yield job.spec, min(codes) if min(codes) < 0 and not own else max(own, default=0)
 
     def stop(self) -> None:
