@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mtlbench.errors import ExitCode
 from mtlbench.runs.store import read_json
 from tests.support.command_line import SMALL, ended, launch, mtlbench, outcome, runs_of
 
@@ -91,7 +92,12 @@ def test_studies_share_runs(counted: Path) -> None:
 def test_dry_bench_runs_nothing(counted: Path) -> None:
     answer = mtlbench(counted, *words("--methods", "uniform", "--dry"))
     assert answer.code == 0 and "1 runs: 1 to do" in answer.text
-    assert not (counted / "trainings").exists() and not list(counted.glob("results/digits/uniform*"))
+    assert not (counted / "trainings").exists() and not (counted / "results").exists(), "a dry run leaves no folder"
+    for line in ("1 methods (uniform)", "× 5 tasks (left, ", "× 1 seeds (0)", "4 steps each", "Time: not known yet"):
+        assert line in answer.text, answer.text
+    assert mtlbench(counted, *words("--methods", "uniform")).code == 0
+    more = mtlbench(counted, *words("--methods", "uniform", "--seeds", "3", "--dry"))
+    assert "3 runs: 1 done, 2 to do" in more.text and "Time: about " in more.text and "MB for 2 runs" in more.text
 
 
 def test_two_benches_on_one_folder_train_every_run_once(counted: Path) -> None:
@@ -129,3 +135,33 @@ def test_run_and_bench_share_their_results(counted: Path) -> None:
     assert alone.code == 0 and ": done" in alone.text, alone.text
     assert mtlbench(counted, *words("--methods", "uniform")).code == 0
     assert len(trainings(counted)) == 1
+
+
+def test_worker_that_exits_well_without_a_result_fails_after_the_retries(counted: Path) -> None:
+    (counted / "counting.py").write_text(COUNTING.replace("return super", "os._exit(0)\n        return super"))
+    answer = mtlbench(counted, *words("--methods", "uniform"))
+    assert answer.code == 1 and "NoResult: The process ended 3 times with exit code 0" in answer.text, answer.text
+    assert len(trainings(counted)) == 3
+
+
+def test_bench_whose_reader_leaves_before_the_end_is_no_success(counted: Path) -> None:
+    command = [sys.executable, "-m", "mtlbench.cli", *words("--methods", "uniform")]
+    process = subprocess.Popen(command, cwd=counted, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == ExitCode.BROKEN_PIPE and process.stderr.read() == ""
+    assert not (counted / "trainings").exists()
+    assert mtlbench(counted, *words("--methods", "uniform")).code == 0
+    report = f"{sys.executable} -m mtlbench.cli report digits | head -c 1 > first; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", report], cwd=counted, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (ExitCode.DONE, ""), "all files of the report are written"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"suite": "digits", "rows": [{}]}', '{"suite": "digits", "rows": [1]}'])
+def test_damaged_record_of_a_study_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "results/digits").mkdir(parents=True)
+    (tmp_path / "results/digits/study.json").write_text(content)
+    for command in ("status", "report"):
+        answer = mtlbench(tmp_path, command, "digits")
+        assert answer.code == ExitCode.REFUSED and "study.json is damaged" in answer.text, answer.text

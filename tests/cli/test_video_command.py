@@ -176,13 +176,13 @@ def test_one_seed_and_the_first_clips_may_do(folder: Path) -> None:
 def test_another_row_has_files_of_its_own(folder: Path) -> None:
     path = folder / "small/study.json"
     study, text = json.loads(path.read_text()), path.read_text()
-    rows = [{**row, "label": "less / θ"} for row in study["rows"] if row["method"] == "computation_sharing"]
+    rows = [{**row, "label": "less θ"} for row in study["rows"] if row["method"] == "computation_sharing"]
     path.write_text(json.dumps({**study, "rows": [*study["rows"], *rows]}))
     try:
-        assert measure(folder, "small", label="less / θ", seed=[0], threshold=[0.1], distance=[2], clips=1) == 0
+        assert measure(folder, "small", label="less θ", seed=[0], threshold=[0.1], distance=[2], clips=1) == 0
     finally:
         path.write_text(text)
-    assert written(folder, "less-θ")["points"][-1]["label"] == "less / θ"
+    assert written(folder, "less-θ")["points"][-1]["label"] == "less θ"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     print("Reading the suite and its methods …", flush=True)
     from mtlbench.bench.executors.local import LocalExecutor
     from mtlbench.bench.scheduler import Bench
+    from mtlbench.cli.plan import print_details
     from mtlbench.cli.progress import Progress, print_plan
 
     study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
@@ -66,6 +67,7 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
         bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
         print_plan(bench, jobs, threads)
         if arguments.dry:
+            print_details(bench, jobs)
             return _refused(bench)
         signal.signal(signal.SIGTERM, _interrupt)
         bench.run()
@@ -73,7 +75,7 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
 
 
 def _refused(bench: Bench) -> int:
-    """Tells which plans break off on what is done already, and returns the exit code."""
+    """Prints which plans break off on what is done already, and returns the exit code."""
     broken = [member for member in bench.members if member.error]
     for member in broken:
         print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)

@@ -9,13 +9,14 @@ from typing import Any
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, unknown_name
 from mtlbench.runs.store import RunFolder, read_json
+from mtlbench.study.resolve import is_record
 
 
 def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
     """Returns the folder and the record of a suite's current study.
 
     Raises:
-        StoreError: If nothing was benched yet.
+        StoreError: If nothing was benched yet, or the record is damaged.
     """
     name = Path(suite).stem
     root = results / name
@@ -24,6 +25,11 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
         if not Path(suite).suffix and name not in suites.available() and not root.exists():
             raise StoreError(unknown_name("suite", name, suites.available()))
         raise StoreError(f"There is no study of {name} in {results} yet. Start one: make bench SUITE={name}")
+    if not is_record(record):
+        raise StoreError(
+            f"study.json must name a suite and its rows. {root / 'study.json'} is damaged. Run the suite again, which "
+            f"writes it anew and keeps finished runs: make bench SUITE={name}"
+        )
     return root, record
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mtlbench.suite import OptimiserSection
 from mtlbench.tasks import Task
 
-DEFAULT_OPTIMISER = {
-    "name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9, "schedule": "constant", "warmup": 0,
-    "power": 0.9,
-}  # fmt: skip
+DEFAULT_OPTIMISER = {**asdict(OptimiserSection()), "schedule": "constant"}
+"""A suite's defaults with a constant rate: a method built by hand has no number of steps to decay over."""
 
 
 @dataclass(frozen=True)

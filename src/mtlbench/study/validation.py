@@ -17,7 +17,7 @@ from mtlbench.study.scenarios import Scenario, Scope
 from mtlbench.suite import ModelSection, Suite
 
 Place = Callable[[str], str]
-"""Tells where a dotted key was given: ``file:line``, an override, or the key itself."""
+"""Returns where a dotted key was given: ``file:line``, an override, or the key itself."""
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
@@ -62,7 +62,7 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     Args:
         suite: The suite; entries of ``methods`` that are no names are passed over, they were reported before.
         devices: Devices per run.
-        place: Tells where a key was given.
+        place: Returns where a key was given.
     """
     faults = _Faults(place)
     module = faults.catch("data.module", lambda: _data_module(suite.data.module))

@@ -361,7 +361,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _shown(value: Any) -> str:
-    return _cut(f"{value!r}" if isinstance(value, bytes) else str(value))
+    return _cut(repr(value) if isinstance(value, bytes) else str(value))
 
 
 def _cut(text: str) -> str:

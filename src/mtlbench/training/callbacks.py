@@ -60,7 +60,7 @@ class EndOfStep(L.Callback):
         select_best: Keep the weights with the lowest validation loss in ``best.ckpt``.
         metrics: Where rows go (rank zero), or None.
         tracker: W&B.
-        stop: Tells whether this process was asked to stop.
+        stop: Returns whether this process was asked to stop.
         listen: Called when training starts: Lightning has put its own handler of SIGTERM in place by then, which
             ends the process without a checkpoint.
     """

@@ -17,7 +17,7 @@ class Heartbeat(threading.Thread):
         folder: The run's folder.
         progress: Returns the step.
         steps: Steps of the run.
-        parent_alive: Tells whether the process that started this one still lives.
+        parent_alive: Returns whether the process that started this one still lives.
         orphaned: Called once when the run must stop.
     """
 

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from mtlbench.training.trainer import build_trainer
 
 
 def train(
-    spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Any = lambda: False, note: Any = None,
-    listen: Any = lambda: None,
+    spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Callable[[], bool] = lambda: False, note: Callable[[EndOfStep], None] | None = None,
+    listen: Callable[[], None] = lambda: None,
 ) -> bool:  # fmt: skip
     """Trains, evaluates and stores one run; returns False if it was asked to stop before the end.
 
@@ -40,9 +41,9 @@ def train(
         spec: The run.
         folder: Its folder, claimed by this process.
         world: Number of ranks; this process is one of them.
-        stop: Tells whether this process was asked to stop.
+        stop: Returns whether this process was asked to stop.
         note: Called with the callback once it exists, for progress.
-        listen: Puts the handlers of signals that `stop` tells of in place.
+        listen: Installs the signal handlers that `stop` relies on.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
     method, data = build_with_network(spec)

@@ -89,8 +89,8 @@ def _read(root: Path, start: Mapping[str, Any]) -> tuple[RunSpec, dict[str, Tens
     if source is None or folder.result() is None or source.hash != start["hash"]:
         found = folder.state() if source is None or source.hash == start["hash"] else "another run of that name"
         raise StoreError(
-            f"A run that builds on another needs it done. {folder.path}: {found}. Run the bench again: what lacks is "
-            "trained first."
+            f"A run that builds on another needs it done. {folder.path}: {found}. Run the bench again: missing "
+            "runs are trained first."
         )
     weights = checkpoint.verified(folder.path / "final.ckpt")["state_dict"]
     return source, {k.removeprefix(NETWORK): v for k, v in weights.items() if k.startswith(NETWORK)}

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,9 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> ExitCode:
                 folder.release()
 
 
-def _heart(folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]) -> tuple[Heartbeat, Any]:
+def _heart(
+    folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]
+) -> tuple[Heartbeat, Callable[[EndOfStep], None]]:
     current: list[EndOfStep] = []
     beat = Heartbeat(
         folder, lambda: current[0].step if current else 0, spec.trainer["steps"],
@@ -93,7 +95,7 @@ def _heart(folder: RunFolder, spec: RunSpec, seat: Seat, asked: list[int]) -> tu
 
 
 def _join_ranks(seat: Seat) -> None:
-    """Tells Lightning that this process is one of several that somebody else started."""
+    """Sets the variables by which Lightning joins ranks that were started by somebody else."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(seat.port), WORLD_SIZE=str(seat.world), NODE_RANK="0",
         LOCAL_RANK=str(seat.rank), RANK=str(seat.rank),
