@@ -342,7 +342,7 @@ def _numbers(config: DictConfig, above: str) -> Iterator[tuple[str, Any, Range]]
     """Yields key, value and allowed values of every number of a configuration that has a range."""
     cls = OmegaConf.get_type(config)
     if not dataclasses.is_dataclass(cls):
-        for key in config:
+        for key in map(str, config):
             if isinstance(value := config[key], DictConfig):
                 yield from _numbers(value, f"{above}{key}.")
         return

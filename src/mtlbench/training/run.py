@@ -32,9 +32,14 @@ from mtlbench.training.trainer import build_trainer
 
 
 def train(
-    spec: RunSpec, folder: RunFolder, *, world: int = 1, stop: Callable[[], bool] = lambda: False, note: Callable[[EndOfStep], None] | None = None,
+    spec: RunSpec,
+    folder: RunFolder,
+    *,
+    world: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+    note: Callable[[EndOfStep], None] | None = None,
     listen: Callable[[], None] = lambda: None,
-) -> bool:  # fmt: skip
+) -> bool:
     """Trains, evaluates and stores one run; returns False if it was asked to stop before the end.
 
     Args:
