@@ -19,9 +19,7 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_editors_see_the_same_names_in_the_same_places() -> None:
     tree = ast.parse(Path(mtlbench.__file__).read_text())
     [typing] = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {
-        alias.name: node.module for node in typing.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    seen = {alias.name: node.module for node in typing.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen == {name: f"mtlbench.{home}" for name, home in mtlbench._HOMES.items()}
     assert sorted(seen) == sorted(mtlbench.__all__)
 

@@ -51,7 +51,12 @@ def test_the_wheel_holds_what_the_source_tree_holds(wheel: Path) -> None:
         shipped = file.read("mtlbench/data_modules/__init__.py").decode()
     assert found == wanted
     assert shipped == (ROOT / "data_modules" / "__init__.py").read_text()
-    for name in ("py.typed", "report/views/report.html.jinja", "report/published/pascal.csv", "experiments/digits.yaml"):
+    for name in (
+        "py.typed",
+        "report/views/report.html.jinja",
+        "report/published/pascal.csv",
+        "experiments/digits.yaml",
+    ):
         assert f"mtlbench/{name}" in found
 
 

@@ -50,9 +50,7 @@ def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MT
     return method, data
 
 
-def build_method(
-    entry: Mapping[str, Any], spec: MethodSpec, *, trusted: registry.Trusted | None = None
-) -> MTLMethod:
+def build_method(entry: Mapping[str, Any], spec: MethodSpec, *, trusted: registry.Trusted | None = None) -> MTLMethod:
     """Return a method from its suite entry: ``path``, ``arguments`` and, perhaps, ``balancer``."""
     cls: Any = registry.find(entry["path"], trusted=trusted)
     if not issubclass(cls, MTLMethod):
