@@ -142,7 +142,9 @@ sys.meta_path.insert(0, Refuse())
 from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-COMMANDS = ("bench", "run", "status", "report", "predict", "extract", "video", "methods", "suites", "check", "data")
+COMMANDS = (
+    "init", "bench", "run", "status", "report", "predict", "extract", "video", "methods", "suites", "check", "data",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", ["--help", *(f"{name} --help" for name in COMMANDS), "suites", "methods"])

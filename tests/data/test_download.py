@@ -269,3 +269,58 @@ def test_taskonomy_asks_for_every_listed_building_and_domain(tmp_path: Path) -> 
     names = [f"{b}_{d}.tar" for b in ("hiteman", "ihlen") for d in ("rgb", "mask_valid", "normal")]
     assert [item.name for item in wanted] == names and wanted[2].folder == "normal/taskonomy/hiteman"
     assert all(item.flat and item.sums.endswith("md5sum.txt") and "no redistribution" in item.terms for item in wanted)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz"])
+def test_a_bomb_is_refused_and_leaves_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 MB of zeros in 100 kB, in one member or in many; what compresses well and is small is data."""
+    monkeypatch.setattr(download, "SMALL", 1 << 20)
+    for members in (1, 20):
+        archive = tmp_path / f"{members}.{kind}"
+        write_zeros(archive, members, 100_000_000 // members)
+        assert archive.stat().st_size < 500_000
+        with pytest.raises(DataError, match="at most 200 times its size.*nothing was unpacked"):
+            unpack(archive, tmp_path / "data")
+        assert list((tmp_path / "data").iterdir()) == []
+    write_zeros(tmp_path / f"labels.{kind}", 4, 200_000)
+    unpack(tmp_path / f"labels.{kind}", tmp_path / "data")
+    assert len(list((tmp_path / "data").iterdir())) == 4
+
+
+def write_zeros(archive: Path, members: int, size: int) -> None:
+    """Writes an archive of files of zeros."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for number in range(members):
+                zipped.writestr(f"{number}.bin", bytes(size))
+        return
+    with tarfile.open(archive, "w:gz") as tar:
+        for number in range(members):
+            info = tarfile.TarInfo(f"{number}.bin")
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+
+
+def test_a_link_in_the_folder_is_not_followed(tmp_path: Path, server: Server) -> None:
+    """Neither where the archive has a folder, nor where the data set wants its content; a linked file is replaced."""
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    outside.mkdir()
+    data.mkdir()
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("images/a.txt", "new")
+        zipped.writestr("list.txt", "new")
+    (data / "images").symlink_to(outside)
+    with pytest.raises(DataError, match="images is a link to .*outside; nothing was unpacked"):
+        unpack(archive, data)
+    assert list(outside.iterdir()) == [] and not (data / "list.txt").exists()
+    (data / "images").unlink()
+    (outside / "list.txt").write_text("old")
+    (data / "list.txt").symlink_to(outside / "list.txt")
+    unpack(archive, data)
+    assert (outside / "list.txt").read_text() == "old" and (data / "list.txt").read_text() == "new"
+    server.files["/set.tgz"] = archive.read_bytes()
+    (data / "inner").symlink_to(outside)
+    with pytest.raises(DataError, match="inner is a link"):
+        obtain(Download(server.url(), "", folder="inner"), data)
+    assert [path.name for path in outside.iterdir()] == ["list.txt"]

@@ -17,6 +17,7 @@ from mtlbench.cli.output import reader_left, silence
 from mtlbench.errors import ExitCode, MtlbenchError
 
 COMMANDS = {
+    "init": "write a small project that works at once: suite, data module, method, test",
     "bench": "run what is missing of a suite and show the leaderboard",
     "run": "train one method of a suite in this process, one seed after another",
     "status": "show the state of every run of a suite",

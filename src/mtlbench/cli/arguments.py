@@ -36,6 +36,17 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add_results(parser)
 
 
+def add_allow(parser: argparse.ArgumentParser) -> None:
+    """Add what a stored run may import, see `mtlbench.registry.Trusted`."""
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module or package of your own that the run may import; only if you trust its code",
+    )
+
+
 def positive(text: str) -> int:
     """Reads a whole number of at least 1, for ``type=`` of an argument."""
     value = int(text)

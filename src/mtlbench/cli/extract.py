@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtlbench.cli.arguments import add_allow
 from mtlbench.errors import ExitCode, MethodError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="folder for model.safetensors and model.json")
     parser.add_argument("--export", action="store_true", help="write program.pt2 too, which needs PyTorch alone")
+    add_allow(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mtlbench.training import extraction_report as extraction
     from mtlbench.training.load import load_run
 
-    loaded = load_run(arguments.run_folder)
+    loaded = load_run(arguments.run_folder, allow=arguments.allow)
     network = extraction.expert_network(loaded)
     wanted = list(dict.fromkeys(arguments.task or loaded.method.tasks))
     thresholds = extraction.THRESHOLDS if arguments.threshold is None else (arguments.threshold,)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mtlbench import visualise
+from mtlbench.cli.arguments import add_allow
 from mtlbench.errors import DataError
 
 
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
+    add_allow(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mtlbench.training.load import load_run
 
     out, images = Path(arguments.out), [Path(image) for image in arguments.images]
-    loaded = load_run(arguments.run_folder)
+    loaded = load_run(arguments.run_folder, allow=arguments.allow)
     names = list(loaded.method.tasks)
     out.mkdir(parents=True, exist_ok=True)
     height, width = loaded.spec.model["image_size"]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mtlbench.cli.arguments import add_results, add_suite, positive
+from mtlbench.cli.arguments import add_allow, add_results, add_suite, positive
 from mtlbench.cli.stored import study_of
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import write_json
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distance", type=positive, nargs="+", metavar="N", help="frames between key frames")
     parser.add_argument("--blocks", type=int, help="blocks in which tasks share between key frames (default: half)")
     parser.add_argument("--clips", type=positive, help="use the first clips only")
+    add_allow(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         distances=arguments.distance,
         blocks=arguments.blocks,
         limit=arguments.clips,
+        allow=arguments.allow,
         watch=lambda line: print(line, flush=True),
     )
     name = re.sub(r"[^\w.-]+", "-", record["label"])

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
@@ -28,6 +28,12 @@ PAUSE = 2.0
 
 PASSING = (408, 416, 429, 500, 502, 503, 504)
 """Answers that may be others next time."""
+
+RATIO = 200
+"""Most bytes that an archive may unpack to, per byte of its own. A zip bomb reaches 1000."""
+
+SMALL = 64 << 20
+"""Bytes that an archive of any size may unpack to: a few label maps of one class compress without limit."""
 
 Watch = Callable[[int, int | None], None]
 """Called with the bytes there are and the bytes there will be, if known."""
@@ -74,6 +80,7 @@ def obtain(wanted: Download, root: Path, watch: Watch = lambda have, total: None
         return False
     checksum = wanted.checksum or (_listed_sum(wanted) if wanted.sums else "")
     archive = fetch(wanted.url, place / wanted.name, size=wanted.size, checksum=checksum, watch=watch)
+    _refuse_links(archive, root, [root / wanted.folder])
     unpack(archive, root / wanted.folder, flat=wanted.flat)
     done.touch()
     archive.unlink()
@@ -175,8 +182,7 @@ def _check(url: str, part: Path, size: int | None, checksum: str) -> None:
     if checksum and not fault:
         algorithm, _, wanted = checksum.partition(":")
         with part.open("rb") as file:
-            digest = hashlib.file_digest(file, algorithm).hexdigest() if hasattr(hashlib, "file_digest") else _digest(
-                file, algorithm)  # fmt: skip
+            digest = _digest(file, algorithm)
         fault = f"has the {algorithm} sum {digest}, expected {wanted}" if digest != wanted else ""
     if fault:
         part.unlink()
@@ -213,20 +219,23 @@ def unpack(archive: Path, folder: Path, *, flat: bool = False) -> None:
         flat: Take file names only.
 
     Raises:
-        DataError: It is damaged, or a member is absolute, leads out of the folder, or is a link or a device.
+        DataError: It is damaged; a member is absolute, leads out of the folder, or is a link or a device; it unpacks
+            to more than `RATIO` times its size; or a link in the folder stands where a folder belongs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder))
     try:
         try:
+            room = max(SMALL, RATIO * archive.stat().st_size)
             for name, size, content in _members(archive):
                 path = draft / (PurePosixPath(name).name if flat else name)
-                _write(archive, path, size, content)
+                room -= _write(archive, path, size, content, room)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
             raise DataError(
                 f"{archive}: an archive must be complete and readable. Found {type(error).__name__}: {error}. Remove "
                 "it and fetch it again."
             ) from error
+        _refuse_links(archive, folder, [folder / p.relative_to(draft) for p in draft.rglob("*") if p.is_dir()])
         for path in sorted(draft.rglob("*")):
             target = folder / path.relative_to(draft)
             if path.is_dir():
@@ -237,13 +246,39 @@ def unpack(archive: Path, folder: Path, *, flat: bool = False) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write(archive: Path, path: Path, size: int, content: IO[bytes]) -> None:
+def _write(archive: Path, path: Path, size: int, content: IO[bytes], room: int) -> int:
+    """Write one member and return its bytes; ``size`` is what the archive says, ``room`` what it may be at most."""
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
-    if size > free:
+    if free < size <= room:
         raise DataError(f"{archive} needs room. {path.name} takes {size} bytes, {free} are free. Make room and go on.")
+    written = 0
     with path.open("wb") as file:
-        shutil.copyfileobj(content, file, CHUNK)
+        while size <= room and written <= room and (piece := content.read(CHUNK)):
+            written += file.write(piece)
+    if max(size, written) > room:
+        raise DataError(
+            f"{archive}: an archive of data unpacks to at most {RATIO} times its size. {path.name!r} exceeds that; "
+            "nothing was unpacked. Do not trust this archive."
+        )
+    return written
+
+
+def _refuse_links(archive: Path, folder: Path, targets: Iterable[Path]) -> None:
+    """Refuse to write through a link below ``folder``, which would put files outside it.
+
+    Raises:
+        DataError: If a target, or a folder between it and ``folder``, is a link.
+    """
+    for target in targets:
+        for place in (target, *target.parents):
+            if place == folder or not place.is_relative_to(folder):
+                break
+            if place.is_symlink():
+                raise DataError(
+                    f"{archive}: files go into the folder of the data, never through a link. {place} is a link to "
+                    f"{place.readlink()}; nothing was unpacked. Remove the link, or unpack the archive by hand."
+                )
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:

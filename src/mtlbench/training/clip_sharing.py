@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def measure_row(
     distances: Sequence[int] | None = None,
     blocks: int | None = None,
     limit: int | None = None,
+    allow: Collection[str] = (),
     watch: Callable[[str], None] = lambda line: None,
 ) -> Record:
     """Measures a finished row of computation_sharing on the clips of the suite's data.
@@ -67,6 +68,7 @@ def measure_row(
         distances: Frames from key frame to key frame, >= 1 each; at most a clip.
         blocks: Blocks in which sub-tasks are held to the base between key frames; None for half of them.
         limit: Use the first clips only; None for all.
+        allow: See `load_run`.
         watch: Called with a line after every seed.
 
     Raises:
@@ -74,7 +76,7 @@ def measure_row(
     """
     label = _label(study, label)
     seeds = _unique(seeds or study["seeds"])
-    first = _load(root, study, label, seeds)
+    first = _load(root, study, label, seeds, allow=allow)
     depth = len(first.tasks[first.base].encoder.model.blocks)
     thresholds, length = _unique(thresholds or THRESHOLDS), first.data.clip_length
     distances = _unique(min(distance, length) for distance in distances or DISTANCES)  # A clip has one key frame.
@@ -83,7 +85,7 @@ def measure_row(
     count = clip_evaluation.count(first.data, limit)
     points: list[Record] = []
     for seed in seeds:  # One family of networks at a time is in memory.
-        family = first if seed == first.seed else _load(root, study, label, seeds, seed)
+        family = first if seed == first.seed else _load(root, study, label, seeds, seed, allow=allow)
         ways = list(_ways(family, label, thresholds, distances, blocks, str(study["baseline"])))
         points = points or [{**way.point, "seeds": []} for way in ways]
         measured = clip_evaluation.measure(ways, family.data, clip_evaluation.frame_by_frame(family.tasks), count)
@@ -125,7 +127,15 @@ def _label(study: Record, label: str | None) -> str:
     return label or known[0]
 
 
-def _load(root: Path, study: Record, label: str, seeds: Sequence[int], seed: int | None = None) -> Shared:
+def _load(
+    root: Path,
+    study: Record,
+    label: str,
+    seeds: Sequence[int],
+    seed: int | None = None,
+    *,
+    allow: Collection[str] = (),
+) -> Shared:
     """Loads the networks of one of the seeds, by default of the first; refuses them all if one has none."""
     seed = seeds[0] if seed is None else seed
     if missing := [each for each in seeds if not _serving(study, label, each)]:
@@ -134,7 +144,7 @@ def _load(root: Path, study: Record, label: str, seeds: Sequence[int], seed: int
             f"are {study['seeds']}. Run the suite first: make bench SUITE={study['suite']}"
         )
     serving = _serving(study, label, seed)
-    runs = {task: load_run(root / run) for task, run in serving.items()}
+    runs = {task: load_run(root / run, allow=allow) for task, run in serving.items()}
     sources = {(loaded.spec.sources or {}).get("base", {}).get("run") for loaded in runs.values()}
     base = next((task for task, run in serving.items() if run in sources), next(iter(runs)))
     data = runs[base].data
@@ -145,7 +155,7 @@ def _load(root: Path, study: Record, label: str, seeds: Sequence[int], seed: int
     # The baseline may have failed or be left out: curves are then drawn against frame by frame.
     whole = all(set(runs) <= set(_serving(study, study["baseline"], each)) for each in seeds)
     single = _serving(study, study["baseline"], seed)
-    alone = {task: load_run(root / single[task]) for task in runs} if whole else {}
+    alone = {task: load_run(root / single[task], allow=allow) for task in runs} if whole else {}
     return Shared(seed, base, data, tasks, _video_tasks(alone))
 
 

@@ -163,7 +163,7 @@ def test_gates_move_in_the_first_phase_only(finished):
 
 def test_the_changed_entries_stay_the_same_after_pruning(finished):
     folder, spec = finished
-    net = load_run(folder / spec.run_id).method.double().network
+    net = load_run(folder / spec.run_id, allow=["tests"]).method.double().network
     weights, first, last = net.weights(), Watched.seen[4], Watched.seen[-1]
     values = {name: name.removesuffix(".value") for name in split(first)[1]}
     assert any(not torch.equal(first[name], last[name]) for name in values), "what is kept is trained further"
@@ -182,7 +182,7 @@ def test_a_finished_run_needs_no_base(finished, tmp_path):
     other.mkdir()
     for file in ("spec.json", "result.json", "final.ckpt", "final.ckpt.sha256"):
         (other / file).write_bytes((folder / spec.run_id / file).read_bytes())
-    run, base = load_run(other), load_run(folder / spec.sources["base"]["run"])
+    run, base = load_run(other, allow=["tests"]), load_run(folder / spec.sources["base"]["run"], allow=["tests"])
     run.method.double(), base.method.double()
     for name, value in base.method.network.encoder.state_dict().items():
         assert torch.equal(run.method.network.encoder.encoder.state_dict()[name], value), name
@@ -213,7 +213,7 @@ def test_the_curve(finished):
 @pytest.mark.parametrize(("curve", "split_"), [("scores", "test"), ("validation", "val")])
 def test_changed_shares_and_flops_are_those_of_the_split(finished, curve, split_):
     folder, spec = finished
-    run = load_run(folder / spec.run_id)
+    run = load_run(folder / spec.run_id, allow=["tests"])
     net, image = run.method.double().network, torch.cat([b["image"] for b in run.data.eval_dataloader(split_)])
     with torch.no_grad():
         base = net.base(image)
@@ -232,10 +232,10 @@ def test_changed_shares_and_flops_are_those_of_the_split(finished, curve, split_
 def test_an_infinite_threshold_scores_as_the_bases_features(finished):
     """Base activations, read by the sub-task's decoder."""
     folder, spec = finished
-    run = load_run(folder / spec.run_id)
+    run = load_run(folder / spec.run_id, allow=["tests"])
     net, batch = run.method.double().network, torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     net.threshold = math.inf
-    base = load_run(folder / spec.sources["base"]["run"]).method.double().network
+    base = load_run(folder / spec.sources["base"]["run"], allow=["tests"]).method.double().network
     with torch.no_grad():
         maps = base.encoder(base.encoder.normalise(batch))
         expected = net.decode(maps, ["far"]).predictions["far"]
