@@ -74,7 +74,8 @@ def conflict_averse(gramian: Array, c: float, precision: float = DOUBLE) -> Arra
     It is d = ḡ + s · g_w / ‖g_w‖, s = c ‖ḡ‖, g_w = Σ w_i g_i, where w on the simplex minimises ⟨ḡ, g_w⟩ + s ‖g_w‖.
     Near stationarity g_w is nearly zero and its direction is lost in rounding. There d itself is searched for
     (`_best_in_ball`), and `_small_weights` give it. Where several d are best up to rounding, it is the one closest to
-    ḡ. Zero gradients count in ḡ alone.
+    ḡ. Zero gradients count in ḡ alone. If independent unit gradients have a combination of length σ, the ball may be
+    exceeded by some ε / σ² of its radius: a Gramian does not hold more.
 
     Args:
         gramian: (T, T).
@@ -102,7 +103,7 @@ def conflict_averse(gramian: Array, c: float, precision: float = DOUBLE) -> Arra
     best = _best_in_ball(points[:, some], points @ mean, radius, precision)
     weights[some] = _small_weights(points[:, some], best, precision)
     change = weights - mean
-    return mean + change * min(1.0, radius / (_length(gramian, change) or radius))
+    return mean + change * min(1.0, radius / (float(np.linalg.norm(points @ change)) or radius))
 
 
 def alpha_fair(gramian: Array, alpha: float, precision: float = DOUBLE) -> Array:
