@@ -1,4 +1,4 @@
-"""Small exact solvers that rules on the Gramian share: numpy, float64, from two tasks to some forty.
+"""Small exact solvers for rules on the Gramian, in NumPy and float64, for two to about forty tasks.
 
 M = G Gᵀ is the Gramian (T, T) of gradients g_i. Everything is put in terms of gradients of unit length, for which M is
 a matrix of cosines: then norms that differ by many orders of magnitude cost no digits.
@@ -247,7 +247,7 @@ def _least_change(units: Array, bounds: Array) -> tuple[Array, float]:
     target = np.eye(1, len(matrix), len(matrix) - 1)[0]
     found = _nonnegative(matrix, target)
     residual = matrix @ found - target
-    # Nearly opposite columns have large multiples that cancel. What is orthogonal to them all is exact all the same.
+    # Nearly opposite columns have large multiples that cancel. The part orthogonal to all of them stays exact.
     basis = np.linalg.qr(matrix[:, found > 0])[0]
     exact = basis @ (basis.T @ target) - target
     if np.linalg.norm(exact - residual) < 1e-3:

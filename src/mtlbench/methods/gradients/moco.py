@@ -51,9 +51,16 @@ class MoCo(MemoryRule):
     shares: Tensor
 
     def __init__(
-        self, beta: float = 0.5, beta_sigma: float = 0.5, gamma: float = 0.1, gamma_sigma: float = 0.5,
-        rho: float = 0.0, normalise: bool = False, *, scale: str = "sum",
-    ):  # fmt: skip
+        self,
+        beta: float = 0.5,
+        beta_sigma: float = 0.5,
+        gamma: float = 0.1,
+        gamma_sigma: float = 0.5,
+        rho: float = 0.0,
+        normalise: bool = False,
+        *,
+        scale: str = "sum",
+    ):
         super().__init__(scale=scale)
         if not 0 < beta <= 1:
             raise MethodError(f"moco: beta must lie in (0, 1]. Found {beta}.")
