@@ -100,9 +100,9 @@ def test_cagrad_is_optimal_on_random_gradients_of_every_gap(gap, dtype):
 
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
 def test_bargaining_in_float32_hardly_depends_on_the_order(name):
-    for seed in (1, 5, 9, 13, 17, 21):
-        gradients = jacobian("plain", 4, seed)
-        gradients[3] = -gradients[0] + 1e-4 * gradients[3]
+    for seed in range(8):
+        gradients = jacobian("plain", 4, seed, columns=30)
+        gradients[3] = -gradients[0] + 3e-4 * gradients[3]
         gradients = gradients.float()
         found = []
         for order in map(list, permutations(range(4))):
