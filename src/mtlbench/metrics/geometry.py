@@ -14,7 +14,8 @@ class NormalsError(Metric):
     """Angle between unit-normalised prediction and truth: mean, RMSE, median (to 0.01 deg), shares under 11.25, ...
 
     The limits of the shares are 11.25, 22.5 and 30 deg. Median and shares come from a histogram, so that memory stays
-    flat and ranks add exactly. Some published "rmse" are the mean; `normals_rmse@1` is the root of the mean square.
+    flat and ranks add exactly. Of an even number of pixels the median is the lower of the two middle values. Some
+    published "rmse" are the mean; `normals_rmse@1` is the root of the mean square.
 
     Args:
         ignore: Value of invalid pixels, in all channels.

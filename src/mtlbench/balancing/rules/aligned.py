@@ -32,7 +32,7 @@ class Aligned(GradientRule):
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns the sums (A,) of the rows of the balancing matrix."""
-        # TorchJD tells the rank by its argument's precision: that in which the gradients were computed is wanted.
+        # TorchJD takes the rank from its argument's dtype, so the Gramian gets that of the gradients.
         relative = gramian / gramian.diagonal().amax().clamp(min=torch.finfo(gramian.dtype).tiny)
         weights = gramian_weights(self._rule, relative.to(ctx.losses.dtype), ctx.generator)
         return self.scaled(weights.double(), len(gramian), natural="mean")

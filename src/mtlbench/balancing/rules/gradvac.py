@@ -10,7 +10,7 @@ from mtlbench.balancing.base import Context
 from mtlbench.errors import MethodError
 
 CEILING = 1 - 1e-6
-"""No target lies above: cosine 1 is out of reach, and rounding cannot tell what is nearer from it."""
+"""Largest target: a cosine of 1 cannot be reached, and closer values round to it."""
 
 VANISHED = 1e-12
 """Share of ‖g_i‖² below which what is left of a gradient is rounding and has no direction."""
@@ -28,7 +28,7 @@ def checked_beta(rule: str, beta: float) -> float:
 
 
 def orders(tasks: int, generator: torch.Generator) -> np.ndarray:
-    """Returns for every task the others in random order, (A, A-1)."""
+    """Returns the other tasks of every task in random order, (A, A-1)."""
     keys = torch.rand(tasks, tasks, dtype=torch.float64, generator=generator).fill_diagonal_(2.0)
     return keys.argsort(1)[:, :-1].numpy()
 

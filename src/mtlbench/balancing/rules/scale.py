@@ -1,4 +1,4 @@
-"""Scale of rules on losses: one learning rate shall be fair to all of them."""
+"""Scale of rules on losses: so that one learning rate suits every rule."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def read_share(weights: Tensor, active: Sequence[int]) -> np.ndarray:
 
 
 def write_share(weights: Tensor, active: Sequence[int], share: np.ndarray) -> None:
-    """Divides what the active tasks hold of (T,) weights anew, in place; absent tasks keep theirs.
+    """Redistributes the weight that the active tasks hold of (T,), in place; absent tasks keep theirs.
 
     Args:
         weights: (T,) on the simplex; stays there.

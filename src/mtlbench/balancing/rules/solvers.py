@@ -1,4 +1,4 @@
-"""Small exact solvers that rules on the Gramian share: numpy, float64, from two tasks to some forty.
+"""Small exact solvers for rules on the Gramian, in NumPy and float64, for two to about forty tasks.
 
 M = G Gᵀ is the Gramian (T, T) of gradients g_i. Everything is put in terms of gradients of unit length, for which M is
 a matrix of cosines: then norms that differ by many orders of magnitude cost no digits.
@@ -12,11 +12,12 @@ from scipy.optimize import brentq, lsq_linear, nnls
 
 Array = NDArray[np.float64]
 
-RIDGE = 1e-8
-"""`alpha_fair` raises eigenvalues of the cosines to this: about the precision of Gramians of float32 gradients."""
+DOUBLE = float(np.finfo(np.float64).eps)
+"""Rounding of the gradients unless a caller knows better. A Gramian squares the condition number: of gradients rounded
+to ε, what is shorter than about √ε of their length cannot be told from zero."""
 
 STATIONARY = 1e-4
-"""`conflict_averse` takes Σ w_i g_i for zero if it is shorter than this share of Σ w_i ‖g_i‖."""
+"""`conflict_averse` divides by ‖Σ w_i g_i‖ only above this share of Σ w_i ‖g_i‖."""
 
 
 def lengths(gramian: Array) -> Array:
@@ -67,11 +68,19 @@ def dual_cone(gramian: Array, preferences: Array) -> Array:
     return found
 
 
-def conflict_averse(gramian: Array, c: float) -> Array:
-    """Returns weights (T,) of the d with ‖d - ḡ‖ ≤ c ‖ḡ‖ that maximises min_i ⟨g_i, d⟩; ḡ is the mean gradient.
+def conflict_averse(gramian: Array, c: float, precision: float = DOUBLE) -> Array:
+    """Returns weights (T,) ≥ 0 of the d with ‖d - ḡ‖ ≤ c ‖ḡ‖ that maximises min_i ⟨g_i, d⟩; ḡ is the mean gradient.
 
     It is d = ḡ + s · g_w / ‖g_w‖, s = c ‖ḡ‖, g_w = Σ w_i g_i, where w on the simplex minimises ⟨ḡ, g_w⟩ + s ‖g_w‖.
-    Where g_w = 0 (`STATIONARY`), many d may be best: then it is the one next to ḡ. Zero gradients count in ḡ alone.
+    Near stationarity g_w is nearly zero and its direction is lost in rounding. There d itself is searched for
+    (`_best_in_ball`), and `_small_weights` give it. Where several d are best up to rounding, it is the one closest to
+    ḡ. Zero gradients count in ḡ alone. If independent unit gradients have a combination of length σ, the ball may be
+    exceeded by some ε / σ² of its radius: a Gramian does not hold more.
+
+    Args:
+        gramian: (T, T).
+        c: Radius of the ball, at least 0.
+        precision: Relative rounding ε of the gradients.
 
     Example:
         >>> conflict_averse(np.array([[1.0, -1.0], [-1.0, 2.0]]), 0.5).round(9).tolist()
@@ -82,24 +91,31 @@ def conflict_averse(gramian: Array, c: float) -> Array:
     some = np.flatnonzero(norms)
     if radius == 0:
         return mean
-    worst = np.zeros_like(mean)
+    points, worst = _points(gramian), np.zeros_like(mean)
     if len(some) == 2:
         worst[some] = _worst_pair(gramian[np.ix_(some, some)], (gramian @ mean)[some], radius)
     else:
-        points = _points(gramian)
         worst[some] = _worst(points[:, some], points @ mean, radius)
     length = _length(gramian, worst)
-    if length > STATIONARY * (worst @ norms):
+    if length > max(STATIONARY, 30 * precision**0.5) * (worst @ norms):
         return mean + radius / length * worst
-    change = dual_cone(gramian, mean[None])[0] - mean
-    return mean + change * min(1.0, radius / (_length(gramian, change) or radius))
+    weights = mean.copy()
+    best = _best_in_ball(points[:, some], points @ mean, radius, precision)
+    weights[some] = _small_weights(points[:, some], best, precision)
+    change = weights - mean
+    return mean + change * min(1.0, radius / (float(np.linalg.norm(points @ change)) or radius))
 
 
-def alpha_fair(gramian: Array, alpha: float) -> Array:
+def alpha_fair(gramian: Array, alpha: float, precision: float = DOUBLE) -> Array:
     """Returns the w (T,) > 0 with M w = w^(-1/α), the minimum of a convex function; 0 for zero gradients.
 
     Zero means shorter than 1e-12 times the longest. If convex combinations of the gradients reach zero there is no
-    solution: `RIDGE` then bounds the weights.
+    solution: eigenvalues of the cosines then count as `ridge` of the precision at least, which bounds the weights.
+
+    Args:
+        gramian: (T, T).
+        alpha: α, above 0.
+        precision: Relative rounding ε of the gradients.
 
     Example:
         >>> alpha_fair(np.diag([1.0, 4.0]), 2.0).round(5).tolist()
@@ -111,8 +127,14 @@ def alpha_fair(gramian: Array, alpha: float) -> Array:
     if len(some):
         power, unit, scale = 1 / alpha, norms.max(), norms[some] / norms.max()
         cosines = gramian[np.ix_(some, some)] / np.outer(norms[some], norms[some])
-        weights[some] = _fair(cosines, scale ** (power - 1), power) / scale * unit ** (-2 / (1 + power))
+        solved = _fair(cosines, scale ** (power - 1), power, ridge(precision))
+        weights[some] = solved / scale * unit ** (-2 / (1 + power))
     return weights
+
+
+def ridge(precision: float) -> float:
+    """Returns the least eigenvalue of cosines that `alpha_fair` works with: 1e-8 in float64, about 1e-6 in float32."""
+    return max(1e-8, 8 * precision)
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
@@ -193,16 +215,71 @@ def _worst_pair(gramian: Array, products: Array, radius: float) -> Array:
     return _pair((slope * np.sqrt(area / (1 - slope**2)) + gramian[1, 1] - gramian[0, 1]) / apart)
 
 
-def _fair(cosines: Array, factors: Array, power: float) -> Array:
-    """Returns the y > 0 with C y = factors · y^(-power), C positive semi-definite with unit diagonal."""
+def _best_in_ball(points: Array, mean: Array, radius: float, precision: float) -> Array:
+    """Returns the d (K,) that `conflict_averse` describes, for columns g_i (K, T) and ḡ (K,), never divided by ‖g_w‖.
+
+    `_least_change` is the way from ḡ to where every ⟨g_i, d⟩ ≥ t. It grows with t; the largest t that the ball allows
+    is the best one. Then t may be missed by rounding, or noise would choose between directions equally good.
+    """
+    norms, products = np.linalg.norm(points, axis=0), mean @ points
+    units = points / norms
+
+    def change(t: float, slack: float = 0.0) -> tuple[Array, float]:
+        return _least_change(units, ((t - products) / norms - slack) / radius)
+
+    low, high = products.min(), (products + radius * norms).min()
+    # change[1] is 1 / (1 + ‖change‖²): one half where the ball ends, 0 where nothing has ⟨g_i, d⟩ ≥ t for all i.
+    size = float(np.linalg.norm(mean))
+    if change(high)[1] < 0.5 and change(low)[1] > 0.5:
+        finest = 0.1 * DOUBLE * size * norms.min()
+        high = brentq(lambda t: change(t)[1] - 0.5, low, high, xtol=finest, rtol=4 * DOUBLE, maxiter=400)
+    found = change(high, 8 * len(norms) * precision * size)[0]
+    return mean + radius * found / max(1.0, float(np.linalg.norm(found)))
+
+
+def _least_change(units: Array, bounds: Array) -> tuple[Array, float]:
+    """Returns the shortest x (K,) with ⟨u_i, x⟩ ≥ bounds_i for columns u_i (K, T), and 1 / (1 + ‖x‖²): 0 without any.
+
+    Least distance programming (Lawson and Hanson, Solving least squares problems, 1974, chapter 23): the residual of
+    one non-negative least squares problem is a multiple of (x, -1).
+    """
+    matrix = np.vstack([units, bounds])
+    target = np.eye(1, len(matrix), len(matrix) - 1)[0]
+    found = _nonnegative(matrix, target)
+    residual = matrix @ found - target
+    # Nearly opposite columns have large multiples that cancel. The part orthogonal to all of them stays exact.
+    basis = np.linalg.qr(matrix[:, found > 0])[0]
+    exact = basis @ (basis.T @ target) - target
+    if np.linalg.norm(exact - residual) < 1e-3:
+        residual = exact
+    share = float(np.clip(-residual[-1], 0.0, 1.0))
+    return residual[:-1] / max(share, 1e-300), share
+
+
+def _small_weights(points: Array, direction: Array, precision: float) -> Array:
+    """Returns w (T,) ≥ 0 with Σ w_i p_i = ``direction`` (K,) for columns (K, T); of several the smallest in w_i ‖p_i‖.
+
+    A ridge of ε^0.6 keeps w_i ‖p_i‖ below about 10⁴ times the direction in float32 and 10⁹ in float64. Larger weights
+    would cancel to rounding errors where the gradients are added.
+    """
+    norms = np.linalg.norm(points, axis=0)
+    matrix = np.vstack([points / norms, precision**0.6 * np.eye(len(norms))])
+    return _nonnegative(matrix, np.append(direction, np.zeros(len(norms)))) / norms
+
+
+def _fair(cosines: Array, factors: Array, power: float, least: float) -> Array:
+    """Returns the y > 0 with C y = factors · y^(-power), C positive semi-definite with unit diagonal.
+
+    Eigenvalues of C below ``least`` are raised to it.
+    """
     start = (factors / len(factors)) ** (1 / (1 + power))
     values, vectors = np.linalg.eigh(cosines)
-    if values[0] >= RIDGE:
+    if values[0] >= least:
         return _newton(cosines, factors, power, start)
-    raised = (vectors * np.maximum(values, RIDGE)) @ vectors.T
+    raised = (vectors * np.maximum(values, least)) @ vectors.T
     first = _newton(raised, factors, power, start)
     # One proximal step from there takes the ridge out again, to second order, where a solution exists.
-    excess = (vectors * (np.maximum(values, RIDGE) - np.maximum(values, 0))) @ vectors.T
+    excess = (vectors * (np.maximum(values, least) - np.maximum(values, 0))) @ vectors.T
     return _newton(raised, factors, power, first, excess @ first)
 
 

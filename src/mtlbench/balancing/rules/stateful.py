@@ -11,6 +11,9 @@ from torch import Tensor
 from mtlbench.balancing.base import GradientRule
 from mtlbench.errors import MethodError
 
+BLOCK = 1 << 16
+"""Columns that `MemoryRule.remembered_gramian` copies to float64 at a time."""
+
 
 class MemoryRule(GradientRule):
     """Base of rules with one tensor of state whose shape is known from the first step on.
@@ -62,6 +65,20 @@ class MemoryRule(GradientRule):
         every = self.memory.new_zeros(self.tasks)
         every[list(active)] = weights.to(every)
         return every @ self.memory
+
+    @staticmethod
+    def norm(row: Tensor) -> Tensor:
+        """Returns the length () of a row (P,), in float64: the squares of 1e20 overflow in float32."""
+        return torch.linalg.vector_norm(row, dtype=torch.float64)
+
+    def remembered_gramian(self) -> Tensor:
+        """Returns the inner products (T, T) of the remembered rows, in float64, on their device."""
+        found = (self.memory @ self.memory.T).double()
+        if found.isfinite().all():
+            return found
+        # Squares overflow in float32. Blocks of columns keep the copy in float64 small.
+        parts = (part.double() for part in self.memory.split(BLOCK, dim=1))
+        return torch.stack([part @ part.T for part in parts]).sum(0)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         saved = state.get(prefix + "memory")

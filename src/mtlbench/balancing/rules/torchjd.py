@@ -1,6 +1,10 @@
-"""The one place that knows TorchJD (https://torchjd.org), the library that supplies every rule it can.
+"""The one place that imports TorchJD (https://torchjd.org), which supplies the rules of `pcgrad` and `aligned_mtl`.
 
-Its rules draw from PyTorch's global generator; here they draw from the step's own, so that ranks agree and a
+TorchJD is also the independent reference in the tests of `mgda`, `imtl_g`, `config` and `fairgrad`, among others. The
+package has these rules itself for reasons that their docstrings state: exact solvers for small problems, state for
+absent tasks and checkpoints, or gradients of very different size.
+
+TorchJD's rules draw from PyTorch's global generator; here they draw from the step's own, so that ranks agree and a
 resumed run repeats the draw.
 """
 

@@ -20,7 +20,7 @@ class AlignedMTL(Aligned):
 
     Differences from the official code: the rule is TorchJD's, on sum scale. An eigenvalue counts as 0 below T · ε of
     the largest, with the ε of the precision in which the losses are computed: in float32 a task whose gradient is
-    about 2000 times smaller than the largest has weight 0.
+    about 2000 times smaller than the largest has weight 0. Near that bound rounding decides, and d may jump.
 
     Example:
         >>> import torch

@@ -17,7 +17,7 @@ class AlignedMTLUB(Aligned):
         alignment: σ is the least eigenvalue, ``"min"``, as in the paper; ``"median"``; or the mean, ``"rmse"``.
         **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`.
 
-    Differences from the official code: those of `aligned_mtl`; weights are found for every micro-batch alone.
+    Differences from the official code: those of `aligned_mtl`; weights are computed per micro-batch.
 
     Example:
         >>> import torch

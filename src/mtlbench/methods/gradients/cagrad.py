@@ -31,9 +31,11 @@ class CAGrad(GradientRule):
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
     Differences from the official code: w is exact, not SLSQP's, and no 1e-8 is added to norms. Its default rescale is
-    mode 1; multiplied by the number of tasks, as the official code does, it is ``scale="sum"`` here. Where g_w is zero
-    (less than 1e-4 of Σ w_i ‖g_i‖) many d may be best: the one next to ḡ is taken, cut to the ball. A zero gradient
-    counts in ḡ alone.
+    mode 1; multiplied by the number of tasks, as the official code does, it is ``scale="sum"`` here. A zero gradient
+    counts in ḡ alone. Near stationarity (‖g_w‖ below 1e-4 of Σ w_i ‖g_i‖, in float32 below 1e-2) the formula divides
+    by rounding errors, so d is found without it. Of directions that are equally good up to rounding, the one closest to
+    ḡ is taken. A Gramian squares the condition number: what a combination of unit gradients leaves below about 1e-8
+    (in float32 3e-4) cannot be told from zero.
 
     Example:
         >>> import torch
@@ -54,6 +56,8 @@ class CAGrad(GradientRule):
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns weights (A,): those of the mean and of the worst mixture."""
-        weights = torch.from_numpy(solvers.conflict_averse(gramian.detach().numpy(), self.c))
+        weights = torch.from_numpy(
+            solvers.conflict_averse(gramian.detach().numpy(), self.c, torch.finfo(ctx.losses.dtype).eps)
+        )
         divisor = {"none": 1.0, "squared": 1 + self.c**2, "linear": 1 + self.c}[self.rescale]
         return self.scaled(weights / divisor, len(gramian), natural="mean")

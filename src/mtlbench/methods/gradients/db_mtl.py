@@ -64,7 +64,7 @@ class DBMTL(MemoryRule):
         smoothed, active = self.recall(jacobian, self.tasks, jacobian.shape[1]), list(ctx.active)
         for i, row, new in zip(active, jacobian, self._new_share(jacobian, ctx), strict=True):
             smoothed[i].lerp_(row, new)
-        norms = torch.stack([torch.linalg.vector_norm(smoothed[i]) for i in active])
+        norms = torch.stack([self.norm(smoothed[i]) for i in active])
         weights = torch.where(norms > 0, norms.max() / norms, 0.0)
         return self.blend(self.scaled(weights, len(active), natural="sum"), active)
 

@@ -28,8 +28,9 @@ class FairGrad(GradientRule):
             ``"mean"`` it is divided by T. The official code multiplies d by T, and weighs the heads too.
 
     Differences from the official code: a convex problem solved by Newton steps instead of bounded least squares. A
-    zero gradient has weight 0. Where the gradients are in full conflict (a convex combination is zero) there is no
-    finite w: eigenvalues of the cosine matrix count as 1e-8 at least.
+    zero gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite w exists:
+    eigenvalues of the cosine matrix count as 1e-8 at least, in float32 as 1e-6. Below that bound w is approximate and
+    may change slightly with the order of the tasks.
 
     Example:
         >>> import torch
@@ -48,5 +49,7 @@ class FairGrad(GradientRule):
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
         """Returns the weights (A,) that solve the rule's equation."""
-        weights = torch.from_numpy(solvers.alpha_fair(gramian.detach().numpy(), self.alpha))
+        weights = torch.from_numpy(
+            solvers.alpha_fair(gramian.detach().numpy(), self.alpha, torch.finfo(ctx.losses.dtype).eps)
+        )
         return self.scaled(weights, len(gramian), natural="sum")

@@ -19,7 +19,7 @@ class GradDrop(Balancer):
     Symbols: g_i gradient of task i with respect to the shared parameters, p positive sign purity.
 
     Args:
-        leak: Share of a dropped coordinate that passes all the same, in [0, 1]; the paper uses 0.
+        leak: Share of a dropped coordinate that still passes, in [0, 1]; the paper uses 0.
 
     Differences from the paper: it works on the gradients of the shared parameters, not of a representation z, so that
     it holds under accumulation and for every network. The paper's form is not here: its p takes g_i ⊙ sign(z) summed

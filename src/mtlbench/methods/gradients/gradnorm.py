@@ -31,7 +31,7 @@ class GradNorm(GradientRule):
         **conventions: ``scale`` (the rule's own is ``"sum"``); see `GradientRule`.
 
     Differences from the paper: a weight that a step would bring below 1e-6 stays there, so that all are positive.
-    Absent tasks rest: the others divide what they hold of Σ w = T anew, and the weights used sum to their number.
+    Absent tasks rest: the others redistribute what they hold of Σ w = T; the weights used sum to their number.
     Under accumulation n is that of the last micro-batch. LibMTL has softmax weights and the losses of the first epoch
     for L(0) instead.
 

@@ -27,7 +27,8 @@ class GradVac(GradientRule):
 
     Differences from the paper: computed from the Gramian, which is the same, because every g'_i stays in the span of
     the gradients. A gradient of zero, and one of which nothing is left, has no cosine: nothing is added and ρ̂ stays.
-    ρ̂ counts as 1 - 10⁻⁶ at most. LibMTL updates ρ̂ only where ρ < ρ̂. See `gradvac_layer` for one ρ̂ per tensor.
+    ρ̂ counts as 1 - 10⁻⁶ at most. ρ̂ follows every pair, as in the paper and in
+    LibMTL since 2024; before, LibMTL updated it only where ρ < ρ̂. See `gradvac_layer` for one ρ̂ per tensor.
 
     Example:
         >>> import torch

@@ -13,7 +13,7 @@ from mtlbench.balancing.rules.stateful import MemoryRule
 class GradVacLayer(MemoryRule):
     """Gradient Vaccine (https://arxiv.org/abs/2010.05874, ICLR 2021), in groups of parameters: one per tensor.
 
-    Rule: that of `gradvac`, on the part of the gradients that belongs to a tensor, for every shared tensor alone.
+    Rule: that of `gradvac`, on the part of the gradients that belongs to a tensor, separately for every shared tensor.
 
     Symbols: ρ̂ (tensors, T, T) running similarities, at first 0.
 

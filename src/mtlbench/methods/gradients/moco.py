@@ -51,9 +51,16 @@ class MoCo(MemoryRule):
     shares: Tensor
 
     def __init__(
-        self, beta: float = 0.5, beta_sigma: float = 0.5, gamma: float = 0.1, gamma_sigma: float = 0.5,
-        rho: float = 0.0, normalise: bool = False, *, scale: str = "sum",
-    ):  # fmt: skip
+        self,
+        beta: float = 0.5,
+        beta_sigma: float = 0.5,
+        gamma: float = 0.1,
+        gamma_sigma: float = 0.5,
+        rho: float = 0.0,
+        normalise: bool = False,
+        *,
+        scale: str = "sum",
+    ):
         super().__init__(scale=scale)
         if not 0 < beta <= 1:
             raise MethodError(f"moco: beta must lie in (0, 1]. Found {beta}.")
@@ -72,7 +79,7 @@ class MoCo(MemoryRule):
         """Returns the direction (P,) from the (A, P) Jacobian; updates y and λ."""
         tracked, active = self.recall(jacobian, self.tasks, jacobian.shape[1]), list(ctx.active)
         self._track(tracked, jacobian, ctx)
-        gramian = (tracked @ tracked.T).double().cpu().numpy()[np.ix_(active, active)]
+        gramian = self.remembered_gramian().cpu().numpy()[np.ix_(active, active)]
         share = read_share(self.shares, active)
         slope = gramian @ share + self.rho * share
         share = project(share - self.gamma / (ctx.step + 1) ** self.gamma_sigma * slope)
@@ -86,7 +93,7 @@ class MoCo(MemoryRule):
             for i, row in zip(ctx.active, jacobian, strict=True):
                 tracked[i].lerp_(row, beta)
             return
-        norms = torch.linalg.vector_norm(jacobian, dim=1)
-        lengths = torch.where(norms > 0, ctx.losses.to(norms) / norms, 0.0)
+        norms = torch.stack([self.norm(row) for row in jacobian])
+        lengths = torch.where(norms > 0, ctx.losses.to(norms) / norms, 0.0).to(jacobian)
         for i, row, length in zip(ctx.active, jacobian, lengths, strict=True):
             tracked[i].mul_(1 - beta).addcmul_(row, length, value=beta)

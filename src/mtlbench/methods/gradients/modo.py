@@ -27,7 +27,7 @@ class MoDo(GradientRule):
 
     Differences from the official code: the batch is cut in three instead of drawing three batches, so that data and
     epochs are those of other methods. In a step with absent tasks, the others divide what they hold of λ anew: λ of
-    an absent task rests, and the weights used sum to 1 all the same.
+    an absent task rests, and the weights used still sum to 1.
 
     Example:
         >>> import torch

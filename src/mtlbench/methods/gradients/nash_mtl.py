@@ -28,11 +28,12 @@ class NashMTL(GradientRule):
             length 1 give the plain sum); with ``"mean"`` it is divided by T. The official code weighs the heads too.
 
     Differences from the official code: one convex problem, ½ αᵀMα - Σ ln α_i, solved by Newton steps, instead of at
-    most 20 linearised ones; it is put in terms of unit gradients for conditioning, which is undone (the official code
-    divides M by its norm and does not undo it). A zero gradient has weight 0. Where the gradients are in full
-    conflict (a convex combination is zero) there is no finite α: eigenvalues of the cosine matrix count as 1e-8 at
-    least. ``update_every`` saves the solution alone; rows are needed for d. A task that appears for the first time
-    between two solutions causes one.
+    most 20 linearised ones. The official code divides M by its Frobenius norm and keeps that factor in α, so its d has
+    the same direction but the length √(T ‖M‖_F) before clipping (directions agree to 7e-7); here ‖d‖ = √T. A zero
+    gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite α exists:
+    eigenvalues of the cosine matrix count as 1e-8 at least, in float32 as 1e-6. Below that bound α is approximate and
+    may change slightly with the order of the tasks. ``update_every`` saves the solution alone; rows are needed for d.
+    A task that appears for the first time between two solutions causes one.
 
     Example:
         >>> import torch
@@ -69,6 +70,6 @@ class NashMTL(GradientRule):
             kept = self.alpha[active].to(gramian)
             if not kept.isnan().any():
                 return kept
-        found = torch.from_numpy(solvers.alpha_fair(gramian.detach().numpy(), 1.0))
+        found = torch.from_numpy(solvers.alpha_fair(gramian.detach().numpy(), 1.0, torch.finfo(ctx.losses.dtype).eps))
         self.alpha[active] = found.to(self.alpha)
         return found

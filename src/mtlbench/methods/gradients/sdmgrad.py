@@ -20,7 +20,7 @@ class SDMGrad(GradientRule):
 
     Symbols: M = G₁ G₂ᵀ divided by the square of the mean of its √max(diagonal, 0); G_b gradients (T, P) of mini-batch
     b with respect to the shared parameters, averaged over all ranks; g_i rows of G₃; Π projection on the simplex
-    {w ≥ 0, Σ w = 1}. w starts at 1/T and is kept from step to step, v starts anew in each.
+    {w ≥ 0, Σ w = 1}. w starts at 1/T and is kept from step to step, v starts at 0 in each.
 
     Args:
         lambda_: λ, pull towards the mean gradient; the paper's experiments use 0.3. Large values give the mean.
@@ -32,7 +32,7 @@ class SDMGrad(GradientRule):
     Differences from the official code: negative numbers on the diagonal count as 0 and 1e-8 is added to the square
     (as in LibMTL), where it takes the root of the diagonal plus 1e-4. The batch is cut in three instead of drawing
     three, so that data and epochs are those of other methods. In a step with absent tasks, the others divide what
-    they hold of w anew: w of an absent task rests, and the weights used sum to 1 all the same. The rule is TorchJD's,
+    they hold of w anew: w of an absent task rests, and the weights used still sum to 1. The rule is TorchJD's,
     written again because w must be a buffer for T tasks to be in checkpoints and outlive absent tasks.
 
     Example:

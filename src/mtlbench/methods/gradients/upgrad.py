@@ -24,7 +24,9 @@ class UPGrad(GradientRule):
     e_i unit vector.
 
     Args:
-        reg: Added to the diagonal of M / trace M. The paper's code uses 1e-4; with 0, d is exact: ⟨g_j, d⟩ ≥ 0.
+        reg: Added to the diagonal of M / trace M. The paper's code uses 1e-4; with 0, ⟨g_j, d⟩ ≥ 0 holds up to rounding
+            in float64. In float32 it does not near full conflict: weights grow as the inverse of what the conflict
+            leaves, and their products with float32 gradients cancel.
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
     Differences from the official code (TorchJD): an active set on a factor of M instead of quadprog; a Gramian with a

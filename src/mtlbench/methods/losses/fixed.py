@@ -48,7 +48,7 @@ class Fixed(Balancer):
         self.given = None if weights is None else [float(weight) for weight in weights]
 
     def configure(self, tasks: int) -> None:
-        """Lays the weights out.
+        """Creates the weights.
 
         Raises:
             MethodError: If there are not as many as tasks.

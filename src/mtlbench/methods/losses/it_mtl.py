@@ -45,7 +45,7 @@ class ITMTL(Balancer):
     chosen: Tensor
 
     def configure(self, tasks: int) -> None:
-        """Creates the counters: of all tasks, of each alone, of all but each."""
+        """Creates the counters: all tasks, each task only, and all but each."""
         super().configure(tasks)
         self.register_buffer("chosen", torch.zeros(2 * tasks + 1, dtype=torch.int64))
 

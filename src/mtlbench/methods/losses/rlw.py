@@ -1,4 +1,4 @@
-"""RLW: random task weights, drawn anew in every step; the test that a clever rule must pass."""
+"""RLW: random task weights, drawn in every step: a baseline that any other rule should beat."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RLW(Balancer):
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Returns the sum of (A,) losses under this step's weights."""
-        # Always in float64: the draw shall not depend on the precision of training.
+        # Always in float64, so that the draw does not depend on the precision of training.
         z = torch.randn(self.tasks, generator=ctx.generator, dtype=torch.float64)
         weights = torch.softmax(z[list(ctx.active)], 0)
         if self.scale == "sum":

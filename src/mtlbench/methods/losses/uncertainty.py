@@ -29,7 +29,7 @@ class Uncertainty(Balancer):
             regression throughout, as the codes have it; the paper has the other for cross-entropies.
 
     Differences from the paper: the factor 2 puts the regression form on sum scale (weights 1 at the start), so that
-    one learning rate is fair to every method. It leaves the minimum s_i = ln(2 a_i L_i) where it is. A task in
+    one learning rate suits every method. It leaves the minimum s_i = ln(2 a_i L_i) where it is. A task in
     classification form starts with weight 2: the paper's ratio of the forms is kept.
 
     Example:

@@ -26,7 +26,7 @@ class InterTaskAffinity(Probe):
     Differences from the official code: the optimiser's own state takes part in Δ_i (its Taskonomy part asks for
     momentum in a place where it never is), statistics of BatchNorm stay as they are, mixed precision measures too, and
     over ranks gradients are averaged first and losses after. Clipping has no part in Δ_i. A value that is not finite
-    (no label, a loss of 0, a rate of 0) is not counted; ``probes`` tells how many were. Under accumulation losses
+    (no label, a loss of 0, a rate of 0) is not counted; ``probes`` is the number that were. Under accumulation losses
     are those of the last micro-batch.
 
     Example:

@@ -1,0 +1,60 @@
+"""Every argument of every shipped rule changes what the rule does: a preset that drops one is noticed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mtlbench import registry
+from mtlbench.balancing import Balancer, make_balancer
+from tests.support.jacobians import jacobian
+
+TASKS, STEPS = 4, 7
+OTHER = {
+    "alignment": "rmse", "alpha": 3.0, "beta": 0.3, "beta_sigma": 0.9, "c": 0.7, "every": 3, "forms": [
+        "classification", "regression", "regression", "regression",
+    ], "gamma": 0.05, "gamma_sigma": 0.9, "heads": "weighted", "initial": 0.5, "lambda_": 1.0, "leak": 0.5,
+    "lower_bound": 0.1, "lr": 0.2, "max_norm": 0.1, "momentum": 0.1, "mu": 0.2, "normalise": "l2", "optimiser": "sgd",
+    "per_lr": False, "reg": 0.3, "rescale": "linear", "rho": 0.7, "robust_step_size": 0.5, "scale": "mean",
+    "sigma": 0.5, "skip_first": True, "steps": 2, "temperature": 0.5, "update_every": 3, "warmup_epochs": 1,
+    "weight_decay": 0.1, "weights": [0.5, 2.0, 1.0, 0.5],
+}  # fmt: skip
+OWN = {
+    ("gls", "scale"): "raw", ("scale_invariant", "scale"): "raw", ("stch", "scale"): "raw",
+    ("moco", "normalise"): True, ("gradnorm", "heads"): "unit",
+}  # fmt: skip
+RULES = [name for name in registry.shipped() if issubclass(registry.find(name), Balancer)]
+ARGUMENTS = [(name, argument) for name in RULES for argument in registry.arguments_of(registry.find(name))]
+
+
+def trace(name, **arguments):
+    """Returns directions, norms of heads' convention and summary of some steps, each of an epoch of its own."""
+    rule, found = make_balancer(name, **arguments), []
+    rule.configure(TASKS)
+    targets = jacobian("plain", TASKS, 99, columns=9)
+
+    def ahead(change):
+        return (change - targets).square().sum(1)
+
+    for step in range(STEPS):
+        parts = torch.stack([jacobian("plain", TASKS, 10 * step + part, columns=9) for part in range(rule.batches)])
+        losses = torch.tensor([2.0, 0.5, 1.0, 4.0]).double() * torch.tensor([0.9, 0.8, 0.95, 0.7]).double() ** step
+        rows = parts if rule.batches > 1 else parts[0]
+        found.append(rule.direction(rows, losses, seed=3, epoch=step, lookahead=ahead, lr=0.1).detach())
+        rule.end_step(0.9 * losses + 0.2)
+    return torch.stack(found), rule.heads, json.dumps(rule.summary())
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_an_argument_changes_what_the_rule_does(name, argument):
+    usual, changed = trace(name), trace(name, **{argument: OWN.get((name, argument), OTHER[argument])})
+    differs = (usual[0] - changed[0]).abs().max() > 1e-6 * usual[0].abs().max()
+    assert differs or usual[1:] != changed[1:]
+
+
+def test_every_rule_has_a_leaf_of_the_survey():
+    assert {
+        name: registry.find(name).TAXONOMY for name in RULES if registry.find(name).TAXONOMY not in registry.TAXONOMY
+    } == {}
