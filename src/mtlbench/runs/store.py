@@ -24,15 +24,20 @@ FRESH_S = 60.0
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a JSON file so that a reader sees the old or the new one, also after a power cut.
+    """Writes a JSON file atomically, see `write_text`."""
+    write_text(path, json.dumps(record, indent=1, allow_nan=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old or the new one, also after a power cut.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            json.dump(record, file, indent=1, allow_nan=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -58,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns a JSON object, or None if the file is absent or torn."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from mtlbench.metrics.relative import delta_m
 from mtlbench.report.figures.style import COLOURS, safe, style
 from mtlbench.report.model import Column, Leaderboard
-from mtlbench.report.reader import Study, read_summary
+from mtlbench.report.reader import ReportInput, read_summary
 from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.tables.records import by_label, score_of
 
@@ -41,7 +41,7 @@ class Point:
     own: bool = True
 
 
-def read_sharing(study: Study, board: Leaderboard) -> dict[str, list[Point]]:
+def read_sharing(study: ReportInput, board: Leaderboard) -> dict[str, list[Point]]:
     """Returns the points of every row that has Δm, by label; nothing where no row shares computation."""
     columns = [column for column in board.columns if column.in_delta_m]
     entries = by_label(study.plan["rows"])
@@ -84,7 +84,7 @@ def sharing_figures(points: Mapping[str, Sequence[Point]]) -> dict[str, go.Figur
 
 
 def _points(
-    study: Study, columns: Sequence[Column], entries: Sequence[Record], reference: Mapping[int, Mapping[str, float]]
+    study: ReportInput, columns: Sequence[Column], entries: Sequence[Record], reference: Mapping[int, Mapping[str, float]]
 ) -> list[Point]:  # fmt: skip
     """Returns one point per threshold, or one in all, of a row whose runs are all done."""
     shared = {run: read_summary(study, run).get("sharing") for e in entries for run in e["serving"].values()}
@@ -105,7 +105,7 @@ def _points(
 
 
 def _point(
-    study: Study, columns: Sequence[Column], entries: Sequence[Record], base: Mapping[str, float],
+    study: ReportInput, columns: Sequence[Column], entries: Sequence[Record], base: Mapping[str, float],
     curves: Mapping[str, tuple[Record, Record]], threshold: float | None, *, own: bool,
 ) -> Point:  # fmt: skip
     deltas: list[float] = []
@@ -126,7 +126,7 @@ def _point(
     return Point(estimate(deltas), mean, sum(parameters) / len(parameters), threshold, own)
 
 
-def _score(study: Study, column: Column, run: str, curves: Mapping[str, tuple[Record, Record]]) -> float:
+def _score(study: ReportInput, column: Column, run: str, curves: Mapping[str, tuple[Record, Record]]) -> float:
     """Returns the score of a run, at the point of its curve if it has one."""
     if run in curves:
         return float(curves[run][1]["scores"][column.task][column.protocol])

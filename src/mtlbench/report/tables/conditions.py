@@ -10,7 +10,7 @@ from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionR
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, holm, paired
 from mtlbench.report.tables.cost import cost_of
-from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, states_of
+from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, known_states
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]
@@ -22,7 +22,7 @@ def build(
 ) -> ConditionBoard:
     """Returns the table of a study; arguments and errors as of `leaderboard.build`."""
     about, columns = study["scenario"], columns_of(study)
-    known = states_of(study, results, states, errors)
+    known = known_states(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
     labels = [row.label for row in rows]

@@ -13,7 +13,7 @@ from mtlbench.report.statistics import Difference, estimate, paired
 from mtlbench.report.tables.cost import cost_of
 from mtlbench.report.tables.grouping import groupings
 from mtlbench.report.tables.ranking import compare, order
-from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, states_of
+from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, known_states
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]
@@ -39,7 +39,7 @@ def build(
         StoreError: If a run reports another protocol or split than its column.
     """
     columns = columns_of(study)
-    known = states_of(study, results, states, errors or {})
+    known = known_states(study, results, states, errors or {})
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
