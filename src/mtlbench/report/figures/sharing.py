@@ -84,8 +84,11 @@ def sharing_figures(points: Mapping[str, Sequence[Point]]) -> dict[str, go.Figur
 
 
 def _points(
-    study: ReportInput, columns: Sequence[Column], entries: Sequence[Record], reference: Mapping[int, Mapping[str, float]]
-) -> list[Point]:  # fmt: skip
+    study: ReportInput,
+    columns: Sequence[Column],
+    entries: Sequence[Record],
+    reference: Mapping[int, Mapping[str, float]],
+) -> list[Point]:
     """Returns one point per threshold, or one in all, of a row whose runs are all done."""
     shared = {run: read_summary(study, run).get("sharing") for e in entries for run in e["serving"].values()}
     curves = {run: sharing for run, sharing in shared.items() if sharing}

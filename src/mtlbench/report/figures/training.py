@@ -101,9 +101,9 @@ def _verdict(found: Estimate) -> str:
 def cost(board: Leaderboard) -> go.Figure | None:
     """Returns Δm, with its interval, against seconds per step."""
     known = [
-        (row, row.delta, row.cost.seconds_per_step)
+        (row, row.delta, row.cost.values["seconds_per_step"])
         for row in board.rows
-        if row.delta and row.cost and row.cost.seconds_per_step
+        if row.delta and row.cost and row.cost.values["seconds_per_step"]
     ]
     if not known:
         return None

@@ -10,7 +10,7 @@ from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionR
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, holm, paired
 from mtlbench.report.tables.cost import cost_of
-from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, known_states
+from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]

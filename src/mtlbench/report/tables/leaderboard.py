@@ -13,7 +13,7 @@ from mtlbench.report.statistics import Difference, estimate, paired
 from mtlbench.report.tables.cost import cost_of
 from mtlbench.report.tables.grouping import groupings
 from mtlbench.report.tables.ranking import compare, order
-from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, known_states
+from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]

@@ -46,8 +46,7 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
     return environment.get_template(TEMPLATE).render(
         board=board,
         heading="Leaderboard" if ranked else "Methods by conditions",
-        textual=tables.TEXTUAL,
-        table=tables.main(board),
+        table=tables.main(board, "html"),
         published=tables.published(board),
         differences=tables.differences(board),
         groupings=tables.groupings(board),
