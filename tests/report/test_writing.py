@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 
 import pytest
+from rich.console import Console
 
 from mtlbench import cli
 from mtlbench.errors import StoreError
-from mtlbench.report import load, write
+from mtlbench.report import load, show, write
 from mtlbench.report.figures.style import COLOURS, UNCERTAIN
 from mtlbench.report.figures.training import gains
 from tests.support.fake_study import plan, write_study
@@ -52,3 +55,27 @@ def test_only_a_gain_whose_interval_excludes_0_is_coloured(tmp_path):
             assert colour == ((COLOURS[2] if found.mean > 0 else COLOURS[3]) if certain else UNCERTAIN)
             seen.add(certain)
     assert seen == {True, False}
+
+
+def test_terminal_escapes_and_formulas_are_inert(tmp_path):
+    folder = write_study(tmp_path / "scenes", ["single_task", "uniform"])
+    escape, formulas = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e", ("=1+1", "+1", "-1", "@SUM(A1)")
+    record = json.loads((folder / "study.json").read_text())
+    record["title"] = escape
+    for entry in record["rows"]:
+        if entry["label"] == "uniform":
+            entry |= {"label": formulas[entry["seed"]], "method": formulas[3 - entry["seed"]]}
+    (folder / "study.json").write_text(json.dumps(record))
+    run = folder / record["rows"][-1]["runs"][0]
+    (run / "result.json").unlink()
+    (run / "error.json").write_text(json.dumps({"type": "Error", "message": escape}))
+    stream = io.StringIO()
+    show(folder, console=Console(file=stream, width=200))
+    for text in (stream.getvalue(), *(p.read_text() for p in write(folder) if p.suffix != ".html")):
+        assert not set(text) & set("\x1b\x07\x9b\u202e")
+    page = (folder / "report.html").read_text()
+    assert "\x1b]0;" not in page
+    cells = [cell for line in csv.reader((folder / "leaderboard.csv").open()) for cell in line]
+    assert {f"'{formula}" for formula in formulas[:2]} <= set(cells)
+    numbers = [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert all(float(cell) < 0 for cell in numbers), "only numbers begin with a sign"
