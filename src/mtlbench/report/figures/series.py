@@ -23,7 +23,7 @@ class Series:
     Attributes:
         steps: Steps.
         mean: Mean over seeds.
-        low: Mean minus sample standard deviation; the mean where there is one seed.
+        low: Mean minus sample standard deviation; the mean if there is one seed.
         high: Mean plus it.
         n: Seeds.
     """

@@ -49,10 +49,11 @@ def read_sharing(study: ReportInput, board: Leaderboard) -> dict[str, list[Point
     if board.baseline not in complete:
         return {}
     reference = {
-        entry["seed"]: {c.task: score_of(study.results[entry["serving"][c.task]], c, study.plan["split"]) or 0.0
-                        for c in columns}
+        entry["seed"]: {
+            c.task: score_of(study.results[entry["serving"][c.task]], c, study.plan["split"]) or 0.0 for c in columns
+        }
         for entry in entries[board.baseline]
-    }  # fmt: skip
+    }
     found = {label: _points(study, columns, entries[label], reference) for label in complete}
     return found if any(len(points) > 1 or points[0].threshold is not None for points in found.values()) else {}
 
@@ -99,18 +100,28 @@ def _points(
     thresholds = [point["threshold"] for point in first["curves"]["scores"]]
     return [
         _point(
-            study, columns, entries, base,
-            {run: (sharing, sharing["curves"]["scores"][i]) for run, sharing in curves.items()}, threshold,
+            study,
+            columns,
+            entries,
+            base,
+            {run: (sharing, sharing["curves"]["scores"][i]) for run, sharing in curves.items()},
+            threshold,
             own=threshold == first["threshold"],
         )
         for i, threshold in enumerate(thresholds)
-    ]  # fmt: skip
+    ]
 
 
 def _point(
-    study: ReportInput, columns: Sequence[Column], entries: Sequence[Record], base: Mapping[str, float],
-    curves: Mapping[str, tuple[Record, Record]], threshold: float | None, *, own: bool,
-) -> Point:  # fmt: skip
+    study: ReportInput,
+    columns: Sequence[Column],
+    entries: Sequence[Record],
+    base: Mapping[str, float],
+    curves: Mapping[str, tuple[Record, Record]],
+    threshold: float | None,
+    *,
+    own: bool,
+) -> Point:
     deltas: list[float] = []
     flops: list[float | None] = []
     parameters: list[float] = []
@@ -143,11 +154,18 @@ def _draw(
     half = [p.delta.high - p.delta.mean if p.delta.high is not None else 0 for p, _ in line]
     told = [f"θ = {p.threshold:g}, " if p.threshold is not None else "" for p, _ in line]
     figure.add_scatter(
-        x=[cost for _, cost in line], y=[p.delta.mean for p, _ in line], name=safe(label), legendgroup=label,
-        mode="lines+markers" if len(line) > 1 else "markers", line={"color": colour, "width": 1.8},
-        marker={"color": colour, "size": [11 if p.own else 6 for p, _ in line]}, showlegend=listed,
+        x=[cost for _, cost in line],
+        y=[p.delta.mean for p, _ in line],
+        name=safe(label),
+        legendgroup=label,
+        mode="lines+markers" if len(line) > 1 else "markers",
+        line={"color": colour, "width": 1.8},
+        marker={"color": colour, "size": [11 if p.own else 6 for p, _ in line]},
+        showlegend=listed,
         error_y={"array": half, "thickness": 1.2, "width": 3},
         customdata=[[text, p.delta.n] for text, (p, _) in zip(told, line, strict=True)],
         hovertemplate=f"{safe(label)}<br>%{{customdata[0]}}%{{x:.4g}} million<br>Δm %{{y:+.2f}} %, "
-        "n = %{customdata[1]}<extra></extra>", row=1, col=column,
-    )  # fmt: skip
+        "n = %{customdata[1]}<extra></extra>",
+        row=1,
+        col=column,
+    )

@@ -99,7 +99,7 @@ def _verdict(found: Estimate) -> str:
 
 
 def cost(board: Leaderboard) -> go.Figure | None:
-    """Returns Δm, with its interval, against seconds per step."""
+    """Returns the plot of Δm with its interval against seconds per step."""
     known = [
         (row, row.delta, row.cost.values["seconds_per_step"])
         for row in board.rows

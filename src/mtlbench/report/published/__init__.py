@@ -36,9 +36,9 @@ class PublishedRow:
 
 
 def load(suite: str) -> tuple[PublishedRow, ...]:
-    """Returns the published rows for a suite; none where there is no file of its name.
+    """Returns the published rows for a suite; none if no file has its name.
 
-    What follows an underscore tells one protocol from another on the same data: ``pascal_invpt`` has ``pascal``'s rows.
+    A suffix after an underscore names a variant on the same data: ``pascal_invpt`` uses the rows of ``pascal``.
 
     Raises:
         StoreError: If the file is not as `published/pascal.csv` explains.

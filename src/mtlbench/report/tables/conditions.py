@@ -33,12 +33,20 @@ def build(
     problems = {(p.run, p.label, p.seed): p for p in problems_of(study["rows"], known, errors)}
     scored = "target" in about
     return ConditionBoard(
-        suite=study["suite"], title=study.get("title", ""), rules=(*rules(study, columns), ("Cells", quantity)),
-        notes=_notes(about, named), problems=tuple(problems.values()), quantity=quantity,
-        digits=formatting.decimals(means) if scored else 2, signed=not scored, conditions=tuple(about["columns"]),
-        columns=columns, rows=rows, reference=reference,
+        suite=study["suite"],
+        title=study.get("title", ""),
+        rules=(*rules(study, columns), ("Cells", quantity)),
+        notes=_notes(about, named),
+        problems=tuple(problems.values()),
+        quantity=quantity,
+        digits=formatting.decimals(means) if scored else 2,
+        signed=not scored,
+        conditions=tuple(about["columns"]),
+        columns=columns,
+        rows=rows,
+        reference=reference,
         comparisons=tuple(_comparisons(rows, about["columns"], reference, named)),
-    )  # fmt: skip
+    )
 
 
 def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: Mapping[str, Record]) -> ConditionRow:
@@ -109,9 +117,9 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
 
 def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
     lines = [
-        "Cells: mean over seeds and its 95 % t interval; n where seeds lack. Differences are paired by seed; p from a "
+        "Cells: mean over seeds and its 95 % t interval; n is shown if seeds are missing. Differences are paired by seed; p from a "
         "paired t test, corrected by Holm over all rows and conditions.",
-        "Costs: of one condition and seed, averaged; runs that only prepare others count in the training time alone.",
+        "Costs: mean over conditions and seeds. Runs that only prepare others count in the training time alone.",
     ]
     if "target" not in about:
         lines.append(

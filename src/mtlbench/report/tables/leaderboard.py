@@ -32,7 +32,7 @@ def build(
         study: Content of ``study.json``.
         results: Content of ``result.json`` per run id.
         states: ``done``, ``failed``, ``running``, ``stale`` or ``todo`` per run id; a result counts only when
-            its run is done. Default: done where there is a result.
+            its run is done. Default: done if there is a result.
         errors: Content of ``error.json`` per run id.
 
     Raises:
