@@ -117,8 +117,8 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
 
 def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
     lines = [
-        "Cells: mean over seeds and its 95 % t interval; n is shown if seeds are missing. Differences are paired by seed; "
-        "p from a paired t test, corrected by Holm over all rows and conditions.",
+        "Cells: mean over seeds and its 95 % t interval; n is shown if seeds are missing. Differences are paired by "
+        "seed; p from a paired t test, corrected by Holm over all rows and conditions.",
         "Costs: mean over conditions and seeds. Runs that only prepare others count in the training time alone.",
     ]
     if "target" not in about:
