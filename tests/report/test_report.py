@@ -163,9 +163,9 @@ def test_cost_of_several_runs_is_summed_and_memory_is_the_largest():
     for run in (r for r in results if r.endswith("depth")):
         results[run]["cost"] |= {"peak_memory_gib": 2.0, "seconds_per_step": 0.3}
     cost = build(study, results).rows[0].cost
-    assert (cost.runs, cost.peak_memory_gib, cost.parameters) == (2, 2.0, 2 * 1_234_567)
-    assert cost.seconds_per_step == pytest.approx(0.4)
-    assert cost.train_seconds == pytest.approx(70.0)
+    assert (cost.runs, cost.values["peak_memory_gib"], cost.values["parameters"]) == (2, 2.0, 2 * 1_234_567)
+    assert cost.values["seconds_per_step"] == pytest.approx(0.4)
+    assert cost.values["train_seconds"] == pytest.approx(70.0)
 
 
 def test_unknown_serving_and_cost_are_blanks_not_errors():
@@ -175,7 +175,7 @@ def test_unknown_serving_and_cost_are_blanks_not_errors():
         record["cost"] = {}
     board = build(study, results)
     assert "not decided" in board.problems[0].reason
-    assert row_of(board, "single_task").cost.seconds_per_step is None
+    assert row_of(board, "single_task").cost.values["seconds_per_step"] is None
     assert files.markdown(board)
 
 

@@ -20,11 +20,11 @@ from scipy import stats
 
 from mtlbench.cli import status
 from mtlbench.report import build, show, write
+from mtlbench.report.columns import networks
 from mtlbench.report.figures.affinity import affinity_figures
 from mtlbench.report.model import Grouping, Leaderboard
 from mtlbench.report.statistics import spearman
 from mtlbench.report.tables import stages
-from mtlbench.report.views.grouping import networks
 from tests.support.fake_study import plan, result
 
 TASKS = ["semseg", "depth", "saliency"]
@@ -116,7 +116,7 @@ def test_groups_and_costs_by_seed() -> None:
     assert (first.search_seconds, first.group_seconds, first.total_seconds) == (30, 40, 70)
     assert first.exhaustive_seconds is None and first.share is None, "two of seven subsets lack"
     row = next(r for r in fake.board().rows if r.label == "tag")
-    assert row.cost and row.cost.train_seconds == first.total_seconds, "finding the groups counts in the leaderboard"
+    assert row.cost and row.cost.values["train_seconds"] == first.total_seconds, "finding the groups counts"
 
 
 def test_cost_relative_to_all_subsets_only_where_all_were_trained() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mtlbench.report.figures.experts import read_usage, usage_figures, usage_json
 from mtlbench.report.figures.series import Series
-from mtlbench.report.reader import Study
+from mtlbench.report.reader import ReportInput
 
 TASKS = ["depth", "normals", "<parts>"]
 LOADS = {
@@ -31,7 +31,7 @@ def study(tmp_path):
     rows.append({"label": "uniform", "seed": 0, "runs": ["uniform-s0"], "serving": dict.fromkeys(TASKS, "uniform-s0")})
     (tmp_path / "uniform-s0").mkdir()
     (tmp_path / "uniform-s0" / "summary.json").write_text("{}")
-    return Study(tmp_path, {"rows": rows, "tasks": dict.fromkeys(TASKS, {})}, {}, {})
+    return ReportInput(tmp_path, {"rows": rows, "tasks": dict.fromkeys(TASKS, {})}, {}, {})
 
 
 def test_tables_are_the_first_seed_s_and_similarity_is_the_mean_over_seeds(study):

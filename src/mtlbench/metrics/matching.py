@@ -48,9 +48,14 @@ def matched_in_order(pixels: Ints, truths: NDArray[np.bool_], reach: float) -> M
 
 
 def _search(
-    pixel: int, start: list[int], near: list[int], owner: list[int], seen: list[int], came: list[int],
+    pixel: int,
+    start: list[int],
+    near: list[int],
+    owner: list[int],
+    seen: list[int],
+    came: list[int],
     reached: list[int],
-) -> int:  # fmt: skip
+) -> int:
     """Returns the free truth at the end of an augmenting path, -1 if there is none."""
     stack = [pixel]
     while stack:

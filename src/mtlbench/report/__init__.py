@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.report.model import Leaderboard
-from mtlbench.report.reader import Study, read_study
+from mtlbench.report.reader import ReportInput, read_input
 from mtlbench.report.tables import conditions
 from mtlbench.report.tables.leaderboard import build
+from mtlbench.runs.store import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["build", "load", "show", "write"]
 
 
-def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[Study, AnyBoard]:
+def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[ReportInput, AnyBoard]:
     """Reads a results folder and builds its leaderboard, or its table of methods by conditions.
 
     Args:
         folder: ``results/<suite>``.
         states: State per run id, see `build`.
     """
-    study = read_study(folder)
+    study = read_input(folder)
     if "scenario" in study.plan:
         return study, conditions.build(study.plan, study.results, states, study.errors)
     return study, build(study.plan, study.results, states, study.errors)
@@ -44,9 +45,13 @@ def show(folder: Path, states: Mapping[str, str] | None = None, console: Console
 def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
     """Writes ``leaderboard.md``, ``.csv``, ``.tex`` and ``report.html`` into a results folder; returns their paths.
 
-    Where methods have experts, ``experts.json`` tells which task uses which; where plans looked for groups of tasks,
-    ``grouping.json`` holds groups, costs, predictions and affinities; where one shares computation, ``sharing.json``
-    holds Δm, FLOPs and storage over thresholds.
+    If methods have experts, ``experts.json`` holds how much each task uses each of them. If plans searched for groups
+    of tasks, ``grouping.json`` holds groups, costs, predictions and affinities. If a method shares computation,
+    ``sharing.json`` holds Δm, FLOPs and storage over thresholds.
+
+    Raises:
+        StoreError: If a file cannot be written, for example because the disk is full. Every file is replaced as a
+            whole, so an earlier version stays intact.
     """
     from mtlbench.report.figures.experts import read_usage, usage_json
     from mtlbench.report.figures.sharing import read_sharing, sharing_json
@@ -66,5 +71,5 @@ def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
     if usages := read_usage(study):
         texts["experts.json"] = usage_json(usages)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return [folder / name for name in texts]

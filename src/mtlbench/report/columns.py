@@ -1,13 +1,28 @@
-"""The leaderboard as a grid of text, which every view lays out in its own way."""
+"""Every column of every table of the report. To add a column, add one entry here; all views follow.
+
+A `TableColumn` says what one column shows of a row. `grid` turns columns and rows into `Part`s of text, which
+`mtlbench.report.views` lays out. The costs (`COSTS`) also say how the values of several runs become one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.formatting import Cell
-from mtlbench.report.model import Board, Leaderboard
+from mtlbench.report.model import Board, Comparison, ConditionBoard, FoundGroups, Leaderboard, Row
+
+VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
+"""Where a column may appear."""
+
+TABLES = frozenset({"leaderboard", "conditions"})
+"""Which tables have costs."""
+
+NOT_LATEX = VIEWS - {"latex"}
+"""A table of a paper has less room."""
 
 
 @dataclass(frozen=True)
@@ -19,73 +34,233 @@ class Part:
         cells: One per row.
         group: ``"name"``, ``"score"``, ``"delta"`` or ``"cost"``.
         tip: What the heading means in full.
+        text: Whether the cells hold words and are aligned on the left.
     """
 
     head: str
     cells: tuple[Cell, ...]
     group: str
     tip: str = ""
-
-    @classmethod
-    def of(cls, head: str, texts: Iterable[str], group: str, tip: str = "") -> Part:
-        """Returns a column of plain text."""
-        return cls(head, tuple(Cell(text) for text in texts), group, tip)
+    text: bool = False
 
 
-def leaderboard_grid(board: Leaderboard) -> tuple[Part, ...]:
+@dataclass(frozen=True, kw_only=True)
+class TableColumn:
+    """What one column shows of a row.
+
+    Attributes:
+        head: Heading.
+        value: Its value for a row; ``None`` is blank.
+        show: The value as text or `Cell`.
+        group: ``"name"``, ``"score"``, ``"delta"`` or ``"cost"``; a narrow terminal splits a table along groups.
+        tip: What the heading means in full.
+        better: ``"higher"``, ``"lower"`` or ``""``.
+        note: How to read the column, printed beneath the table; ``""`` if the heading suffices.
+        views: Where it appears.
+        text: Whether it holds words.
+        mark: Whether the best mean is bold; only for columns of `Estimate`.
+    """
+
+    head: str
+    value: Callable[[Any], Any]
+    show: Callable[[Any], str | Cell] = str
+    group: str = "score"
+    tip: str = ""
+    better: str = ""
+    note: str = ""
+    views: frozenset[str] = VIEWS
+    text: bool = False
+    mark: bool = False
+
+    def part(self, rows: Sequence[Any]) -> Part:
+        """Returns the column as text."""
+        values = [self.value(row) for row in rows]
+        means = [value.mean for value in values if value is not None] if self.mark else []
+        best = (max if self.better == "higher" else min)(means) if len(means) > 1 else None
+        cells = [formatting.cell(v, self.show, best is not None and v is not None and v.mean == best) for v in values]
+        return Part(self.head, tuple(cells), self.group, self.tip, self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostColumn(TableColumn):
+    """A cost: one number per row, from the section ``cost`` of its runs' ``result.json``.
+
+    Attributes:
+        key: Name in ``result.json`` and in the CSV.
+        unit: Unit in the CSV.
+        merge: How the values of the runs of one seed become one: `sum` or `max`.
+        tables: Which tables have it, ``"leaderboard"`` and ``"conditions"``.
+        preparing: Whether runs that only prepare others count too, besides those that serve the tasks.
+    """
+
+    key: str
+    unit: str = ""
+    merge: Callable[[list[float]], float] = sum
+    tables: frozenset[str] = TABLES
+    preparing: bool = False
+
+
+def cost(key: str, head: str, show: Callable[[Any], str], **others: Any) -> CostColumn:
+    """Returns the column of a cost; lower is better."""
+    return CostColumn(
+        key=key,
+        head=head,
+        show=show,
+        value=lambda row: row.cost.values.get(key) if row.cost else None,
+        **{"group": "cost", "better": "lower", **others},
+    )
+
+
+COSTS = (
+    cost("seconds_per_step", "s/step", formatting.seconds, unit="s", tip="seconds per optimiser step"),
+    cost(
+        "peak_memory_gib", "GiB", formatting.memory, unit="GiB", merge=max, tables=frozenset({"leaderboard"}),
+        tip="peak memory of the largest run",
+    ),
+    cost("parameters", "params", formatting.parameters, tip="parameters"),
+    cost(
+        "train_seconds", "train", formatting.duration, unit="s", preparing=True, views=NOT_LATEX,
+        tip="training time of all runs, per seed",
+    ),
+)  # fmt: skip
+"""The costs of the leaderboard, of methods by conditions, and of the CSV."""
+
+METHOD = TableColumn(head="method", value=lambda row: row.label, group="name", text=True)
+
+RANKING = (
+    TableColumn(head="#", value=lambda row: row.rank, group="name", tip="rank"),
+    METHOD,
+    TableColumn(head="n", value=formatting.seeds, group="name", tip="seeds with every cell"),
+    TableColumn(
+        head="Δm % ↑", value=lambda row: row.delta, show=formatting.delta, group="delta", better="higher", mark=True,
+        tip="mean relative gain over single-task training",
+    ),
+    TableColumn(
+        head="95 % interval", value=lambda row: row.delta, show=formatting.interval, group="delta", views=NOT_LATEX,
+        tip="t interval of Δm",
+    ),
+)  # fmt: skip
+"""The columns of the leaderboard that precede its scores."""
+
+COMPARED = (
+    TableColumn(
+        head="method", value=lambda c: f"{c.label}{' *' if c.named else ''}", group="name", text=True,
+        tip="*: pre-registered comparison",
+    ),
+    TableColumn(head="against", value=lambda c: c.reference, group="name", text=True),
+    TableColumn(
+        head="difference in Δm", value=lambda c: c.difference.estimate.mean,
+        show=lambda v: formatting.number(v, 2, sign=True),
+    ),
+    TableColumn(head="95 % interval", value=lambda c: c.difference.estimate, show=formatting.interval),
+    TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="seeds in common"),
+    TableColumn(head="p (Holm)", value=lambda c: c.p_holm, show=formatting.probability, tip="corrected per reference"),
+)  # fmt: skip
+"""The columns of the pairwise comparisons."""
+
+FOUND = (
+    TableColumn(head="method", value=lambda line: line[0], group="name", text=True),
+    TableColumn(head="seed", value=lambda line: line[1].seed, group="name"),
+    TableColumn(
+        head="networks", value=lambda line: networks(line[1]), text=True, tip="in brackets: served by another network"
+    ),
+    TableColumn(
+        head="search", value=lambda line: line[1].search_seconds, show=formatting.duration, group="cost",
+        tip="runs that only find the groups",
+    ),
+    TableColumn(
+        head="groups", value=lambda line: line[1].group_seconds, show=formatting.duration, group="cost",
+        tip="all other runs of the row",
+    ),
+    TableColumn(head="total", value=lambda line: line[1].total_seconds, show=formatting.duration, group="cost"),
+    TableColumn(
+        head="of all %", value=lambda line: line[1].share, show=lambda v: formatting.number(v, 1), group="cost",
+        tip="total relative to a run per subset of tasks",
+    ),
+)  # fmt: skip
+"""The columns of the groups of tasks; a row is a label and one `FoundGroups`."""
+
+QUALITY = (
+    METHOD,
+    TableColumn(head="ρ", value=lambda g: g.correlation, show=formatting.delta, tip="rank correlation"),
+    TableColumn(head="95 % interval", value=lambda g: g.correlation, show=formatting.interval),
+    TableColumn(head="seeds", value=lambda g: g.correlation.n if g.correlation else None),
+    TableColumn(head="groups compared", value=lambda g: _counts(g.found), tip="per seed"),
+    TableColumn(
+        head="of all %", value=lambda g: g.share.mean if g.share else None, show=lambda v: formatting.number(v, 1),
+        group="cost", tip="mean over seeds",
+    ),
+)  # fmt: skip
+"""The columns of predicted against measured quality; a row is a `Grouping`."""
+
+
+def grid(columns: Iterable[TableColumn], rows: Sequence[Any], view: str = "") -> tuple[Part, ...]:
+    """Returns the columns of a view as text; ``""``: those of every view."""
+    return tuple(column.part(rows) for column in columns if not view or view in column.views)
+
+
+def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
     """Returns the main table: rank, label, Δm, one column per task, costs."""
-    rows = board.rows
     scores = [
-        Part(formatting.heading(board, c), tuple(formatting.score_cells(rows, c)), "score", c.protocol)
+        Part(formatting.heading(board, c), tuple(formatting.score_cells(board.rows, c)), "score", c.protocol)
         for c in board.primary
     ]
-    costs = {
-        "s/step": (formatting.seconds, "seconds per optimiser step"),
-        "GiB": (formatting.memory, "peak memory"),
-        "params": (formatting.parameters, "parameters"),
-        "train": (formatting.hours, "training time of all runs, per seed"),
-    }
-    return (
-        Part.of("#", [str(row.rank or formatting.BLANK) for row in rows], "name", "rank"),
-        Part.of("method", [row.label for row in rows], "name"),
-        Part.of("n", [formatting.seeds(row) for row in rows], "name", "seeds with every cell"),
-        Part("Δm % ↑", tuple(formatting.delta_cells(rows)), "delta", "mean relative gain over single-task training"),
-        Part.of("95 % interval", [formatting.interval(row.delta) for row in rows], "delta", "t interval of Δm"),
-        *scores,
-        *(Part.of(head, [show(row.cost) for row in rows], "cost", tip) for head, (show, tip) in costs.items()),
-    )
+    return (*grid(RANKING, board.rows, view), *scores, *grid(_costs("leaderboard"), board.rows, view))
 
 
-def comparison_grid(board: Leaderboard) -> tuple[Part, ...]:
-    """Returns the pairwise comparisons; no row where there is nothing to compare."""
-    every = board.comparisons
-    return (
-        Part.of("method", [f"{c.label}{' *' if c.named else ''}" for c in every], "name", "*: named beforehand"),
-        Part.of("against", [c.reference for c in every], "name"),
-        Part.of(
-            "difference in Δm", [formatting.number(c.difference.estimate.mean, 2, sign=True) for c in every], "score"
-        ),
-        Part.of("95 % interval", [formatting.interval(c.difference.estimate) for c in every], "score"),
-        Part.of("n", [str(c.difference.estimate.n) for c in every], "score", "seeds in common"),
-        Part.of("p (Holm)", [formatting.probability(c.p_holm) for c in every], "score", "corrected per reference row"),
-    )
+def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
+    """Returns methods by conditions, with intervals, and costs."""
+    scores = [
+        TableColumn(head=name, value=partial(formatting.condition_cell, board, name), tip=board.quantity)
+        for name in board.conditions
+    ]
+    return grid((METHOD, *scores, *_costs("conditions")), board.rows, view)
+
+
+def comparison_grid(comparisons: Sequence[Comparison]) -> tuple[Part, ...]:
+    """Returns the pairwise comparisons; no row if there is nothing to compare."""
+    return grid(COMPARED, comparisons)
 
 
 def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
     """Returns every metric of every task, those outside the ranking included."""
-    return (
-        Part.of("method", [row.label for row in board.rows], "name"),
-        *(
-            Part(
-                formatting.metric(c),
-                tuple(formatting.score_cells(board.rows, c)),
-                "score",
-            )
-            for c in board.columns
-        ),
-    )
+    scores = [Part(formatting.metric(c), tuple(formatting.score_cells(board.rows, c)), "score") for c in board.columns]
+    return (METHOD.part(board.rows), *scores)
+
+
+def numbers_of(row: Any) -> Iterable[dict[str, object]]:
+    """Yields the CSV records of a row's costs, in full precision."""
+    for column in COSTS:
+        value = column.value(row) if "csv" in column.views else None
+        if value is not None:
+            yield {"quantity": column.key, "unit": column.unit, "better": column.better, "mean": value}
+
+
+def column_notes(rows: Sequence[Row]) -> list[str]:
+    """Returns the notes of the columns that hold a value."""
+    return [
+        f"{c.head}: {c.note}" for c in (*RANKING, *COSTS) if c.note and any(c.value(row) is not None for row in rows)
+    ]
+
+
+def networks(found: FoundGroups) -> str:
+    """Returns the tasks of every network."""
+    lists = [
+        [task if found.serves.get(task) == index else f"({task})" for task in group]
+        for index, group in enumerate(found.groups)
+    ]
+    return "; ".join(" + ".join(tasks) for tasks in lists)
 
 
 def problem_summary(board: Board) -> str:
-    """Returns the count of failed and unfinished runs, ``""`` when there is none."""
+    """Returns the count of failed and unfinished runs, ``""`` if there is none."""
     return ", ".join(f"{count} {what}" for what, count in board.counts.items() if count)
+
+
+def _costs(table: str) -> list[CostColumn]:
+    return [column for column in COSTS if table in column.tables]
+
+
+def _counts(every: Sequence[FoundGroups]) -> str:
+    counts = sorted({len(found.qualities) for found in every})
+    return f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else str(counts[0])

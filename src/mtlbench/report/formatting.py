@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from mtlbench.report.model import Column, Cost, Leaderboard, Row
-from mtlbench.report.statistics import Estimate
+from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderboard, Row
+from mtlbench.report.statistics import Estimate, estimate
 
 BLANK = "–"
 
@@ -67,12 +68,28 @@ def score_cells(rows: Iterable[Row], column: Column) -> list[Cell]:
     return [Cell(BLANK) if c is None else _score(c, digits, best, len(row.planned)) for row, c in every]
 
 
-def delta_cells(rows: Iterable[Row]) -> list[Cell]:
-    """Returns the column of Δm."""
-    every = [row.delta for row in rows]
-    means = [d.mean for d in every if d]
-    best = max(means) if len(means) > 1 else None
-    return [Cell(number(d.mean, 2, sign=True), _spread(d, 2), best=d.mean == best) if d else Cell(BLANK) for d in every]
+def delta(value: Estimate) -> Cell:
+    """Returns a signed mean with its standard deviation."""
+    return Cell(number(value.mean, 2, sign=True), _spread(value, 2))
+
+
+def cell(value: Any, show: Callable[[Any], str | Cell], best: bool = False) -> Cell:
+    """Returns a value as a cell, blank for ``None``."""
+    if value is None:
+        return Cell(BLANK)
+    shown = value if isinstance(value, Cell) else show(value)
+    return replace(shown, best=best) if isinstance(shown, Cell) else Cell(shown, best=best)
+
+
+def condition_cell(board: ConditionBoard, condition: str, row: ConditionRow) -> Cell | None:
+    """Returns mean and interval under one condition, and the number of seeds if some are missing."""
+    values = row.values.get(condition) or {}
+    if not values:
+        return None
+    found = estimate(values.values())
+    spread = "" if found.low is None else interval(found, board.digits, sign=board.signed)
+    partial = f"(n={found.n})" if found.n != len(row.planned) else ""
+    return Cell(number(found.mean, board.digits, board.signed), f"{spread} {partial}".strip())
 
 
 def interval(estimate: Estimate | None, digits: int = 2, sign: bool = True) -> str:
@@ -87,43 +104,31 @@ def probability(p: float | None) -> str:
     return BLANK if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def seconds(cost: Cost | None) -> str:
-    """Returns seconds per step."""
-    value = cost.seconds_per_step if cost else None
-    return BLANK if value is None else f"{value:#.3g}".rstrip(".")
+def seconds(value: float) -> str:
+    """Returns seconds per step with three figures."""
+    return f"{value:#.3g}".rstrip(".")
 
 
-def memory(cost: Cost | None) -> str:
+def memory(value: float) -> str:
     """Returns peak memory in GiB."""
-    value = cost.peak_memory_gib if cost else None
-    return BLANK if value is None else f"{value:.2f}"
+    return f"{value:.2f}"
 
 
-def parameters(cost: Cost | None) -> str:
+def parameters(value: float) -> str:
     """Returns the number of parameters with a suffix."""
-    value = cost.parameters if cost else None
-    if value is None:
-        return BLANK
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.0f}"
 
 
-def hours(cost: Cost | None) -> str:
-    """Returns the training time of all runs of a row, per seed."""
-    return duration(cost.train_seconds if cost else None)
-
-
-def duration(value: float | None) -> str:
+def duration(value: float) -> str:
     """Returns seconds in the unit that suits them."""
-    if value is None:
-        return BLANK
     return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.0f} s"
 
 
 def seeds(row: Row) -> str:
-    """Returns the number of complete seeds, of those planned where some lack."""
+    """Returns the number of complete seeds, with the number planned if some are missing."""
     done, planned = len(row.seeds), len(row.planned)
     return str(done) if done == planned else f"{done}/{planned}"
 

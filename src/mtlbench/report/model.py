@@ -40,21 +40,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one seed of a row costs, averaged over seeds. Unknown values are ``None``.
+    """What one seed of a row costs, averaged over seeds.
 
     Attributes:
-        seconds_per_step: Sum over the runs that serve the tasks.
-        peak_memory_gib: Largest of those runs.
-        parameters: Sum over those runs.
-        train_seconds: Sum over all runs of the row, those that only prepared others included.
+        values: By key of `mtlbench.report.columns.COSTS`, which says how several runs are merged; ``None`` if unknown.
         runs: Number of runs that serve the tasks.
         devices: Where it was measured, for example ``"cpu"``.
     """
 
-    seconds_per_step: float | None
-    peak_memory_gib: float | None
-    parameters: float | None
-    train_seconds: float | None
+    values: dict[str, float | None]
     runs: int
     devices: str
 

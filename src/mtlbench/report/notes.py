@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtlbench.metrics.relative import PROTOCOL
+from mtlbench.report.columns import column_notes
 from mtlbench.report.model import Column, Row
 
 
@@ -53,6 +54,7 @@ def notes(rows: Iterable[Row], named: Sequence[str] = ()) -> tuple[str, ...]:
     if devices:
         lines.append(f"Cost was measured on: {'; '.join(devices)}.")
     hints = dict.fromkeys(r.hint for r in every if r.hint.startswith(("Δm", "no task")))
+    lines += column_notes(every)
     return (*lines, *(f"Blank Δm: {hint}." for hint in hints))
 
 

@@ -1,22 +1,24 @@
-"""Reads the files of a study: its plan, and what its runs left behind."""
+"""Reads the input of a report: the plan of a study and what its runs left behind."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import StoreError
+from mtlbench.runs.store import read_json
 
 FORMAT = 1
 """The only format of ``study.json`` and ``result.json`` that is understood."""
 
 
 @dataclass(frozen=True)
-class Study:
-    """A results folder, read.
+class ReportInput:
+    """What a report is made from: the files of a results folder as plain records.
 
     Attributes:
         folder: ``results/<suite>``.
@@ -31,29 +33,45 @@ class Study:
     errors: dict[str, dict[str, Any]]
 
 
-def read_study(folder: Path) -> Study:
+def read_input(folder: Path) -> ReportInput:
     """Reads a results folder.
 
     Raises:
-        StoreError: If there is no study in it, or one of another format.
+        StoreError: If it holds no study, or one of another format or version.
     """
     path = folder / "study.json"
     if not path.is_file():
-        raise StoreError(f"A report needs a study. There is no {path}. Run the suite first: make bench SUITE=...")
-    plan = _record(path)
+        raise StoreError(f"A report needs a study. {path} does not exist. Run the suite first: make bench SUITE=...")
+    plan = _inert(read_json(path))
     if plan is None or plan.get("format") != FORMAT:
         found = "no JSON" if plan is None else f"format {plan.get('format')!r}"
         raise StoreError(f"{path} must have format {FORMAT}. Found {found}. Run the suite again to write it anew.")
-    if "study" in plan:  # The key of earlier versions.
-        plan["scenario"] = plan.pop("study")
+    if "study" in plan:
+        raise StoreError(
+            f"{path} must name what varies under 'scenario'. Found the key 'study' of an earlier version. Run the "
+            "bench again to write it anew."
+        )
     runs = dict.fromkeys(run for e in plan["rows"] for run in [*e["runs"], *e["serving"].values()])
-    results = {run: record for run in runs if (record := _record(folder / run / "result.json"))}
-    errors = {run: record for run in runs if (record := _record(folder / run / "error.json"))}
-    return Study(folder, plan, {r: x for r, x in results.items() if x.get("format") == FORMAT}, errors)
+    results = {run: record for run in runs if (record := _inert(read_json(folder / run / "result.json")))}
+    errors = {run: record for run in runs if (record := _inert(read_json(folder / run / "error.json")))}
+    return ReportInput(folder, plan, {r: x for r, x in results.items() if x.get("format") == FORMAT}, errors)
+
+
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which a terminal obeys; overrides of the writing direction; halves of surrogate pairs."""
+
+
+def _inert(value: Any) -> Any:
+    """Returns a JSON value with U+FFFD in place of `UNSAFE` characters: results may come from someone else."""
+    if isinstance(value, str):
+        return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [_inert(item) for item in value]
+    return {_inert(key): _inert(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of ``metrics.jsonl``; a line that a killed run left half-written is passed over."""
+    """Yields the rows of ``metrics.jsonl``; skips a line that a killed run left incomplete."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         return
@@ -66,14 +84,6 @@ def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def read_summary(study: Study, run: str) -> dict[str, Any]:
-    """Returns what the method of a run told of it, ``summary.json``; empty where there is none."""
-    return _record(study.folder / run / "summary.json") or {}
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+def read_summary(study: ReportInput, run: str) -> dict[str, Any]:
+    """Returns ``summary.json``, which the method of a run wrote; empty if there is none."""
+    return read_json(study.folder / run / "summary.json") or {}

@@ -18,7 +18,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and how sure it is.
+    """A mean over seeds with its uncertainty.
 
     Attributes:
         mean: Mean.
@@ -93,7 +93,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Returns the rank correlation of two equally long samples; tied values share the mean of their ranks.
 
-    ``None`` where it says nothing: for fewer than three pairs, or where all values of a sample are equal.
+    ``None`` if undefined: for fewer than three pairs, or if all values of a sample are equal.
     """
     ranks = [_ranks(values) for values in (a, b)]
     middle = (len(a) + 1) / 2

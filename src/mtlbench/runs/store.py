@@ -56,15 +56,20 @@ def _tag() -> str:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a JSON file so that a reader sees the old or the new one, also after a power cut.
+    """Writes a JSON file atomically, see `write_text`."""
+    write_text(path, json.dumps(record, indent=1, allow_nan=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old or the new one, also after a power cut.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full.
     """
     beside = temporary(path)
     try:
-        with beside.open("w") as file:
-            json.dump(record, file, indent=1, allow_nan=True)
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -90,7 +95,7 @@ def sync_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns a JSON object, or None if the file is absent or torn."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

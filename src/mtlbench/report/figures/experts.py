@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from mtlbench.report.figures.series import Series
 from mtlbench.report.figures.style import COLOURS, safe, style
-from mtlbench.report.reader import Study, read_summary
+from mtlbench.report.reader import ReportInput, read_summary
 
 Table = np.ndarray
 """(T, E) of one layer."""
@@ -43,7 +43,7 @@ class Usage:
     seeds: int
 
 
-def read_usage(study: Study) -> dict[str, Usage]:
+def read_usage(study: ReportInput) -> dict[str, Usage]:
     """Returns the use of experts of every label, and condition if there are several, whose runs recorded it."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in study.plan["rows"]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtlbench import visualise
-from mtlbench.report.reader import Study
+from mtlbench.report.reader import ReportInput
 
 SHOWN = 3
 """Images in the gallery."""
@@ -50,7 +50,7 @@ class Exhibit:
     rows: dict[str, tuple[Tile, ...]]
 
 
-def exhibits(study: Study, labels: Iterable[str], done: Iterable[str]) -> list[Exhibit]:
+def exhibits(study: ReportInput, labels: Iterable[str], done: Iterable[str]) -> list[Exhibit]:
     """Returns the first few examples with the predictions of each label's first seed that has them.
 
     Args:
@@ -67,7 +67,7 @@ def exhibits(study: Study, labels: Iterable[str], done: Iterable[str]) -> list[E
     return [_exhibit(study, loaded, i) for i in range(count)]
 
 
-def _load(study: Study, label: str, done: set[str]) -> dict[str, Arrays]:
+def _load(study: ReportInput, label: str, done: set[str]) -> dict[str, Arrays]:
     """Returns the arrays of the run that serves each task, of the first seed that has any."""
     for entry in sorted((e for e in study.plan["rows"] if e["label"] == label), key=lambda e: e["seed"]):
         files = {task: study.folder / run / "examples.npz" for task, run in entry["serving"].items() if run in done}
@@ -87,7 +87,7 @@ def _open(path: Path) -> Arrays | None:
         return None
 
 
-def _exhibit(study: Study, loaded: Mapping[str, Mapping[str, Arrays]], index: int) -> Exhibit:
+def _exhibit(study: ReportInput, loaded: Mapping[str, Mapping[str, Arrays]], index: int) -> Exhibit:
     tasks = [t for t in study.plan["tasks"] if any(t in arrays for arrays in loaded.values())]
     some = next(arrays for by_task in loaded.values() for arrays in by_task.values())
     image = _picture(np.ascontiguousarray(some["image"][index].transpose(1, 2, 0)), "input image")
@@ -102,7 +102,7 @@ def _exhibit(study: Study, loaded: Mapping[str, Mapping[str, Arrays]], index: in
     return Exhibit(image, ("truth", *loaded), rows)
 
 
-def _tile(study: Study, task: str, values: Any, truth: Any, index: int, text: str) -> Tile:
+def _tile(study: ReportInput, task: str, values: Any, truth: Any, index: int, text: str) -> Tile:
     about = study.plan["tasks"][task]
     kind, names = about["kind"], about.get("class_names") or ()
     if values is None or len(values) <= index:

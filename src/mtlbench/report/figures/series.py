@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mtlbench.report.reader import Study, read_metrics
+from mtlbench.report.reader import ReportInput, read_metrics
 from mtlbench.report.statistics import estimate
 
 POINTS = 200
@@ -23,7 +23,7 @@ class Series:
     Attributes:
         steps: Steps.
         mean: Mean over seeds.
-        low: Mean minus sample standard deviation; the mean where there is one seed.
+        low: Mean minus sample standard deviation; the mean if there is one seed.
         high: Mean plus it.
         n: Seeds.
     """
@@ -35,7 +35,7 @@ class Series:
     n: int
 
 
-def read_series(study: Study) -> dict[str, dict[str, Series]]:
+def read_series(study: ReportInput) -> dict[str, dict[str, Series]]:
     """Returns label -> quantity (``loss/...``, ``val/...``, ``gradient/...``) -> series."""
     raw: dict[str, dict[str, Curves]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for entry in study.plan["rows"]:

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from mtlbench.metrics.relative import delta_m
 from mtlbench.report.figures.style import COLOURS, safe, style
 from mtlbench.report.model import Column, Leaderboard
-from mtlbench.report.reader import Study, read_summary
+from mtlbench.report.reader import ReportInput, read_summary
 from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.tables.records import by_label, score_of
 
@@ -41,7 +41,7 @@ class Point:
     own: bool = True
 
 
-def read_sharing(study: Study, board: Leaderboard) -> dict[str, list[Point]]:
+def read_sharing(study: ReportInput, board: Leaderboard) -> dict[str, list[Point]]:
     """Returns the points of every row that has Δm, by label; nothing where no row shares computation."""
     columns = [column for column in board.columns if column.in_delta_m]
     entries = by_label(study.plan["rows"])
@@ -49,10 +49,11 @@ def read_sharing(study: Study, board: Leaderboard) -> dict[str, list[Point]]:
     if board.baseline not in complete:
         return {}
     reference = {
-        entry["seed"]: {c.task: score_of(study.results[entry["serving"][c.task]], c, study.plan["split"]) or 0.0
-                        for c in columns}
+        entry["seed"]: {
+            c.task: score_of(study.results[entry["serving"][c.task]], c, study.plan["split"]) or 0.0 for c in columns
+        }
         for entry in entries[board.baseline]
-    }  # fmt: skip
+    }
     found = {label: _points(study, columns, entries[label], reference) for label in complete}
     return found if any(len(points) > 1 or points[0].threshold is not None for points in found.values()) else {}
 
@@ -84,8 +85,11 @@ def sharing_figures(points: Mapping[str, Sequence[Point]]) -> dict[str, go.Figur
 
 
 def _points(
-    study: Study, columns: Sequence[Column], entries: Sequence[Record], reference: Mapping[int, Mapping[str, float]]
-) -> list[Point]:  # fmt: skip
+    study: ReportInput,
+    columns: Sequence[Column],
+    entries: Sequence[Record],
+    reference: Mapping[int, Mapping[str, float]],
+) -> list[Point]:
     """Returns one point per threshold, or one in all, of a row whose runs are all done."""
     shared = {run: read_summary(study, run).get("sharing") for e in entries for run in e["serving"].values()}
     curves = {run: sharing for run, sharing in shared.items() if sharing}
@@ -96,18 +100,28 @@ def _points(
     thresholds = [point["threshold"] for point in first["curves"]["scores"]]
     return [
         _point(
-            study, columns, entries, base,
-            {run: (sharing, sharing["curves"]["scores"][i]) for run, sharing in curves.items()}, threshold,
+            study,
+            columns,
+            entries,
+            base,
+            {run: (sharing, sharing["curves"]["scores"][i]) for run, sharing in curves.items()},
+            threshold,
             own=threshold == first["threshold"],
         )
         for i, threshold in enumerate(thresholds)
-    ]  # fmt: skip
+    ]
 
 
 def _point(
-    study: Study, columns: Sequence[Column], entries: Sequence[Record], base: Mapping[str, float],
-    curves: Mapping[str, tuple[Record, Record]], threshold: float | None, *, own: bool,
-) -> Point:  # fmt: skip
+    study: ReportInput,
+    columns: Sequence[Column],
+    entries: Sequence[Record],
+    base: Mapping[str, float],
+    curves: Mapping[str, tuple[Record, Record]],
+    threshold: float | None,
+    *,
+    own: bool,
+) -> Point:
     deltas: list[float] = []
     flops: list[float | None] = []
     parameters: list[float] = []
@@ -126,7 +140,7 @@ def _point(
     return Point(estimate(deltas), mean, sum(parameters) / len(parameters), threshold, own)
 
 
-def _score(study: Study, column: Column, run: str, curves: Mapping[str, tuple[Record, Record]]) -> float:
+def _score(study: ReportInput, column: Column, run: str, curves: Mapping[str, tuple[Record, Record]]) -> float:
     """Returns the score of a run, at the point of its curve if it has one."""
     if run in curves:
         return float(curves[run][1]["scores"][column.task][column.protocol])
@@ -140,11 +154,18 @@ def _draw(
     half = [p.delta.high - p.delta.mean if p.delta.high is not None else 0 for p, _ in line]
     told = [f"θ = {p.threshold:g}, " if p.threshold is not None else "" for p, _ in line]
     figure.add_scatter(
-        x=[cost for _, cost in line], y=[p.delta.mean for p, _ in line], name=safe(label), legendgroup=label,
-        mode="lines+markers" if len(line) > 1 else "markers", line={"color": colour, "width": 1.8},
-        marker={"color": colour, "size": [11 if p.own else 6 for p, _ in line]}, showlegend=listed,
+        x=[cost for _, cost in line],
+        y=[p.delta.mean for p, _ in line],
+        name=safe(label),
+        legendgroup=label,
+        mode="lines+markers" if len(line) > 1 else "markers",
+        line={"color": colour, "width": 1.8},
+        marker={"color": colour, "size": [11 if p.own else 6 for p, _ in line]},
+        showlegend=listed,
         error_y={"array": half, "thickness": 1.2, "width": 3},
         customdata=[[text, p.delta.n] for text, (p, _) in zip(told, line, strict=True)],
         hovertemplate=f"{safe(label)}<br>%{{customdata[0]}}%{{x:.4g}} million<br>Δm %{{y:+.2f}} %, "
-        "n = %{customdata[1]}<extra></extra>", row=1, col=column,
-    )  # fmt: skip
+        "n = %{customdata[1]}<extra></extra>",
+        row=1,
+        col=column,
+    )

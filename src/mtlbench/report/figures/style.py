@@ -1,4 +1,4 @@
-"""How figures of the report look."""
+"""The look of the report's figures: colours, axes, escaped names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import html
 import plotly.graph_objects as go
 
 COLOURS = ("#4c78a8", "#e4803a", "#54a24b", "#c8504f", "#8b6cb5", "#3aa6a0", "#b58b2e", "#d57aa5", "#7f7f7f", "#9c6b4e")
-"""Mid-tones that read on white and on near black."""
+"""Mid-tones that are legible on white and on near black."""
 
 BIPOLAR = [[0, "rgba(200,80,79,1)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
-"""Colours of what may be negative or positive alike."""
+"""Diverging colours of values that may be negative or positive."""
+
+UNCERTAIN = "#8a8f96"
+"""Colour of a value whose interval holds 0, or that has no interval: it must not look like a finding."""
 
 LINE = "rgba(128,128,128,0.28)"
 
@@ -31,6 +34,6 @@ def style(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
 
 
 def safe(text: str) -> str:
-    """Returns a name as plotly shows it letter for letter."""
-    # Plotly reads a little HTML in its texts; a name is only ever a name.
+    """Escapes a name so that plotly shows it literally."""
+    # Plotly interprets some HTML tags in its texts.
     return html.escape(text, quote=False)

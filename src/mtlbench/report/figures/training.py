@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mtlbench.report.figures.series import Series, labels_with
-from mtlbench.report.figures.style import BIPOLAR, COLOURS, safe, style
+from mtlbench.report.figures.style import BIPOLAR, COLOURS, UNCERTAIN, safe, style
 from mtlbench.report.model import ConditionBoard, Leaderboard
-from mtlbench.report.statistics import estimate
+from mtlbench.report.statistics import Estimate, estimate
 
 SHOWN = 6
 """Curves visible at first; the legend shows the others."""
@@ -81,7 +81,7 @@ def gains(board: Leaderboard) -> go.Figure | None:
             y=[safe(label) for label, _ in known],
             error_x={"array": half, "thickness": 1.4, "width": 4, "color": "rgba(128,128,128,0.9)"},
             mode="markers",
-            marker={"size": 8, "color": [COLOURS[2] if e.mean >= 0 else COLOURS[3] for _, e in known]},
+            marker={"size": 8, "color": [_verdict(e) for _, e in known]},
             customdata=[[e.n] for _, e in known],
             hovertemplate="%{y}: %{x:+.2f} %<br>n = %{customdata[0]}<extra></extra>",
             row=1, col=column,
@@ -91,12 +91,19 @@ def gains(board: Leaderboard) -> go.Figure | None:
     return style(figure, 120 + 30 * len(rows), legend=False)
 
 
+def _verdict(found: Estimate) -> str:
+    """Returns the colour of a gain: green or red only if its interval excludes 0, grey otherwise and for one seed."""
+    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+        return UNCERTAIN
+    return COLOURS[2] if found.mean > 0 else COLOURS[3]
+
+
 def cost(board: Leaderboard) -> go.Figure | None:
-    """Returns Δm, with its interval, against seconds per step."""
+    """Returns the plot of Δm with its interval against seconds per step."""
     known = [
-        (row, row.delta, row.cost.seconds_per_step)
+        (row, row.delta, row.cost.values["seconds_per_step"])
         for row in board.rows
-        if row.delta and row.cost and row.cost.seconds_per_step
+        if row.delta and row.cost and row.cost.values["seconds_per_step"]
     ]
     if not known:
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from mtlbench.errors import StoreError
 from mtlbench.report import formatting
 from mtlbench.report.columns import Part
+from mtlbench.report.formatting import Cell
 from mtlbench.report.model import Column, Leaderboard
 
 HEADING = "Published by others: their code, schedules and weights, so not ranked with the rows above"
@@ -35,9 +36,9 @@ class PublishedRow:
 
 
 def load(suite: str) -> tuple[PublishedRow, ...]:
-    """Returns the published rows for a suite; none where there is no file of its name.
+    """Returns the published rows for a suite; none if no file has its name.
 
-    What follows an underscore tells one protocol from another on the same data: ``pascal_invpt`` has ``pascal``'s rows.
+    A suffix after an underscore names a variant on the same data: ``pascal_invpt`` uses the rows of ``pascal``.
 
     Raises:
         StoreError: If the file is not as `published/pascal.csv` explains.
@@ -60,13 +61,13 @@ def published_grid(board: Leaderboard) -> tuple[str, tuple[Part, ...]] | None:
     rows = tuple(row for row in rows if any(c.key in row.values for c in columns))
     if not rows:
         return None
-    names = (Part.of(name, [getattr(row, name) for row in rows], "name") for name in NAMES)
+    names = (Part(name, tuple(Cell(getattr(row, name)) for row in rows), "name", text=True) for name in NAMES)
     return HEADING, (*names, *(_scores(rows, column) for column in columns))
 
 
 def _scores(rows: tuple[PublishedRow, ...], column: Column) -> Part:
     texts = [str(row.values.get(column.key, formatting.BLANK)) for row in rows]
-    return Part.of(formatting.metric(column), texts, "score", column.protocol)
+    return Part(formatting.metric(column), tuple(map(Cell, texts)), "score", column.protocol)
 
 
 def _row(path: Path, record: dict[str, str]) -> PublishedRow:

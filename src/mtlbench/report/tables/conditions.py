@@ -10,7 +10,7 @@ from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionR
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, holm, paired
 from mtlbench.report.tables.cost import cost_of
-from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, states_of
+from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]
@@ -22,7 +22,7 @@ def build(
 ) -> ConditionBoard:
     """Returns the table of a study; arguments and errors as of `leaderboard.build`."""
     about, columns = study["scenario"], columns_of(study)
-    known = states_of(study, results, states, errors)
+    known = known_states(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
     labels = [row.label for row in rows]
@@ -33,12 +33,20 @@ def build(
     problems = {(p.run, p.label, p.seed): p for p in problems_of(study["rows"], known, errors)}
     scored = "target" in about
     return ConditionBoard(
-        suite=study["suite"], title=study.get("title", ""), rules=(*rules(study, columns), ("Cells", quantity)),
-        notes=_notes(about, named), problems=tuple(problems.values()), quantity=quantity,
-        digits=formatting.decimals(means) if scored else 2, signed=not scored, conditions=tuple(about["columns"]),
-        columns=columns, rows=rows, reference=reference,
+        suite=study["suite"],
+        title=study.get("title", ""),
+        rules=(*rules(study, columns), ("Cells", quantity)),
+        notes=_notes(about, named),
+        problems=tuple(problems.values()),
+        quantity=quantity,
+        digits=formatting.decimals(means) if scored else 2,
+        signed=not scored,
+        conditions=tuple(about["columns"]),
+        columns=columns,
+        rows=rows,
+        reference=reference,
         comparisons=tuple(_comparisons(rows, about["columns"], reference, named)),
-    )  # fmt: skip
+    )
 
 
 def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: Mapping[str, Record]) -> ConditionRow:
@@ -109,9 +117,9 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
 
 def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
     lines = [
-        "Cells: mean over seeds and its 95 % t interval; n where seeds lack. Differences are paired by seed; p from a "
-        "paired t test, corrected by Holm over all rows and conditions.",
-        "Costs: of one condition and seed, averaged; runs that only prepare others count in the training time alone.",
+        "Cells: mean over seeds and its 95 % t interval; n is shown if seeds are missing. Differences are paired by "
+        "seed; p from a paired t test, corrected by Holm over all rows and conditions.",
+        "Costs: mean over conditions and seeds. Runs that only prepare others count in the training time alone.",
     ]
     if "target" not in about:
         lines.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from mtlbench.report import columns
 from mtlbench.report.model import Cost
 
 Record = Mapping[str, Any]
@@ -23,10 +24,7 @@ def cost_of(entries: Iterable[Record], done: Mapping[str, Record]) -> Cost | Non
     every = [_costs(runs_of(e), done) for e in full]
     serving = [_costs(dict.fromkeys(e["serving"].values()), done) for e in full]
     return Cost(
-        seconds_per_step=_mean(serving, "seconds_per_step", sum),
-        peak_memory_gib=_mean(serving, "peak_memory_gib", max),
-        parameters=_mean(serving, "parameters", sum),
-        train_seconds=_mean(every, "train_seconds", sum),
+        {c.key: _mean(every if c.preparing else serving, c.key, c.merge) for c in columns.COSTS},
         runs=max(map(len, serving)),
         devices=", ".join(sorted({_device(cost) for costs in serving for cost in costs})),
     )

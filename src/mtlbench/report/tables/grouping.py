@@ -38,10 +38,13 @@ def _grouping(label: str, entries: Sequence[Record], found: Sequence[FoundGroups
     correlations = [f.correlation for f in found if f.correlation is not None]
     shares = [f.share for f in found if f.share is not None]
     return Grouping(
-        label, tuple(found), estimate(correlations) if correlations else None, estimate(shares) if shares else None,
+        label,
+        tuple(found),
+        estimate(correlations) if correlations else None,
+        estimate(shares) if shares else None,
         _affinity([e["record"]["affinity"] for e in entries if e["record"].get("affinity")]),
         tuple(dict.fromkeys(e["record"]["note"] for e in entries if e["record"].get("note"))),
-    )  # fmt: skip
+    )
 
 
 def _found(
@@ -124,9 +127,7 @@ def _affinity(records: Sequence[Record]) -> Affinity | None:
         return None
     tasks = tuple(records[0]["tasks"])
     tables = [_by_pair(record) for record in records]
-    values = tuple(
-        tuple(_mean([table[a, b] for table in tables if (a, b) in table]) for b in tasks) for a in tasks
-    )  # fmt: skip
+    values = tuple(tuple(_mean([table[a, b] for table in tables if (a, b) in table]) for b in tasks) for a in tasks)
     return Affinity(records[0].get("what") or "affinity", tasks, values, len(records))
 
 

@@ -13,7 +13,7 @@ from mtlbench.report.statistics import Difference, estimate, paired
 from mtlbench.report.tables.cost import cost_of
 from mtlbench.report.tables.grouping import groupings
 from mtlbench.report.tables.ranking import compare, order
-from mtlbench.report.tables.records import by_label, columns_of, problems_of, score_of, states_of
+from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]
@@ -32,14 +32,14 @@ def build(
         study: Content of ``study.json``.
         results: Content of ``result.json`` per run id.
         states: ``done``, ``failed``, ``running``, ``stale`` or ``todo`` per run id; a result counts only when
-            its run is done. Default: done where there is a result.
+            its run is done. Default: done if there is a result.
         errors: Content of ``error.json`` per run id.
 
     Raises:
         StoreError: If a run reports another protocol or split than its column.
     """
     columns = columns_of(study)
-    known = states_of(study, results, states, errors or {})
+    known = known_states(study, results, states, errors or {})
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)

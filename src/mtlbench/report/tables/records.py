@@ -23,7 +23,7 @@ def columns_of(study: Record) -> tuple[Column, ...]:
     )
 
 
-def states_of(
+def known_states(
     study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
 ) -> dict[str, str]:
     """Returns the state of every run of a study: as given, else guessed from what it left behind."""

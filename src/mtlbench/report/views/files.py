@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from mtlbench.metrics.relative import PROTOCOL
-from mtlbench.report.columns import Part, problem_summary
+from mtlbench.report.columns import Part, numbers_of, problem_summary
 from mtlbench.report.formatting import Cell
-from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Cost, Leaderboard, Row
+from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderboard, Row
 from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.views import tables
 
@@ -26,7 +26,7 @@ def markdown(board: tables.AnyBoard) -> str:
     """Returns the whole comparison as Markdown."""
     lines = [f"# {_md(board.suite)}", "", _md(board.title), ""]
     lines += [f"- **{word}**: {_md(text)}" for word, text in board.rules]
-    lines += ["", *_md_table(tables.main(board)), ""]
+    lines += ["", *_md_table(tables.main(board, "markdown")), ""]
     lines += [f"- {_md(note)}" for note in board.notes]
     if others := tables.published(board):
         lines += ["", f"## {_md(others[0])}", "", *_md_table(others[1])]
@@ -59,7 +59,7 @@ def tidy_csv(board: tables.AnyBoard) -> str:
         )
     writer = csv.DictWriter(stream, fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: _csv(value) for name, value in record.items()} for record in records)
     return stream.getvalue()
 
 
@@ -77,8 +77,8 @@ def groupings_json(board: Leaderboard) -> str:
 
 def latex(board: tables.AnyBoard) -> str:
     """Returns a table for the package booktabs; what was compared stands in comments above it."""
-    parts = [p for p in tables.main(board) if p.head not in ("95 % interval", "train")]
-    align = "".join("l" if p.head in tables.TEXTUAL else "r" for p in parts)
+    parts = tables.main(board, "latex")
+    align = "".join("l" if p.text else "r" for p in parts)
     comments = [f"% {word}: {' '.join(text.split())}" for word, text in board.rules]
     rows = [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in zip(*(p.cells for p in parts), strict=True)]
     head = " & ".join(_tex(p.head) for p in parts) + r" \\"
@@ -92,7 +92,7 @@ def _records(board: Leaderboard, row: Row) -> Iterator[dict[str, object]]:
             yield _about(column) | _numbers(row.cells[column.key])
     if row.delta:
         yield {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"} | _numbers(row.delta)
-    yield from _cost_records(row.cost)
+    yield from numbers_of(row)
     about = {"quantity": "rank_correlation_of_groups", "protocol": "spearman", "better": "higher"}
     yield from (about | _numbers(g.correlation) for g in board.groupings if g.label == row.label and g.correlation)
 
@@ -106,15 +106,12 @@ def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dic
         if values:
             drop = {"condition": condition, "quantity": "drop", "unit": "%", "better": "lower"}
             yield drop | _numbers(estimate(values.values()))
-    yield from _cost_records(row.cost)
+    yield from numbers_of(row)
 
 
-def _cost_records(cost: Cost | None) -> Iterator[dict[str, object]]:
-    units = {"seconds_per_step": "s", "peak_memory_gib": "GiB", "parameters": "", "train_seconds": "s"}
-    for name, unit in units.items():
-        value = getattr(cost, name) if cost else None
-        if value is not None:
-            yield {"quantity": name, "unit": unit, "better": "lower", "mean": value}
+def _csv(value: object) -> object:
+    """Returns a cell that no spreadsheet reads as a formula: text that begins like one gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _named(row: Row | ConditionRow, record: dict[str, object]) -> dict[str, object]:
@@ -139,7 +136,7 @@ def _md(text: str) -> str:
 
 def _md_table(parts: Sequence[Part]) -> Iterable[str]:
     yield "| " + " | ".join(_md(p.head) for p in parts) + " |"
-    yield "|" + "|".join(" :-- " if p.head in tables.TEXTUAL else " --: " for p in parts) + "|"
+    yield "|" + "|".join(" :-- " if p.text else " --: " for p in parts) + "|"
     for row in zip(*(p.cells for p in parts), strict=True):
         yield "| " + " | ".join(_md_cell(cell) for cell in row) + " |"
 

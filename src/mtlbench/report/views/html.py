@@ -16,14 +16,14 @@ from mtlbench.report.figures.series import read_series
 from mtlbench.report.figures.sharing import read_sharing, sharing_figures
 from mtlbench.report.figures.training import conditions, figures
 from mtlbench.report.model import Leaderboard
-from mtlbench.report.reader import Study
+from mtlbench.report.reader import ReportInput
 from mtlbench.report.views import tables
 from mtlbench.visualise import SEGMENTATION, palette
 
 TEMPLATE = "report.html.jinja"
 
 
-def render(study: Study, board: tables.AnyBoard) -> str:
+def render(study: ReportInput, board: tables.AnyBoard) -> str:
     """Returns the report as HTML. Every name and message in it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -46,8 +46,7 @@ def render(study: Study, board: tables.AnyBoard) -> str:
     return environment.get_template(TEMPLATE).render(
         board=board,
         heading="Leaderboard" if ranked else "Methods by conditions",
-        textual=tables.TEXTUAL,
-        table=tables.main(board),
+        table=tables.main(board, "html"),
         published=tables.published(board),
         differences=tables.differences(board),
         groupings=tables.groupings(board),
@@ -70,7 +69,7 @@ def _plotly() -> str:
     return get_plotlyjs().replace("</script", "<\\/script")
 
 
-def _legends(study: Study) -> dict[str, list[tuple[str, str]]]:
+def _legends(study: ReportInput) -> dict[str, list[tuple[str, str]]]:
     """Returns (colour, class name) pairs of each segmentation task."""
     legends: dict[str, list[tuple[str, str]]] = {}
     for task, about in study.plan["tasks"].items():

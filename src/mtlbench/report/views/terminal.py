@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -22,7 +23,7 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
     """Prints rules, table, notes, comparisons and problems."""
     console.print(Text(f"{board.suite}: {board.title}" if board.title else board.suite, style="bold"))
     console.print(_lines(board.rules))
-    for table in _fit(tables.main(board), console):
+    for table in _fit(tables.main(board, "terminal"), console):
         console.print(table)
         console.print()
     for note in board.notes:
@@ -69,8 +70,8 @@ def _fits(parts: Sequence[Part], console: Console) -> bool:
 def _table(parts: Sequence[Part]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for part in parts:
-        names = part.head in tables.TEXTUAL
-        table.add_column(escape(part.head), justify="left" if names else "right", no_wrap=not names, overflow="fold")
+        justify: Literal["left", "right"] = "left" if part.text else "right"
+        table.add_column(escape(part.head), justify=justify, no_wrap=not part.text, overflow="fold")
     for row in zip(*(part.cells for part in parts), strict=True):
         table.add_row(*(_cell(cell) for cell in row))
     return table
