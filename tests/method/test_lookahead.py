@@ -133,9 +133,9 @@ class Predicting(Tiny):
         with torch.no_grad():
             for parameter, part in zip(shared, change.split([p.numel() for p in shared]), strict=True):
                 parameter += part.view_as(parameter)
-            outputs = network(self._batch["image"], names)
-            sums = torch.stack([self._loss(name, outputs, self._batch["targets"][name]) for name in names])
-        found = reduce_losses(sums, self._counts(self._batch), self._scales())
+            outputs = network(self._state.batch["image"], names)
+            sums = torch.stack([self._loss(name, outputs, self._state.batch["targets"][name]) for name in names])
+        found = reduce_losses(sums, self._counts(self._state.batch), self._scales())
         assert found.active == ctx.active or self.trainer.accumulate_grad_batches > 1
         expected = (found.means() * torch.tensor(self._scales()))[list(ctx.active)]
         torch.testing.assert_close(ctx.lookahead(change), expected.to(change), rtol=1e-9, atol=0, equal_nan=True)

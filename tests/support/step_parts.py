@@ -125,7 +125,7 @@ class Overflowing(Tiny):
     """Has an infinite gradient at step 1, on rank 1 alone if there are two."""
 
     def regularisation(self, outputs, batch):
-        here = self._current_step == 1 and self.trainer.global_rank == self.trainer.world_size - 1
+        here = self._state.step == 1 and self.trainer.global_rank == self.trainer.world_size - 1
         return {"huge": (torch.inf if here else 0.0) * self.network.heads["far"].weight.sum()}
 
 
@@ -140,7 +140,12 @@ class Holding(Tiny):
     """Fails if any part of a step's graph outlives its backward pass."""
 
     def on_before_optimizer_step(self, optimizer):
-        assert not self._rows and self._total is None and self._extra is None and not self._representation
+        assert (
+            not self._state.rows
+            and self._state.total is None
+            and self._state.extra is None
+            and not self._state.representation
+        )
         super().on_before_optimizer_step(optimizer)
 
 
@@ -311,9 +316,9 @@ class OwnHeads:
 
     def backward(self, loss):
         self.own = {
-            task: torch.autograd.grad(self._rows[i], self.network.task_parameters(task), retain_graph=True)
+            task: torch.autograd.grad(self._state.rows[i], self.network.task_parameters(task), retain_graph=True)
             for i, task in enumerate(self.tasks)
-            if i in self._rows
+            if i in self._state.rows
         }
         super().backward(loss)
 

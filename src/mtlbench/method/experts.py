@@ -82,7 +82,7 @@ class ExpertMethod(MTLMethod):
         """Returns the index of the micro-batch within the step, and of its last one."""
         if self._trainer is None:
             return 0, 0
-        return self._micro_index, self.trainer.accumulate_grad_batches - 1
+        return self._state.micro_index, self.trainer.accumulate_grad_batches - 1
 
 
 def _rounded(table: Tensor) -> list[list[float]]:

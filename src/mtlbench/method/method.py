@@ -13,12 +13,12 @@ from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, override
 from mtlbench.balancing.gradients.diagnostics import Snapshot
 from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.gradients.update import Update, needs_of
-from mtlbench.balancing.losses import ReducedLosses
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError
 from mtlbench.method.optimisers import build_optimiser, build_schedule
 from mtlbench.method.spec import MethodSpec
+from mtlbench.method.state import StepState
 from mtlbench.method.step import TrainingStep
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
@@ -60,8 +60,7 @@ class MTLMethod(TrainingStep, Registered):
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
         self.register_buffer("_loss_weights", torch.ones(len(self.tasks)), persistent=False)
         self.last_update: Snapshot | None = None
-        self._reduced: ReducedLosses | None = None
-        self._last_reduced: ReducedLosses | None = None
+        self._state = StepState()
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
 

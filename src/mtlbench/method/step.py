@@ -20,13 +20,12 @@ from mtlbench.data import Batch
 from mtlbench.data.contract import streams
 from mtlbench.errors import DivergedError, MethodError
 from mtlbench.method.lookahead import change_by, moved
+from mtlbench.method.spec import MethodSpec
+from mtlbench.method.state import StepState
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
 from mtlbench.seeding import reseed, seed_of
 from mtlbench.tasks import Task
-
-if TYPE_CHECKING:
-    from mtlbench.method import MethodSpec
 
 
 class TrainingStep(L.LightningModule):
@@ -44,13 +43,8 @@ class TrainingStep(L.LightningModule):
     update: Update
     bad_step: Tensor
     _loss_weights: Tensor
-    _extra: Tensor | None
-    _total: Tensor | None
-    _representation: list[Tensor]
-    _stepped: bool
+    _state: StepState
     last_update: Snapshot | None
-    _reduced: ReducedLosses | None
-    _last_reduced: ReducedLosses | None
 
     if TYPE_CHECKING:  # The hooks of `MTLMethod` that a step calls.
 
@@ -65,9 +59,11 @@ class TrainingStep(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the value that Lightning back-propagates; `backward` may take it apart again."""
-        self._batch, self._micro_index = batch, batch_idx % self.trainer.accumulate_grad_batches
-        self._stepped = False
-        self._reseed()
+        before = None if self._state.stepped else self._state.whole
+        micro_index = batch_idx % self.trainer.accumulate_grad_batches
+        self._state = StepState(batch, micro_index, self.trainer.global_step, whole=before)
+        # Dropout and the like are a function of (seed, step, rank): resuming needs no saved generator.
+        reseed(self._noise_seed(), self.device)
         sums, regularisers = self._losses(batch)
         reduced = reduce_losses(torch.stack(sums), self._counts(batch), self._scales())
         # One tensor per task to the end: through a stack, every row's backward pass would visit all heads.
@@ -79,48 +75,50 @@ class TrainingStep(L.LightningModule):
             weights, value = loss_weights(self.combine_losses, ctx)
         else:  # The plain sum needs no derivative.
             weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
-        self._rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
+        self._state.rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
         if len(weights) == len(self.tasks):  # An index would be copied to the device in every step.
             self._loss_weights.copy_(weights)
         else:
             self._loss_weights[list(ctx.active)] = weights.to(self._loss_weights)
         own = value if self.surgery.rest else value.detach()
-        self._extra = sum(regularisers.values(), own)
+        self._state.extra = sum(regularisers.values(), own)
         # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
         # so do balancer parameters: each takes part in the ordinary reduction of gradients, and no rank waits.
         idle = sum(shares) + sum(parameter.sum() for parameter in self.surgery.rest)
-        self._total = self._extra + sum(row - row.detach() for row in self._rows.values()) + 0.0 * idle
-        return self._total
+        self._state.total = (
+            self._state.extra + sum(row - row.detach() for row in self._state.rows.values()) + 0.0 * idle
+        )
+        return self._state.total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Back-propagates: once and plainly, or once per task where a gradient hook is in use in this step."""
         if not self._operates():
-            if self._diagnoses(self._ctx):
+            if self._diagnoses(cast(Context, self._state.ctx)):
                 self._measure_conflict()
             loss.backward(*args, **kwargs)
             return
         try:
             self._take_apart(loss)
-        finally:  # The graph shall not outlive the backward pass.
-            self._rows, self._extra, self._total, self._representation = {}, None, None, []
+        finally:
+            self._state.release()
 
     def _take_apart(self, loss: Tensor) -> None:
-        (factor,) = torch.autograd.grad(loss, cast(Tensor, self._total), retain_graph=True)
-        extra = self._extra if self._extra is not None and self._extra.requires_grad else None
+        state = self._state
+        (factor,) = torch.autograd.grad(loss, cast(Tensor, state.total), retain_graph=True)
+        extra = state.extra if state.extra is not None and state.extra.requires_grad else None
         if self.update.needs.early:
             if self._scales_losses():
                 self.surgery.fill(torch.zeros((), device=self.device))  # A scaler wants a look, also without labels.
-            look = self._diagnoses(self._ctx)
-            self._with_names(
-                lambda: self.update.early(self._rows, extra, factor, self._ctx, self._representation, look=look)
-            )  # fmt: skip
+            ctx = cast(Context, state.ctx)
+            look = self._diagnoses(ctx)
+            self._with_names(lambda: self.update.early(state.rows, extra, factor, ctx, state.representation, look=look))
             return
         elsewhere = distributed.sum_counts([int(extra is not None)], self.device)[0] > 0
-        part = self._micro_index % self.update.needs.batches
-        self.surgery.collect(self._rows, extra, factor, part, extra_elsewhere=elsewhere)
+        part = self._state.micro_index % self.update.needs.batches
+        self.surgery.collect(self._state.rows, extra, factor, part, extra_elsewhere=elsewhere)
         if self._scales_losses():
-            self._overflow = self.surgery.overflows()
-            self.surgery.fill(torch.where(self._overflow > 0, torch.inf, 0.0))
+            self._state.overflow = overflow = self.surgery.overflows()
+            self.surgery.fill(torch.where(overflow > 0, torch.inf, 0.0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
@@ -137,18 +135,17 @@ class TrainingStep(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then lets the balancer look at the finished step; checkpoints are written later and hold both."""
         super().optimizer_step(*args, **kwargs)
-        self._stepped = True
+        self._state.stepped = True
         ctx = self._step_context()
         if ctx.active:
             self.balancer.after_step(ctx)
-        if (self._current_step + 1) % self.spec.steps_per_epoch == 0:
+        if (self._state.step + 1) % self.spec.steps_per_epoch == 0:
             self.balancer.epoch_end()
-        self._reduced = None
 
     @property
     def last_losses(self) -> Tensor | None:
         """(T,) unscaled mean losses of the last optimiser step over all ranks, NaN for absent tasks."""
-        return None if self._last_reduced is None else self._last_reduced.means()
+        return None if self._state.whole is None else self._state.whole.means()
 
     def check_finite(self) -> None:
         """Waits for the device and reports a task whose loss or gradient was NaN or infinite.
@@ -164,24 +161,18 @@ class TrainingStep(L.LightningModule):
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
-    def _reseed(self) -> None:
-        """Makes dropout and the like a function of (seed, step, rank): resuming needs no saved generator."""
-        self._current_step = self.trainer.global_step
-        reseed(self._noise_seed(), self.device)
-
     def _noise_seed(self) -> int:
-        return seed_of("step", self.spec.seed, self._current_step, self._micro_index, self.trainer.global_rank)
+        return seed_of("step", self.spec.seed, self._state.step, self._state.micro_index, self.trainer.global_rank)
 
     def _losses(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Returns the loss sum of every task on this rank, and the regularisers."""
         sums: dict[str, Tensor] = {}
         regularisers: dict[str, Tensor] = {}
-        self._representation = []
         for stream in streams(batch):
             names = [name for name in self.tasks if name in stream["targets"]]
             outputs = self.network(stream["image"], names)
             if outputs.representation is not None:
-                self._representation.append(outputs.representation)
+                self._state.representation.append(outputs.representation)
             for name in names:
                 sums[name] = self._loss(name, outputs, stream["targets"][name])
             for key, value in self.regularisation(outputs, stream).items():
@@ -211,17 +202,17 @@ class TrainingStep(L.LightningModule):
             present = torch.tensor([count > 0 for count in reduced.counts], device=bad.device)
             bad |= (reduced.totals * reduced.factors <= self.balancer.floor) & present
         self._mark(bad)
-        self._ctx, self._ctx_of = ctx, reduced
-        self._reduced = reduced if self._reduced is None else self._reduced + reduced
-        self._last_reduced = self._reduced
+        state = self._state
+        state.ctx, state.losses = ctx, reduced
+        state.whole = reduced if state.whole is None else state.whole + reduced
 
     def _step_context(self) -> Context:
         """Returns the context of the whole optimiser step: all micro-batches together."""
-        whole = self._reduced is None or self._reduced is self._ctx_of
-        return self._ctx if whole else self._context(self._reduced)  # type: ignore[arg-type]
+        whole = cast(ReducedLosses, self._state.whole)
+        return cast(Context, self._state.ctx) if whole is self._state.losses else self._context(whole)
 
     def _context(self, reduced: ReducedLosses) -> Context:
-        step = self._current_step
+        step = self._state.step
         generator = torch.Generator().manual_seed(seed_of("method", self.spec.seed, step))
 
         def lookahead(change: Tensor | None, tasks: Sequence[int] | None = None) -> Tensor:
@@ -238,8 +229,8 @@ class TrainingStep(L.LightningModule):
     @torch.no_grad()
     def _look_ahead(self, change: Tensor | None, wanted: Sequence[int]) -> Tensor:
         """Returns the losses of the wanted tasks on the last micro-batch, shared parameters moved by ``change``."""
-        last = self._ctx_of
-        if change is None and not self._stepped:
+        last = cast(ReducedLosses, self._state.losses)
+        if change is None and not self._state.stepped:
             totals = last.totals[list(wanted)]  # Nothing has moved since they were found.
         else:
             parameters, views = ([], []) if change is None else (self.surgery.shared, self.surgery.views(change))
@@ -252,7 +243,7 @@ class TrainingStep(L.LightningModule):
     def _loss_sums(self, wanted: Sequence[str]) -> Tensor:
         """Returns this rank's loss sums of the wanted tasks, as `_losses` does; what counts statistics is left out."""
         sums: dict[str, Tensor] = {}
-        for stream in streams(self._batch):
+        for stream in streams(self._state.batch):
             names = [name for name in wanted if name in stream["targets"]]
             outputs = self.network(stream["image"], names) if names else Outputs({})
             sums |= {name: self._loss(name, outputs, stream["targets"][name]) for name in names}
@@ -260,27 +251,27 @@ class TrainingStep(L.LightningModule):
 
     def _operates(self) -> bool:
         """Returns whether a rule on gradients acts in this step."""
-        return self.update.needs.hook is not None and self.balancer.due(self._current_step)
+        return self.update.needs.hook is not None and self.balancer.due(self._state.step)
 
     def _scales_losses(self) -> bool:
         return self.trainer.precision == "16-mixed"
 
     def _diagnoses(self, ctx: Context) -> bool:
         every = self.spec.diagnose_every
-        due = every > 0 and self._current_step % every == 0
+        due = every > 0 and self._state.step % every == 0
         return due and len(ctx.active) > 1 and bool(self.surgery.shared)
 
     def _measure_conflict(self) -> None:
         """Looks at the gradients of a rule that does not need them; leaves no trace in the step."""
-        gramian = self.update.look(list(self._rows.values()), torch.ones(()))
+        gramian = self.update.look(list(self._state.rows.values()), torch.ones(()))
         ones = torch.ones(len(gramian), dtype=gramian.dtype, device=gramian.device)
-        c = self._loss_weights[list(self._ctx.active)]
-        self.last_update = Snapshot.of_weights(self._ctx.active, gramian, ones, c)
+        active = cast(Context, self._state.ctx).active
+        self.last_update = Snapshot.of_weights(active, gramian, ones, self._loss_weights[list(active)])
 
     def _operate(self, ctx: Context) -> None:
         """Combines and writes the gradients of a rule that waits for all micro-batches."""
         update, diagnoses = self.update, self._diagnoses(ctx)
-        if self._scales_losses() and not update.needs.early and self._overflow > 0:
+        if self._scales_losses() and not update.needs.early and cast(Tensor, self._state.overflow) > 0:
             self.surgery.clear()  # The scaler skips this step; what a rule remembers shall not see it.
             return
         if not update.needs.early:
@@ -294,7 +285,7 @@ class TrainingStep(L.LightningModule):
 
     def _mark(self, bad: Tensor) -> None:
         """Remembers this step for tasks (T,) whose loss or gradient is bad, if it is their first."""
-        self.bad_step.masked_fill_(bad & (self.bad_step < 0), self._current_step)
+        self.bad_step.masked_fill_(bad & (self.bad_step < 0), self._state.step)
 
     def _with_names(self, action: Callable[[], None]) -> None:
         """Gives a gradient that is not finite the name of its task; a gradient scaler skips such a step instead."""
@@ -303,7 +294,7 @@ class TrainingStep(L.LightningModule):
         except NonFinite as error:
             if not self._scales_losses():
                 names = ", ".join(list(self.tasks)[i] for i in error.tasks)
-                raise self._diverged(names, self._current_step) from error
+                raise self._diverged(names, self._state.step) from error
             self.surgery.fill(torch.tensor(torch.inf, device=self.device))
             self.surgery.clear()
 

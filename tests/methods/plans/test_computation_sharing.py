@@ -271,7 +271,7 @@ def test_a_run_without_a_base_is_refused(tmp_path):
 def test_the_price_of_gates_is_the_papers_sum_over_their_number():
     """λ Σ P(z > 0) / n: its gradient on one gate is λ σ'(α) / n, whatever the size of the network."""
     method = built(sparsity=4.3)
-    method._current_step, method._batch = 0, {}
+    method._state.step, method._state.batch = 0, {}
     terms = method.regularisation(None, None)
     assert list(terms) == ["open gates"]
     (price,) = terms.values()
@@ -320,9 +320,9 @@ def test_two_streams_pay_for_open_gates_and_distance_once():
             value.normal_(std=0.1)
     outputs = method.network(image, ["far"])
     for step, name in ((0, "open gates"), (7, "distance")):
-        method._current_step, prices = step, []
+        method._state.step, prices = step, []
         for batch in (one, {"streams": {"a": one, "b": one}}):
-            method._batch = batch
+            method._state.batch = batch
             prices.append(sum(method.regularisation(outputs, stream)[name] for stream in streams(batch)))
         assert prices[0] > 0
         torch.testing.assert_close(prices[0], prices[1])
@@ -335,9 +335,9 @@ def test_phases():
         for value in method.network.deltas.values():
             value.normal_(std=0.1)
     outputs = method.network(image, ["far"])
-    method._batch, found = {"image": image}, []
+    method._state.batch, found = {"image": image}, []
     for step in range(8):
-        method._current_step = step
+        method._state.step = step
         found.append(method.regularisation(outputs, {"image": image}))
     assert [list(terms) for terms in found] == [["open gates"]] * 4 + [[]] * 2 + [["distance"]] * 2
     expected = 2 * activation_distance(outputs.statistics["trace"], method.network.base(image))

@@ -72,10 +72,10 @@ class Plain(Tiny):
     found: list = []
 
     def backward(self, loss):
-        if self._current_step % 2 == 0:
+        if self._state.step % 2 == 0:
             grads = [
                 torch.cat([g.flatten() for g in torch.autograd.grad(row, self.surgery.shared, retain_graph=True)])
-                for row in self._rows.values()
+                for row in self._state.rows.values()
             ]
             every = torch.stack(grads)
             Plain.found.append(torch.nn.functional.cosine_similarity(every[:, None], every, dim=2))

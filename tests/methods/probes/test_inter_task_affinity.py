@@ -145,12 +145,12 @@ class Plain(Tiny):
     found: dict = {}
 
     def backward(self, loss):
-        if self._current_step % 3 == 0:
-            optimiser, active = self.trainer.optimizers[0], self._ctx.active
+        if self._state.step % 3 == 0:
+            optimiser, active = self.trainer.optimizers[0], self._state.ctx.active
             before = self.losses_of(self.network)
             for i in active:
                 shared = self.surgery.shared
-                gradient = torch.autograd.grad(self._rows[i], shared, retain_graph=True)
+                gradient = torch.autograd.grad(self._state.rows[i], shared, retain_graph=True)
                 network, twin = copy.deepcopy((self.network, optimiser))
                 for p in network.parameters():
                     p.grad = None
@@ -166,9 +166,9 @@ class Plain(Tiny):
     @torch.no_grad()
     def losses_of(self, network):
         network = copy.deepcopy(network)
-        outputs = network(self._batch["image"], list(self.tasks))
-        sums = [self._loss(name, outputs, self._batch["targets"][name]) for name in self.tasks]
-        return reduce_losses(torch.stack(sums), self._counts(self._batch), self._scales()).means()
+        outputs = network(self._state.batch["image"], list(self.tasks))
+        sums = [self._loss(name, outputs, self._state.batch["targets"][name]) for name in self.tasks]
+        return reduce_losses(torch.stack(sums), self._counts(self._state.batch), self._scales()).means()
 
 
 @pytest.mark.parametrize(("optimiser", "norm"), [("sgd", "batch"), ("adamw", "group")])

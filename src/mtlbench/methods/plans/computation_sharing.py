@@ -157,10 +157,10 @@ class ComputationSharing(MTLMethod):
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Returns the price of open gates, then nothing, then the distance to the base's activations."""
-        share = 1 / len(streams(self._batch))  # Asked once per stream: together they are one price and one mean.
-        if self._current_step < self.prune_until:
+        share = 1 / len(streams(self._state.batch))  # Asked once per stream: together they are one price and one mean.
+        if self._state.step < self.prune_until:
             return {"open gates": share * self.sparsity * self.network.deltas.openness()}
-        if self._current_step < self.sparsify_from:
+        if self._state.step < self.sparsify_from:
             return {}
         base = self.network.base(batch["image"])
         return {"distance": share * self.closeness * activation_distance(outputs.statistics["trace"], base)}
@@ -168,7 +168,7 @@ class ComputationSharing(MTLMethod):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps settled gates where they are: with a gradient of zero, momentum would move them."""
         super().on_before_optimizer_step(optimizer)
-        if self._current_step >= self.prune_until:
+        if self._state.step >= self.prune_until:
             for gate in self.network.deltas.gates():
                 gate.grad = None
 
