@@ -81,9 +81,13 @@ def _peak(case: Case, name: str, way: str) -> int:
     method = case.method(name)
     method.update.needs = method.update.needs.chosen(way)
     method._trainer = SimpleNamespace(
-        accumulate_grad_batches=1, global_step=0, global_rank=0, precision="32-true", world_size=1,
+        accumulate_grad_batches=1,
+        global_step=0,
+        global_rank=0,
+        precision="32-true",
+        world_size=1,
         optimizers=[SimpleNamespace(param_groups=[{"lr": 1e-3}])],
-    )  # fmt: skip
+    )
 
     def step() -> None:
         method.backward(method.training_step(case.batch(), 0))

@@ -15,9 +15,10 @@ from mtlbench import registry
 
 PACKAGES = (mtlbench.methods, mtlbench.balancing, mtlbench.metrics)
 MODULES = [
-    name for package in PACKAGES
+    name
+    for package in PACKAGES
     for name in (package.__name__, *(m.name for m in pkgutil.iter_modules(package.__path__, package.__name__ + ".")))
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -204,9 +204,10 @@ def find(name: str, *, trusted: Trusted | None = None) -> type:
     if path := _files().get(name):
         module = importlib.import_module(f"mtlbench.methods.{path.parent.name}.{name}")
         own = [
-            cls for cls in vars(module).values()
+            cls
+            for cls in vars(module).values()
             if inspect.isclass(cls) and cls.__module__ == module.__name__ and issubclass(cls, Registered)
-        ]  # fmt: skip
+        ]
         return own[0]
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name == name:
@@ -257,8 +258,11 @@ def record(name: str, **arguments: Any) -> dict[str, Any]:
     known = arguments_of(cls)
     written = {k: v for k, v in defaults(cls, arguments).items() if k not in cls.LATER or v != known[k].default}
     return {
-        "name": name.rpartition(":")[2], "path": name, "version": cls.VERSION, "arguments": written,
-    }  # fmt: skip
+        "name": name.rpartition(":")[2],
+        "path": name,
+        "version": cls.VERSION,
+        "arguments": written,
+    }
 
 
 def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:

@@ -71,8 +71,14 @@ def test_calls_are_the_steps_of_a_run(name):
 
 def test_every_rule_with_a_schedule_needs_the_number_of_the_step():
     """The test above can fail: with every call the first one, or all in one epoch, directions are others."""
-    for name, when in (("moco", {"step": 0}), ("db_mtl", {"step": 0}), ("nash_mtl", {"step": 0}), ("rlw", {"step": 0}),
-                       ("dwa", {"epoch": 0}), ("stch", {"epoch": 0})):  # fmt: skip
+    for name, when in (
+        ("moco", {"step": 0}),
+        ("db_mtl", {"step": 0}),
+        ("nash_mtl", {"step": 0}),
+        ("rlw", {"step": 0}),
+        ("dwa", {"epoch": 0}),
+        ("stch", {"epoch": 0}),
+    ):
         one, other = (make_balancer(name, **ARGUMENTS.get(name, {})) for _ in range(2))
         for n, (jacobian, losses, _) in enumerate(given(())):
             found = one.direction(jacobian, losses, epoch=n // PER_EPOCH)

@@ -131,9 +131,13 @@ def test_conflict_averse_is_the_lowest_bound():
         found = solvers.conflict_averse(rows @ rows.T, 0.5) @ rows
         simplex = {"type": "eq", "fun": lambda w: w.sum() - 1}
         lowest = minimize(
-            lambda w, rows=rows: bound(rows, w, 0.5), np.full(4, 0.25), bounds=[(0, 1)] * 4, constraints=simplex,
-            method="SLSQP", options={"ftol": 1e-14},
-        )  # fmt: skip
+            lambda w, rows=rows: bound(rows, w, 0.5),
+            np.full(4, 0.25),
+            bounds=[(0, 1)] * 4,
+            constraints=simplex,
+            method="SLSQP",
+            options={"ftol": 1e-14},
+        )
         assert (rows @ found).min() == pytest.approx(lowest.fun, abs=1e-6)
 
 
@@ -213,9 +217,11 @@ def test_a_gramian_is_taken_apart_without_rounding_errors(kind, rank):
 def test_nothing_but_zeros():
     nothing = np.zeros((3, 3))
     for weights in (
-        solvers.min_norm(nothing), solvers.dual_cone(nothing, np.eye(3)), solvers.conflict_averse(nothing, 0.5),
+        solvers.min_norm(nothing),
+        solvers.dual_cone(nothing, np.eye(3)),
+        solvers.conflict_averse(nothing, 0.5),
         solvers.alpha_fair(nothing, 1.0),
-    ):  # fmt: skip
+    ):
         assert np.isfinite(weights).all()
 
 

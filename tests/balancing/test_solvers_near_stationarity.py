@@ -39,9 +39,10 @@ def best_worst_task(gradients):
     mean = matrix.mean(0)
     radius = C * np.linalg.norm(mean)
     ball = {
-        "type": "ineq", "fun": lambda x: 1 - ((x[:-1] - mean) ** 2).sum() / radius**2,
+        "type": "ineq",
+        "fun": lambda x: 1 - ((x[:-1] - mean) ** 2).sum() / radius**2,
         "jac": lambda x: np.append(-2 * (x[:-1] - mean) / radius**2, 0),
-    }  # fmt: skip
+    }
     slope = np.hstack([matrix, -np.ones((len(matrix), 1))])
     rest = {"type": "ineq", "fun": lambda x: slope @ x, "jac": lambda x: slope}
     start = np.append(mean, (matrix @ mean).min())

@@ -58,8 +58,10 @@ def test_finished_study_is_answered_at_once_and_without_torch(counted: Path) -> 
     assert "Encoder**: vit\\_tiny\\_patch16\\_224, weights: random" in page
     done = subprocess.run(
         [sys.executable, "-c", NO_TORCH, *words("--methods", "uniform single_task")],
-        cwd=counted, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=counted,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported:"
     table = [line for line in first.text.splitlines() if line.startswith("uniform")]

@@ -20,9 +20,16 @@ from mtlbench.study.resolve import Study
 from tests.support.command_line import SMALL, mtlbench
 
 SPEC = RunSpec(
-    suite="mine", label="planned", seed=3, method={"name": "uniform", "path": "uniform", "arguments": {}},
-    tasks={"a": {}, "b": {}}, data={}, model={}, optimiser={}, trainer={"steps": 1},
-)  # fmt: skip
+    suite="mine",
+    label="planned",
+    seed=3,
+    method={"name": "uniform", "path": "uniform", "arguments": {}},
+    tasks={"a": {}, "b": {}},
+    data={},
+    model={},
+    optimiser={},
+    trainer={"steps": 1},
+)
 
 
 class Instant:
@@ -175,7 +182,7 @@ def test_broken_plan_is_told_beside_the_others(tmp_path: Path, monkeypatch: pyte
 
 def test_the_line_of_the_suite_is_checked_before_its_first_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     """Where a plan begins with other runs, wrong arguments of the method itself would show only after them."""
     monkeypatch.undo()
     words = ("bench", "digits", *SMALL, "trainer.steps=1", "methods=[{name: kd_mtl, weight: -1.0}]")

@@ -128,8 +128,14 @@ def test_all_faults_of_a_file_at_once_with_their_lines(tmp_path: Path) -> None:
     text = "nam: mine\nversion: one\ndata: {module: a:B}\nmodel:\n  encodr: x\n  image_size: [8, 8]\nmethods: [no]\n"
     answer = mtlbench(tmp_path, "bench", write_suite(tmp_path, "mine", text), "trainer.lr=1")
     assert answer.code == 2
-    for fault in ("mine.yaml:1: Unknown key 'nam'", "mine.yaml:2: version", "mine.yaml:5: Unknown key 'encodr'",
-                  "Perhaps optimiser.lr?", "trainer.steps is required", "name is required"):  # fmt: skip
+    for fault in (
+        "mine.yaml:1: Unknown key 'nam'",
+        "mine.yaml:2: version",
+        "mine.yaml:5: Unknown key 'encodr'",
+        "Perhaps optimiser.lr?",
+        "trainer.steps is required",
+        "name is required",
+    ):
         assert fault in answer.text
 
 

@@ -67,9 +67,8 @@ def point(
 ) -> dict[str, Any]:
     """Returns what one way gave with one seed."""
     found = next(
-        p for p in record["points"]
-        if (p["threshold"], p["distance"]) == (threshold, distance) and label in p["label"]
-    )  # fmt: skip
+        p for p in record["points"] if (p["threshold"], p["distance"]) == (threshold, distance) and label in p["label"]
+    )
     return found["seeds"][record["seeds"].index(seed)]
 
 
@@ -149,9 +148,10 @@ def test_lags_begin_at_key_frames(record: dict[str, Any]) -> None:
 def test_the_page_needs_no_network_and_shows_names_as_they_are(record: dict[str, Any]) -> None:
     drawn = figures(record)
     assert [title.partition(",")[0] for title in drawn] == [
-        "Accuracy against computation", "Drift over frames since the key frame",
+        "Accuracy against computation",
+        "Drift over frames since the key frame",
         "Scores over frames since the key frame",
-    ]  # fmt: skip
+    ]
     curves = [trace for trace in drawn["Accuracy against computation"].data if trace.mode == "lines+markers"]
     assert len(curves) == 3 and all(len(trace.x) == 3 for trace in curves)
     panels = [

@@ -324,12 +324,19 @@ def seen(gradients, weights=None, loss_weights=None):
 def test_conflict_row():
     row = conflict_row(seen(rows(*CONFLICT), weights=rows(2.0, 1.5)), ["a", "b"])
     # By hand: the update of weights (2, 1.5) is (.5, 1.5), the plain sum (0, 1).
-    assert row == pytest.approx({
-        "gradient/cosine/a|b": -(0.5**0.5), "gradient/norm/a": 1.0, "gradient/norm/b": 2**0.5,
-        "gradient/weight/a": 2.0, "gradient/weight/b": 1.5, "gradient/conflicts": 1.0,
-        "gradient/similarity": 2 * 2**0.5 / 3, "gradient/condition": 1 + 2**0.5,
-        "gradient/turn": round(math.degrees(math.acos(1.5 / 2.5**0.5)), 4),
-    })  # fmt: skip
+    assert row == pytest.approx(
+        {
+            "gradient/cosine/a|b": -(0.5**0.5),
+            "gradient/norm/a": 1.0,
+            "gradient/norm/b": 2**0.5,
+            "gradient/weight/a": 2.0,
+            "gradient/weight/b": 1.5,
+            "gradient/conflicts": 1.0,
+            "gradient/similarity": 2 * 2**0.5 / 3,
+            "gradient/condition": 1 + 2**0.5,
+            "gradient/turn": round(math.degrees(math.acos(1.5 / 2.5**0.5)), 4),
+        }
+    )
     three = conflict_row(seen(rows((1.0, 0.0), (0.0, 2.0), (-1.0, 0.0))), ["a", "b", "c"])
     assert three["gradient/conflicts"] == pytest.approx(1 / 3) and three["gradient/condition"] == 1e8
     assert three["gradient/cosine/a|b"] == 0 and three["gradient/cosine/a|c"] == -1
@@ -340,11 +347,19 @@ def test_conflict_row():
 def test_conflict_row_has_no_numbers_that_are_none():
     """By hand: rows (1, 0), (0, 2), and a third whose loss has weight 0."""
     hidden = seen(rows((1.0, 0.0), (0.0, 2.0), (5.0, 5.0)), loss_weights=rows(1.0, 1.0, 0.0))
-    assert conflict_row(hidden, ["a", "b", "c"]) == pytest.approx({
-        "gradient/cosine/a|b": 0.0, "gradient/norm/a": 1.0, "gradient/norm/b": 2.0, "gradient/weight/a": 1.0,
-        "gradient/weight/b": 1.0, "gradient/weight/c": 0.0, "gradient/conflicts": 0.0, "gradient/similarity": 0.8,
-        "gradient/condition": 1.0,
-    })  # fmt: skip
+    assert conflict_row(hidden, ["a", "b", "c"]) == pytest.approx(
+        {
+            "gradient/cosine/a|b": 0.0,
+            "gradient/norm/a": 1.0,
+            "gradient/norm/b": 2.0,
+            "gradient/weight/a": 1.0,
+            "gradient/weight/b": 1.0,
+            "gradient/weight/c": 0.0,
+            "gradient/conflicts": 0.0,
+            "gradient/similarity": 0.8,
+            "gradient/condition": 1.0,
+        }
+    )
     alone = conflict_row(seen(rows(*CONFLICT), loss_weights=rows(0.0, 1.0)), ["a", "b"])
     assert alone == pytest.approx({"gradient/norm/b": 2**0.5, "gradient/weight/a": 0.0, "gradient/weight/b": 1.0})
     still = conflict_row(seen(torch.zeros(3, 2).double()), ["a", "b", "c"])

@@ -101,12 +101,19 @@ def within(guess, truth, factor):
 
 def make(kind):
     return {
-        "classes": lambda: MeanIoU(4), "binary": lambda: MeanIoU(2, protocol="saliency_miou@1", binary=True),
-        "maxf": MaxF, "squashed": lambda: MaxF(squash=True), "best": SaliencyIoU, "maps": MapError,
+        "classes": lambda: MeanIoU(4),
+        "binary": lambda: MeanIoU(2, protocol="saliency_miou@1", binary=True),
+        "maxf": MaxF,
+        "squashed": lambda: MaxF(squash=True),
+        "best": SaliencyIoU,
+        "maps": MapError,
         "soft": lambda: Joint(SoftAccuracy(), SoftCrossEntropy()),
-        "depth": DepthError, "normals": NormalsError, "labels": Accuracy, "number": SquaredError,
+        "depth": DepthError,
+        "normals": NormalsError,
+        "labels": Accuracy,
+        "number": SquaredError,
         "loss": lambda: MeanLoss(Depth("far"), protocol="loss"),
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 KINDS = (
@@ -119,9 +126,7 @@ def largest_f(prediction, target, squash=False):
     valid = target != IGNORE
     truth, probability = target[valid] == 1, prediction.sigmoid()[valid]
     probability = probability.sigmoid() if squash else probability
-    return max(
-        fbeta_score(truth, probability >= k / 20, beta=math.sqrt(0.3), zero_division=0) for k in range(1, 20)
-    )  # fmt: skip
+    return max(fbeta_score(truth, probability >= k / 20, beta=math.sqrt(0.3), zero_division=0) for k in range(1, 20))
 
 
 def best_foreground_iou(prediction, target):
@@ -152,25 +157,29 @@ def expected(kind, prediction, target):
             "soft_cross_entropy@1": log_loss(
                 np.tile(range(4), len(truth)), guess.repeat(4, 0), sample_weight=truth.ravel()
             ),
-        }  # fmt: skip
+        }
     if kind == "normals":
         found = angles(prediction, target)
         return {
-            "normals_mean@1": found.mean(), "normals_within_11.25@1": (found < 11.25).mean(),
-            "normals_within_22.5@1": (found < 22.5).mean(), "normals_within_30@1": (found < 30).mean(),
+            "normals_mean@1": found.mean(),
+            "normals_within_11.25@1": (found < 11.25).mean(),
+            "normals_within_22.5@1": (found < 22.5).mean(),
+            "normals_within_30@1": (found < 30).mean(),
             "normals_rmse@1": np.sqrt((found**2).mean()),
             "normals_median@1": pytest.approx(np.sort(found)[(len(found) - 1) // 2], abs=0.011),
-        }  # fmt: skip
+        }
     if kind in ("depth", "loss"):
         valid = target != IGNORE
         error, truth = (prediction - target).abs()[valid].numpy(), target[valid].numpy()
         if kind == "loss":
             return {"loss": error.mean()}
         return {
-            "depth_rmse@1": np.sqrt((error**2).mean()), "depth_abs@1": error.mean(),
-            "depth_rel@1": (error / truth).mean(), "depth_rmse_images@1": rmse_of_images(prediction, target),
+            "depth_rmse@1": np.sqrt((error**2).mean()),
+            "depth_abs@1": error.mean(),
+            "depth_rel@1": (error / truth).mean(),
+            "depth_rmse_images@1": rmse_of_images(prediction, target),
             **{f"depth_delta{k}@1": within(prediction[valid].numpy(), truth, 1.25**k) for k in (1, 2, 3)},
-        }  # fmt: skip
+        }
     if kind == "labels":
         valid = target != -1
         return {"accuracy@1": accuracy_score(target[valid], prediction.argmax(1)[valid])}

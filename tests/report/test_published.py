@@ -57,9 +57,16 @@ def test_rows_are_as_printed():
 
 def test_protocols_are_ours_or_named_as_what_they_are():
     ours = Joint(
-        MeanIoU(2), MeanIoU(2, protocol="parts_miou@1"), SaliencyIoU(), MaxF(), MaxF(squash=True), NormalsError(),
-        DepthError(), EdgeODSF(), EdgeODSF(max_distance=0.011),
-    )  # fmt: skip
+        MeanIoU(2),
+        MeanIoU(2, protocol="parts_miou@1"),
+        SaliencyIoU(),
+        MaxF(),
+        MaxF(squash=True),
+        NormalsError(),
+        DepthError(),
+        EdgeODSF(),
+        EdgeODSF(max_distance=0.011),
+    )
     known = {p.id: p for p in ours.protocols}
     for suite in SUITES:
         for row in published.load(suite):

@@ -40,10 +40,15 @@ def row_of(board, label):
 
 def test_delta_m_per_seed_against_the_mean_of_single_task():
     # Reference: semseg 0.4, depth 0.6. Seed 0: (+10 % - 10 %) / 2 = 0; seed 1: (+5 % + 20 %) / 2 = 12.5.
-    board = build(*study_of({
-        "single_task": [(0.38, 0.66), (0.42, 0.54)],
-        "ours": [(0.44, 0.66), (0.42, 0.48)],
-    }, tasks=SEGDEPTH))  # fmt: skip
+    board = build(
+        *study_of(
+            {
+                "single_task": [(0.38, 0.66), (0.42, 0.54)],
+                "ours": [(0.44, 0.66), (0.42, 0.48)],
+            },
+            tasks=SEGDEPTH,
+        )
+    )
     ours = row_of(board, "ours")
     assert ours.deltas == pytest.approx({0: 0.0, 1: 12.5})
     assert ours.delta.mean == pytest.approx(6.25)
@@ -56,11 +61,16 @@ def test_delta_m_per_seed_against_the_mean_of_single_task():
 
 
 def test_ties_within_noise_share_a_rank_and_clear_differences_do_not():
-    board = build(*study_of({
-        "single_task": [(0.40,), (0.40,), (0.40,)],
-        "tied": [(0.50,), (0.52,), (0.48,)],
-        "best": [(0.51,), (0.50,), (0.50,)],
-    }, seeds=(0, 1, 2)))  # fmt: skip
+    board = build(
+        *study_of(
+            {
+                "single_task": [(0.40,), (0.40,), (0.40,)],
+                "tied": [(0.50,), (0.52,), (0.48,)],
+                "best": [(0.51,), (0.50,), (0.50,)],
+            },
+            seeds=(0, 1, 2),
+        )
+    )
     assert [(row.label, row.rank) for row in board.rows] == [("best", 1), ("tied", 1), ("single_task", 3)]
     compared = {(c.label, c.reference): c for c in board.comparisons}
     assert set(compared) == {("tied", "best"), ("single_task", "best")}
@@ -86,12 +96,17 @@ def test_a_comparison_named_beforehand_stands_alone():
 def test_small_steps_do_not_chain_into_one_rank():
     # Each neighbour of `middle` is within its noise; `top` and `bottom` have none and differ.
     noise = (0.010, -0.010, 0.010, -0.010)
-    board = build(*study_of({
-        "single_task": [(0.40,)] * 4,
-        "top": [(0.460,)] * 4,
-        "middle": [(0.455 + n,) for n in noise],
-        "bottom": [(0.450,)] * 4,
-    }, seeds=(0, 1, 2, 3)))  # fmt: skip
+    board = build(
+        *study_of(
+            {
+                "single_task": [(0.40,)] * 4,
+                "top": [(0.460,)] * 4,
+                "middle": [(0.455 + n,) for n in noise],
+                "bottom": [(0.450,)] * 4,
+            },
+            seeds=(0, 1, 2, 3),
+        )
+    )
     ranks = [(row.label, row.rank) for row in board.rows]
     assert ranks == [("top", 1), ("middle", 1), ("bottom", 3), ("single_task", 4)]
 
@@ -109,9 +124,16 @@ def test_one_seed_ranks_by_value_and_says_so():
 
 @pytest.mark.parametrize("gap", [None, (0.5,), (0.5, float("nan"))])
 def test_a_missing_cell_means_no_rank_and_no_average(gap):
-    board = build(*study_of({
-        "single_task": [(0.4, 0.6)] * 2, "gappy": [(0.9, 0.1), gap], "whole": [(0.41, 0.6)] * 2,
-    }, tasks=SEGDEPTH))  # fmt: skip
+    board = build(
+        *study_of(
+            {
+                "single_task": [(0.4, 0.6)] * 2,
+                "gappy": [(0.9, 0.1), gap],
+                "whole": [(0.41, 0.6)] * 2,
+            },
+            tasks=SEGDEPTH,
+        )
+    )
     gappy = row_of(board, "gappy")
     assert (gappy.rank, gappy.delta, gappy.seeds) == (None, None, (0,))
     assert gappy.hint == "missing cells in seed 1"

@@ -70,10 +70,15 @@ class Fake:
         first = self.train("uniform", seed, TOGETHER["semseg", "depth"], 20)
         second = self.train("uniform", seed, TOGETHER["semseg", "saliency"], 20)
         record = {
-            "kind": "grouping", "groups": [["semseg", "depth"], ["semseg", "saliency"]], "networks": 2, "note": "",
-            "serves": {"semseg": 0, "depth": 0, "saliency": 1}, "search_runs": [search],
-            "predicted": [{"group": list(g), "values": dict.fromkeys(g, v)} for g, v in predicted.items()], **more,
-        }  # fmt: skip
+            "kind": "grouping",
+            "groups": [["semseg", "depth"], ["semseg", "saliency"]],
+            "networks": 2,
+            "note": "",
+            "serves": {"semseg": 0, "depth": 0, "saliency": 1},
+            "search_runs": [search],
+            "predicted": [{"group": list(g), "values": dict.fromkeys(g, v)} for g, v in predicted.items()],
+            **more,
+        }
         serving = {"semseg": first, "depth": first, "saliency": second}
         self.row(label, seed, [[search], [first, second]], serving, record=record)
 
@@ -182,8 +187,12 @@ def test_a_row_of_single_networks_is_compared_on_the_groups_of_others() -> None:
     fake.row("oracle", 0, [list(fake.subsets(0).values())], {})
     fake.tag(0, RIGHT)
     serving = {t: f"single_task-s0-{t}" for t in TASKS}
-    record = {**fake.study["rows"][-1]["record"], "groups": [[t] for t in TASKS], "search_runs": [],
-              "serves": {t: i for i, t in enumerate(TASKS)}}  # fmt: skip
+    record = {
+        **fake.study["rows"][-1]["record"],
+        "groups": [[t] for t in TASKS],
+        "search_runs": [],
+        "serves": {t: i for i, t in enumerate(TASKS)},
+    }
     fake.row("apart", 0, [list(serving.values())], serving, record=record)
     _, apart = fake.board().groupings
     assert networks(apart.found[0]) == "semseg; depth; saliency" and len(apart.found[0].qualities) == 4

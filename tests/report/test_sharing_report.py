@@ -22,9 +22,17 @@ def scores(values):
 def save(folder, run, values, cost, summary=None, seed=0):
     (folder / run).mkdir()
     record = {
-        "format": 1, "run_id": run, "label": "", "method": "", "seed": seed, "tasks": list(values), "split": "test",
-        "steps": 1, "scores": scores(values), "cost": {"train_seconds": 1.0, **cost},
-    }  # fmt: skip
+        "format": 1,
+        "run_id": run,
+        "label": "",
+        "method": "",
+        "seed": seed,
+        "tasks": list(values),
+        "split": "test",
+        "steps": 1,
+        "scores": scores(values),
+        "cost": {"train_seconds": 1.0, **cost},
+    }
     (folder / run / "result.json").write_text(json.dumps(record))
     (folder / run / "summary.json").write_text(json.dumps(summary or {}))
 
@@ -57,10 +65,13 @@ def folder(tmp_path):
         row["runs"] = list(dict.fromkeys(row["serving"].values()))
     tasks = {
         name: {
-            "scale": 1.0, "in_delta_m": True, "kind": "depth",
+            "scale": 1.0,
+            "in_delta_m": True,
+            "kind": "depth",
             "protocols": [{"id": protocol, "higher_is_better": up, "unit": ""}],
-        } for name, (protocol, up) in TASKS.items()
-    }  # fmt: skip
+        }
+        for name, (protocol, up) in TASKS.items()
+    }
     plan = {
         "format": 1, "suite": "toy", "version": 1, "title": "", "overrides": [], "baseline": "single_task",
         "selection": "last", "split": "test", "search": "none", "seeds": [0, 1], "tasks": tasks, "rows": rows,

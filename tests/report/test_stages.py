@@ -79,8 +79,9 @@ def test_gradients_are_those_of_the_encoder():
 def test_blocks_of_a_stage():
     stages = Stages(made("resnet18"))
     assert [[type(b).__name__ for b in blocks] for blocks in stages.blocks] == [
-        ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "BasicBlock", "BasicBlock"], *[["BasicBlock"] * 2] * 3,
-    ]  # fmt: skip
+        ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "BasicBlock", "BasicBlock"],
+        *[["BasicBlock"] * 2] * 3,
+    ]
     vit = made("vit_tiny_patch16_224")  # six blocks in four stages
     assert [len(blocks) for blocks in Stages(vit).blocks] == [1, 2, 1, 2]
     assert [b for blocks in Stages(vit).blocks for b in blocks] == list(vit.trunk.model.blocks)

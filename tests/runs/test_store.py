@@ -98,9 +98,12 @@ def test_lock_of_a_dead_process_is_stale(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from tests.runs.test_store import SPEC, RunFolder\n"
     code += "run = RunFolder(Path(sys.argv[1]), SPEC.run_id); run.claim(SPEC); print('claimed', flush=True); input()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stdout.readline() == "claimed\n"
     assert run.state() == "running" and not run.claim(SPEC)
     process.send_signal(signal.SIGKILL)

@@ -86,18 +86,37 @@ def test_methods_keep_the_arguments_that_the_suite_gives_them(tmp_path: Path) ->
 
 def make(*variables: str) -> str:
     """Returns the command that make would run."""
-    done = subprocess.run(
-        ["make", "-n", "bench", *variables], cwd=ROOT, capture_output=True, text=True, check=True
-    )  # fmt: skip
+    done = subprocess.run(["make", "-n", "bench", *variables], cwd=ROOT, capture_output=True, text=True, check=True)
     return [line for line in done.stdout.splitlines() if "mtlbench" in line][-1]
 
 
 def test_variables_of_make() -> None:
     assert make().split("mtlbench", 1)[1].split() == ["bench", '"scenes"', "--results", '"results"']
-    line = make("SUITE=digits", "METHODS=uniform famo", "SEEDS=3", "SET=trainer.steps=7 seeds=[1]", "RESULTS=/tmp/a b",
-                "JOBS=2", "DEVICES=1", "DATA=d", "SAMPLE=1", "RETRY=1", "DRY=1")  # fmt: skip
-    for part in ('bench "digits" trainer.steps=7 seeds=[1]', '--methods "uniform famo"', '--seeds "3"', "--jobs 2",
-                 '--results "/tmp/a b"', "--devices 1", '--data "d"', "--sample", "--retry", "--dry"):  # fmt: skip
+    line = make(
+        "SUITE=digits",
+        "METHODS=uniform famo",
+        "SEEDS=3",
+        "SET=trainer.steps=7 seeds=[1]",
+        "RESULTS=/tmp/a b",
+        "JOBS=2",
+        "DEVICES=1",
+        "DATA=d",
+        "SAMPLE=1",
+        "RETRY=1",
+        "DRY=1",
+    )
+    for part in (
+        'bench "digits" trainer.steps=7 seeds=[1]',
+        '--methods "uniform famo"',
+        '--seeds "3"',
+        "--jobs 2",
+        '--results "/tmp/a b"',
+        "--devices 1",
+        '--data "d"',
+        "--sample",
+        "--retry",
+        "--dry",
+    ):
         assert part in line
 
 

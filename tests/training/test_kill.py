@@ -32,8 +32,12 @@ from tests.support.command_line import (
 METHODS = ("uniform", "famo", "pcgrad", "task_moe")
 KILLS, STEPS = 10, 40
 SETTINGS = (
-    *SMALL, f"trainer.steps={STEPS}", "trainer.workers=2", "trainer.checkpoint_every=7", "trainer.evaluate_every=10",
-)  # fmt: skip
+    *SMALL,
+    f"trainer.steps={STEPS}",
+    "trainer.workers=2",
+    "trainer.checkpoint_every=7",
+    "trainer.evaluate_every=10",
+)
 """Five epochs; checkpoints, evaluations and epochs end at different steps."""
 
 Whole = Callable[[str], tuple[RunSpec, RunFolder]]

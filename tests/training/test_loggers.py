@@ -21,9 +21,17 @@ from mtlbench.training.loggers import MetricsFile, Tracker, read_rows, wandb_mod
 
 STEPS = 6
 BENCH = (
-    "bench", "digits", f"trainer.steps={STEPS}", "trainer.log_every=2", "trainer.evaluate_every=4",
-    "trainer.diagnose_every=2", "trainer.examples=1", "optimiser.warmup=2", "--methods", "pcgrad",
-)  # fmt: skip
+    "bench",
+    "digits",
+    f"trainer.steps={STEPS}",
+    "trainer.log_every=2",
+    "trainer.evaluate_every=4",
+    "trainer.diagnose_every=2",
+    "trainer.examples=1",
+    "optimiser.warmup=2",
+    "--methods",
+    "pcgrad",
+)
 TASKS = ("left", "right", "sum", "ink", "segments")
 
 
@@ -250,9 +258,11 @@ def test_the_use_of_experts_is_a_table_in_the_last_row(clean, tmp_path):
     table = json.loads(next(tmp_path.rglob("*.table.json")).read_text())
     assert table["columns"] == ["layer", "task", "expert", "probability", "load"]
     assert table["data"] == [
-        ["block1.mlp", "a", 0, 0.6, 1.0], ["block1.mlp", "a", 1, 0.4, 0.0],
-        ["block1.mlp", "b", 0, 0.2, 0.25], ["block1.mlp", "b", 1, 0.8, 0.75],
-    ]  # fmt: skip
+        ["block1.mlp", "a", 0, 0.6, 1.0],
+        ["block1.mlp", "a", 1, 0.4, 0.0],
+        ["block1.mlp", "b", 0, 0.2, 0.25],
+        ["block1.mlp", "b", 1, 0.8, 0.75],
+    ]
 
 
 def test_an_error_of_wandb_ends_tracking_and_not_the_run(clean, tmp_path, capsys):

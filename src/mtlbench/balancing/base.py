@@ -120,7 +120,7 @@ class Balancer(nn.Module, Registered):
 
     def weights(
         self, gramian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Returns the task weights (T,) for a (T, T) Gramian, by hand and outside any training: one step.
 
         Args:
@@ -143,9 +143,16 @@ class Balancer(nn.Module, Registered):
         return self.gradient_weights(gramian.detach().double().cpu(), ctx).to(gramian)
 
     def direction(
-        self, jacobian: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int | None = None, epoch: int = 0,
-        lookahead: Callable[[Tensor], Tensor] | None = None, lr: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+        self,
+        jacobian: Tensor,
+        losses: Tensor | None = None,
+        *,
+        seed: int = 0,
+        step: int | None = None,
+        epoch: int = 0,
+        lookahead: Callable[[Tensor], Tensor] | None = None,
+        lr: float = 1.0,
+    ) -> Tensor:
         """Returns the update direction (P,) for a (T, P) Jacobian and (T,) losses, by hand: one step.
 
         Loss weights apply first: row i is multiplied by ∂ combine_losses / ∂ L_i, as in training.
@@ -196,7 +203,7 @@ class Balancer(nn.Module, Registered):
 
     def _by_hand(
         self, rows: Tensor, losses: Tensor | None, seed: int = 0, step: int | None = None, epoch: int = 0
-    ) -> Context:  # fmt: skip
+    ) -> Context:
         """Ends the step of the last call and returns the context of the next one."""
         tasks = len(rows)
         if self.tasks != tasks:

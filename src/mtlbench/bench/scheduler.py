@@ -77,9 +77,12 @@ class Member:
         ending = self.ending or Ending({})
         more = {"record": dict(ending.record)} if ending.record else {}
         return {
-            "stages": [[spec.run_id for spec in stage] for stage in self.stages], "serving": ending.serving,
-            "runs": [spec.run_id for spec in self.seen], **more, **({"error": self.error} if self.error else {}),
-        }  # fmt: skip
+            "stages": [[spec.run_id for spec in stage] for stage in self.stages],
+            "serving": ending.serving,
+            "runs": [spec.run_id for spec in self.seen],
+            **more,
+            **({"error": self.error} if self.error else {}),
+        }
 
 
 class Bench:
@@ -95,9 +98,15 @@ class Bench:
     """
 
     def __init__(
-        self, root: Path, study: Study, executor: Executor | None, *, retry: bool = False,
-        record: bool = True, watch: Callable[[Bench], None] = lambda bench: None,
-    ):  # fmt: skip
+        self,
+        root: Path,
+        study: Study,
+        executor: Executor | None,
+        *,
+        retry: bool = False,
+        record: bool = True,
+        watch: Callable[[Bench], None] = lambda bench: None,
+    ):
         self.root, self.study, self.executor, self.retry, self.watch = root, study, executor, retry, watch
         self.record = record
         self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
@@ -272,9 +281,10 @@ def _checked_ending(member: Member, value: Any) -> Ending:
 def _killed(number: int) -> dict[str, str]:
     name = signal.Signals(number).name
     return {
-        "type": "Killed", "traceback": "",
+        "type": "Killed",
+        "traceback": "",
         "message": f"The process was ended by {name} {RETRIES + 1} times (SIGKILL often means: out of memory).",
-    }  # fmt: skip
+    }
 
 
 def _without_result(code: int, log: Path) -> dict[str, str]:

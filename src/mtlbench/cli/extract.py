@@ -64,11 +64,16 @@ def _print(rows: Sequence[Measured]) -> None:
         table = Table("θ", "experts", "params", "", "MFLOPs", "ms", whole.protocol, "", "off route", box=None)
         for row in (r for r in rows if r.task == whole.task):
             table.add_row(
-                "whole" if row.threshold is None else f"{row.threshold:g}", str(row.experts), f"{row.parameters:,}",
-                f"{row.parameters / whole.parameters:.0%}", f"{row.flops / 1e6:.1f}", f"{row.milliseconds:.1f}",
-                f"{row.score:.4g}", f"{row.score / whole.score:.1%}" if whole.score else "-",
+                "whole" if row.threshold is None else f"{row.threshold:g}",
+                str(row.experts),
+                f"{row.parameters:,}",
+                f"{row.parameters / whole.parameters:.0%}",
+                f"{row.flops / 1e6:.1f}",
+                f"{row.milliseconds:.1f}",
+                f"{row.score:.4g}",
+                f"{row.score / whole.score:.1%}" if whole.score else "-",
                 "" if row.off_route is None else f"{row.off_route:.2%}",
-            )  # fmt: skip
+            )
         console = Console()
         console.print(
             f"{whole.task}: θ threshold; one image, active FLOPs; off route: tokens whose experts are not all kept"

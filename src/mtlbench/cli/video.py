@@ -71,10 +71,13 @@ def _print(record: dict[str, Any]) -> None:
         theta, distance = point["threshold"], str(point["distance"])
         shown = (escape(point["label"]), "", "") if theta is None else ("", f"{theta:g}", distance)
         table.add_row(
-            *shown, formatting.number(gain.mean, 2, sign=True) if gain else formatting.BLANK, formatting.interval(gain),
-            f"{used / 1e6:.1f}", f"{used / whole:.0%}",
+            *shown,
+            formatting.number(gain.mean, 2, sign=True) if gain else formatting.BLANK,
+            formatting.interval(gain),
+            f"{used / 1e6:.1f}",
+            f"{used / whole:.0%}",
             formatting.BLANK if theta is None else f"{report.drifts(point)[-1]:.3f}",
-        )  # fmt: skip
+        )
     console = Console()
     about = (
         f"{record['label']}, {record['clips']} clips of {record['clip_length']} frames, seeds {record['seeds']}; base "

@@ -82,10 +82,15 @@ def bottleneck(inputs: int, outputs: int) -> Residual:
     """Returns a residual block of 1 x 1, 3 x 3 and 1 x 1 convolutions, a quarter as wide inside."""
     inner = max(4, outputs // 4)
     body = nn.Sequential(
-        conv(inputs, inner, 1), norm(inner), nn.ReLU(),
-        conv(inner, inner), norm(inner), nn.ReLU(),
-        conv(inner, outputs, 1), norm(outputs),
-    )  # fmt: skip
+        conv(inputs, inner, 1),
+        norm(inner),
+        nn.ReLU(),
+        conv(inner, inner),
+        norm(inner),
+        nn.ReLU(),
+        conv(inner, outputs, 1),
+        norm(outputs),
+    )
     return Residual(body, inputs, outputs)
 
 

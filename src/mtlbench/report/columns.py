@@ -114,15 +114,25 @@ def cost(key: str, head: str, show: Callable[[Any], str], **others: Any) -> Cost
 COSTS = (
     cost("seconds_per_step", "s/step", formatting.seconds, unit="s", tip="seconds per optimiser step"),
     cost(
-        "peak_memory_gib", "GiB", formatting.memory, unit="GiB", merge=max, tables=frozenset({"leaderboard"}),
+        "peak_memory_gib",
+        "GiB",
+        formatting.memory,
+        unit="GiB",
+        merge=max,
+        tables=frozenset({"leaderboard"}),
         tip="peak memory of the largest run",
     ),
     cost("parameters", "params", formatting.parameters, tip="parameters"),
     cost(
-        "train_seconds", "train", formatting.duration, unit="s", preparing=True, views=NOT_LATEX,
+        "train_seconds",
+        "train",
+        formatting.duration,
+        unit="s",
+        preparing=True,
+        views=NOT_LATEX,
         tip="training time of all runs, per seed",
     ),
-)  # fmt: skip
+)
 """The costs of the leaderboard, of methods by conditions, and of the CSV."""
 
 METHOD = TableColumn(head="method", value=lambda row: row.label, group="name", text=True)
@@ -132,30 +142,43 @@ RANKING = (
     METHOD,
     TableColumn(head="n", value=formatting.seeds, group="name", tip="seeds with every cell"),
     TableColumn(
-        head="Δm % ↑", value=lambda row: row.delta, show=formatting.delta, group="delta", better="higher", mark=True,
+        head="Δm % ↑",
+        value=lambda row: row.delta,
+        show=formatting.delta,
+        group="delta",
+        better="higher",
+        mark=True,
         tip="mean relative gain over single-task training",
     ),
     TableColumn(
-        head="95 % interval", value=lambda row: row.delta, show=formatting.interval, group="delta", views=NOT_LATEX,
+        head="95 % interval",
+        value=lambda row: row.delta,
+        show=formatting.interval,
+        group="delta",
+        views=NOT_LATEX,
         tip="t interval of Δm",
     ),
-)  # fmt: skip
+)
 """The columns of the leaderboard that precede its scores."""
 
 COMPARED = (
     TableColumn(
-        head="method", value=lambda c: f"{c.label}{' *' if c.named else ''}", group="name", text=True,
+        head="method",
+        value=lambda c: f"{c.label}{' *' if c.named else ''}",
+        group="name",
+        text=True,
         tip="*: pre-registered comparison",
     ),
     TableColumn(head="against", value=lambda c: c.reference, group="name", text=True),
     TableColumn(
-        head="difference in Δm", value=lambda c: c.difference.estimate.mean,
+        head="difference in Δm",
+        value=lambda c: c.difference.estimate.mean,
         show=lambda v: formatting.number(v, 2, sign=True),
     ),
     TableColumn(head="95 % interval", value=lambda c: c.difference.estimate, show=formatting.interval),
     TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="seeds in common"),
     TableColumn(head="p (Holm)", value=lambda c: c.p_holm, show=formatting.probability, tip="corrected per reference"),
-)  # fmt: skip
+)
 """The columns of the pairwise comparisons."""
 
 FOUND = (
@@ -165,19 +188,28 @@ FOUND = (
         head="networks", value=lambda line: networks(line[1]), text=True, tip="in brackets: served by another network"
     ),
     TableColumn(
-        head="search", value=lambda line: line[1].search_seconds, show=formatting.duration, group="cost",
+        head="search",
+        value=lambda line: line[1].search_seconds,
+        show=formatting.duration,
+        group="cost",
         tip="runs that only find the groups",
     ),
     TableColumn(
-        head="groups", value=lambda line: line[1].group_seconds, show=formatting.duration, group="cost",
+        head="groups",
+        value=lambda line: line[1].group_seconds,
+        show=formatting.duration,
+        group="cost",
         tip="all other runs of the row",
     ),
     TableColumn(head="total", value=lambda line: line[1].total_seconds, show=formatting.duration, group="cost"),
     TableColumn(
-        head="of all %", value=lambda line: line[1].share, show=lambda v: formatting.number(v, 1), group="cost",
+        head="of all %",
+        value=lambda line: line[1].share,
+        show=lambda v: formatting.number(v, 1),
+        group="cost",
         tip="total relative to a run per subset of tasks",
     ),
-)  # fmt: skip
+)
 """The columns of the groups of tasks; a row is a label and one `FoundGroups`."""
 
 QUALITY = (
@@ -187,10 +219,13 @@ QUALITY = (
     TableColumn(head="seeds", value=lambda g: g.correlation.n if g.correlation else None),
     TableColumn(head="groups compared", value=lambda g: _counts(g.found), tip="per seed"),
     TableColumn(
-        head="of all %", value=lambda g: g.share.mean if g.share else None, show=lambda v: formatting.number(v, 1),
-        group="cost", tip="mean over seeds",
+        head="of all %",
+        value=lambda g: g.share.mean if g.share else None,
+        show=lambda v: formatting.number(v, 1),
+        group="cost",
+        tip="mean over seeds",
     ),
-)  # fmt: skip
+)
 """The columns of predicted against measured quality; a row is a `Grouping`."""
 
 

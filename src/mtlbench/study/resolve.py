@@ -151,9 +151,13 @@ def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> S
 def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:
     trainer = suite.trainer
     data = module(
-        root, tasks=tasks, batch_size=trainer.batch_size, steps=trainer.steps, micro=trainer.accumulate,
+        root,
+        tasks=tasks,
+        batch_size=trainer.batch_size,
+        steps=trainer.steps,
+        micro=trainer.accumulate,
         **suite.data.options,
-    )  # fmt: skip
+    )
     missing = data.missing()
     if missing:
         raise DataError("\n".join(missing))
@@ -181,17 +185,23 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
     module = type(data)
     return {
         "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},
-        "data": _plain({
-            "module": suite.data.module, "version": module.VERSION, "options": suite.data.options,
-            "fingerprint": data.fingerprint(),
-        }),
+        "data": _plain(
+            {
+                "module": suite.data.module,
+                "version": module.VERSION,
+                "options": suite.data.options,
+                "fingerprint": data.fingerprint(),
+            }
+        ),
         "optimiser": asdict(suite.optimiser),
         "trainer": {
             **{key: value for key, value in trainer.items() if key not in own},
-            "selection": suite.selection, "protocol": suite.protocol, "suite_version": suite.version,
+            "selection": suite.selection,
+            "protocol": suite.protocol,
+            "suite_version": suite.version,
         },
         "local": {**{key: trainer[key] for key in own}, "root": root, "devices": local.devices},
-    }  # fmt: skip
+    }
 
 
 def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
@@ -203,9 +213,14 @@ def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any
 
 
 def _record(
-    suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], removed: list[dict[str, str]],
-    overrides: list[str], cases: list[Case],
-) -> dict[str, Any]:  # fmt: skip
+    suite: Suite,
+    local: Local,
+    data: Any,
+    tasks: Mapping[str, Any],
+    removed: list[dict[str, str]],
+    overrides: list[str],
+    cases: list[Case],
+) -> dict[str, Any]:
     commit, dirty = _commit()
     described = {
         name: {
@@ -216,21 +231,38 @@ def _record(
         for name, task in tasks.items()
     }
     return {
-        "format": 1, "key": key_of(suite, local), "suite": suite.name, "version": suite.version, "title": suite.title,
-        "overrides": overrides, "baseline": suite.baseline, "selection": suite.selection, "split": data.SPLITS[-1],
-        "named": list(suite.named), "search": suite.search, "seeds": list(suite.seeds), "tasks": described,
-        "removed": removed, "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),
+        "format": 1,
+        "key": key_of(suite, local),
+        "suite": suite.name,
+        "version": suite.version,
+        "title": suite.title,
+        "overrides": overrides,
+        "baseline": suite.baseline,
+        "selection": suite.selection,
+        "split": data.SPLITS[-1],
+        "named": list(suite.named),
+        "search": suite.search,
+        "seeds": list(suite.seeds),
+        "tasks": described,
+        "removed": removed,
+        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),
         "rows": [
             {
-                "label": case.spec.label, "method": case.spec.method["name"], "seed": case.spec.seed,
-                **({"condition": case.condition} if case.condition else {}), "runs": [], "serving": {},
+                "label": case.spec.label,
+                "method": case.spec.method["name"],
+                "seed": case.spec.seed,
+                **({"condition": case.condition} if case.condition else {}),
+                "runs": [],
+                "serving": {},
             }
             for case in cases
         ],
-        "commit": commit, "dirty": dirty, "package": __version__,
+        "commit": commit,
+        "dirty": dirty,
+        "package": __version__,
         "data": f"{suite.data.module}, fingerprint {data.fingerprint() or 'none'}",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
-    }  # fmt: skip
+    }
 
 
 def _encoder(spec: RunSpec) -> str:

@@ -37,14 +37,26 @@ def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MT
     tasks = build_tasks(spec, module)
     trainer, local = spec.trainer, spec.local
     data = module(
-        local.get("root"), tasks=tasks, batch_size=trainer["batch_size"], steps=trainer["steps"], seed=spec.seed,
-        workers=local.get("workers", 0), micro=trainer["accumulate"], **spec.data["options"],
-    )  # fmt: skip
+        local.get("root"),
+        tasks=tasks,
+        batch_size=trainer["batch_size"],
+        steps=trainer["steps"],
+        seed=spec.seed,
+        workers=local.get("workers", 0),
+        micro=trainer["accumulate"],
+        **spec.data["options"],
+    )
     data.labels = spec.data.get("labels", {})
     method_spec = MethodSpec(
-        tasks, {**spec.model, "weights": local.get("weights")}, spec.optimiser, trainer["steps"],
-        data.steps_per_epoch(), spec.seed, local.get("diagnose_every", 0), local.get("surgery", "auto"),
-    )  # fmt: skip
+        tasks,
+        {**spec.model, "weights": local.get("weights")},
+        spec.optimiser,
+        trainer["steps"],
+        data.steps_per_epoch(),
+        spec.seed,
+        local.get("diagnose_every", 0),
+        local.get("surgery", "auto"),
+    )
     method = build_method(spec.method, method_spec, trusted=trusted)
     data.batches = method.balancer.batches
     return method, data

@@ -66,10 +66,17 @@ class EndOfStep(L.Callback):
     """
 
     def __init__(
-        self, folder: Path, data: MTLDataModule, periods: dict[str, int], *, select_best: bool = False,
-        metrics: MetricsFile | None = None, tracker: Tracker | None = None, stop: Callable[[], bool] = lambda: False,
+        self,
+        folder: Path,
+        data: MTLDataModule,
+        periods: dict[str, int],
+        *,
+        select_best: bool = False,
+        metrics: MetricsFile | None = None,
+        tracker: Tracker | None = None,
+        stop: Callable[[], bool] = lambda: False,
         listen: Callable[[], None] = lambda: None,
-    ):  # fmt: skip
+    ):
         self.folder, self.data, self.periods, self.select_best = folder, data, periods, select_best
         self.metrics, self.tracker, self.stop, self.listen = metrics, tracker, stop, listen
         self.best_loss, self.conflicts, self.measured = float("inf"), 0, 0
@@ -104,9 +111,12 @@ class EndOfStep(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must know."""
         return {
-            "best_loss": self.best_loss, "conflicts": self.conflicts, "measured": self.measured,
-            "seconds": self.seconds(), "windows": list(self.clock.windows),
-        }  # fmt: skip
+            "best_loss": self.best_loss,
+            "conflicts": self.conflicts,
+            "measured": self.measured,
+            "seconds": self.seconds(),
+            "windows": list(self.clock.windows),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""

@@ -91,9 +91,7 @@ class CheckpointFiles(CheckpointIO):
         for old in sorted(Path(path).parent.glob("step-*.ckpt"))[:-KEEP]:
             self.remove_checkpoint(old)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:  # fmt: skip
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint, tensors and plain values only."""
         return load(Path(path), map_location or "cpu")
 

@@ -94,11 +94,21 @@ def measure_row(
         watch(f"Seed {seed}: {count} clips, {len(ways)} ways")
     protocols = _first_protocols(first.data, "metric")
     return {
-        "format": 2, "suite": study["suite"], "label": label, "seeds": seeds,
-        "split": first.data.SPLITS[-1], "base": first.base, "shared_blocks": blocks, "blocks": depth, "clips": count,
-        "clip_length": length, "tasks": protocols, "monitors": _first_protocols(first.data, "monitor"),
-        "baseline": points[0]["label"], "points": _with_gains(points, protocols),
-    }  # fmt: skip
+        "format": 2,
+        "suite": study["suite"],
+        "label": label,
+        "seeds": seeds,
+        "split": first.data.SPLITS[-1],
+        "base": first.base,
+        "shared_blocks": blocks,
+        "blocks": depth,
+        "clips": count,
+        "clip_length": length,
+        "tasks": protocols,
+        "monitors": _first_protocols(first.data, "monitor"),
+        "baseline": points[0]["label"],
+        "points": _with_gains(points, protocols),
+    }
 
 
 def _ways(

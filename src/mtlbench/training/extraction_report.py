@@ -86,10 +86,16 @@ def _row(
     height, width = loaded.spec.model["image_size"]
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     return Measured(
-        task, threshold, sum(len(list(experts)) for experts in kept.values()),
-        sum(p.numel() for p in network.parameters()), forward_flops(network, image, [task]),
-        _milliseconds(network, image, task), score, protocol, off,
-    )  # fmt: skip
+        task,
+        threshold,
+        sum(len(list(experts)) for experts in kept.values()),
+        sum(p.numel() for p in network.parameters()),
+        forward_flops(network, image, [task]),
+        _milliseconds(network, image, task),
+        score,
+        protocol,
+        off,
+    )
 
 
 def _batches(loaded: LoadedRun, task: str) -> Iterator[tuple[Any, Any]]:

@@ -22,9 +22,14 @@ class Heartbeat(threading.Thread):
     """
 
     def __init__(
-        self, folder: RunFolder, progress: Callable[[], int], steps: int, parent_alive: Callable[[], bool],
-        orphaned: Callable[[], None], period: float = 1.0,
-    ):  # fmt: skip
+        self,
+        folder: RunFolder,
+        progress: Callable[[], int],
+        steps: int,
+        parent_alive: Callable[[], bool],
+        orphaned: Callable[[], None],
+        period: float = 1.0,
+    ):
         super().__init__(daemon=True)
         self.folder, self.progress, self.steps, self.period = folder, progress, steps, period
         self.parent_alive, self.orphaned = parent_alive, orphaned

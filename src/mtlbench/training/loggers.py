@@ -85,9 +85,7 @@ class Tracker:
         history: Rows of an interrupted run up to where it resumes; W&B gets those that it has lost.
     """
 
-    def __init__(
-        self, spec: RunSpec, folder: Path, *, active: bool = True, history: Sequence[Mapping[str, Any]] = ()
-    ):  # fmt: skip
+    def __init__(self, spec: RunSpec, folder: Path, *, active: bool = True, history: Sequence[Mapping[str, Any]] = ()):
         self._run: Any = None
         mode = wandb_mode() if active else "disabled"
         if mode == "online" and not self._guarded(lambda: self._start(spec, folder, mode), "It goes on offline."):

@@ -66,9 +66,15 @@ def train(
     periods = {key: spec.local[key] for key in ("log_every", "checkpoint_every")}
     periods["evaluate_every"] = spec.trainer["evaluate_every"]
     end = EndOfStep(
-        folder.path, data, periods, select_best=spec.trainer["selection"] == "best", metrics=metrics, tracker=tracker,
-        stop=stop, listen=listen,
-    )  # fmt: skip
+        folder.path,
+        data,
+        periods,
+        select_best=spec.trainer["selection"] == "best",
+        metrics=metrics,
+        tracker=tracker,
+        stop=stop,
+        listen=listen,
+    )
     if note is not None:
         note(end)
     trainer = build_trainer(spec, folder.path, [end], world, data.batches)
@@ -107,14 +113,27 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
     summary = method.summary()
     write_json(folder.path / "summary.json", summary)
     result = {
-        "format": 1, "run_id": spec.run_id, "hash": spec.hash, "label": spec.label, "method": spec.method["name"],
-        "seed": spec.seed, "tasks": list(spec.tasks), "split": split, "steps": end.step, "scores": scores, "cost": cost,
-        "validation": validation, "task_gates": any(len(method.network.task_modules(task)) > 1 for task in spec.tasks),
+        "format": 1,
+        "run_id": spec.run_id,
+        "hash": spec.hash,
+        "label": spec.label,
+        "method": spec.method["name"],
+        "seed": spec.seed,
+        "tasks": list(spec.tasks),
+        "split": split,
+        "steps": end.step,
+        "scores": scores,
+        "cost": cost,
+        "validation": validation,
+        "task_gates": any(len(method.network.task_modules(task)) > 1 for task in spec.tasks),
         "conflict_share": end.conflicts / end.measured if end.measured else None,
         "weights_sha256": state_sha256(weights),
         "optimiser_sha256": state_sha256(method.trainer.optimizers[0].state_dict()),
-        "versions": versions(), "threads": torch.get_num_threads(), "started": end.started, "finished": time.time(),
-    }  # fmt: skip
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "started": end.started,
+        "finished": time.time(),
+    }
     folder.finish(result)
     for path in folder.path.glob("step-*.ckpt*"):
         path.unlink()
@@ -125,9 +144,11 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
 def versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
     return {
-        "mtlbench": __version__, "torch": torch.__version__, "lightning": L.__version__,
+        "mtlbench": __version__,
+        "torch": torch.__version__,
+        "lightning": L.__version__,
         "python": platform.python_version(),
-    }  # fmt: skip
+    }
 
 
 def _cost(method: MTLMethod, seconds: float, world: int) -> dict[str, Any]:
@@ -139,11 +160,14 @@ def _cost(method: MTLMethod, seconds: float, world: int) -> dict[str, Any]:
         image = torch.zeros(1, 3, *method.spec.model["image_size"], dtype=torch.uint8, device=method.device)
         flops = forward_flops(method.network, image, list(method.tasks))
     return {
-        "train_seconds": seconds, "flops": flops, "peak_memory_gib": peak / 2**30,
+        "train_seconds": seconds,
+        "flops": flops,
+        "peak_memory_gib": peak / 2**30,
         "parameters": sum(p.numel() for p in method.network.parameters() if p.requires_grad),
-        "device": torch.cuda.get_device_name() if cuda else "cpu", "devices": world,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "devices": world,
         "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
 
 
 def _step_of(path: Path | None) -> int:

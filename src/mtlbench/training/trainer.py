@@ -24,14 +24,27 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
         # Both backends, so that counts are added on the host without waiting for a device. Buffers: see evaluation.
         strategy = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if cuda else "gloo", broadcast_buffers=False)
     return L.Trainer(
-        accelerator="cuda" if cuda else "cpu", devices=world, strategy=strategy, precision=trainer["precision"],
-        max_steps=trainer["steps"], max_epochs=-1,
+        accelerator="cuda" if cuda else "cpu",
+        devices=world,
+        strategy=strategy,
+        precision=trainer["precision"],
+        max_steps=trainer["steps"],
+        max_epochs=-1,
         accumulate_grad_batches=trainer["accumulate"] * batches,
-        gradient_clip_val=trainer["clip"] or None, callbacks=callbacks, plugins=[checkpoint.CheckpointFiles()],
-        default_root_dir=str(folder), logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,
-        sync_batchnorm=cuda and world > 1, inference_mode=False,
-    )  # fmt: skip
+        gradient_clip_val=trainer["clip"] or None,
+        callbacks=callbacks,
+        plugins=[checkpoint.CheckpointFiles()],
+        default_root_dir=str(folder),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        sync_batchnorm=cuda and world > 1,
+        inference_mode=False,
+    )
 
 
 def quiet_lightning() -> None:

@@ -63,7 +63,7 @@ def begin(method: MTLMethod, spec: RunSpec, root: Path, build: Callable[[RunSpec
 
 def networks(
     sources: Mapping[str, Mapping[str, str]], root: Path, build: Callable[[RunSpec], MTLMethod]
-) -> dict[str, MTLNetwork]:  # fmt: skip
+) -> dict[str, MTLNetwork]:
     """Returns the trained networks of other runs by role, frozen and in evaluation mode, on the CPU.
 
     Args:

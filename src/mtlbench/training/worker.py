@@ -87,9 +87,12 @@ def _heart(
 ) -> tuple[Heartbeat, Callable[[EndOfStep], None]]:
     current: list[EndOfStep] = []
     beat = Heartbeat(
-        folder, lambda: current[0].step if current else 0, spec.trainer["steps"],
-        lambda: not seat.parent or born(seat.parent) is not None, lambda: asked.append(signal.SIGTERM),
-    )  # fmt: skip
+        folder,
+        lambda: current[0].step if current else 0,
+        spec.trainer["steps"],
+        lambda: not seat.parent or born(seat.parent) is not None,
+        lambda: asked.append(signal.SIGTERM),
+    )
     beat.start()
     return beat, current.append
 
@@ -97,16 +100,23 @@ def _heart(
 def _join_ranks(seat: Seat) -> None:
     """Sets the variables by which Lightning joins ranks that were started by somebody else."""
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(seat.port), WORLD_SIZE=str(seat.world), NODE_RANK="0",
-        LOCAL_RANK=str(seat.rank), RANK=str(seat.rank),
-    )  # fmt: skip
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(seat.port),
+        WORLD_SIZE=str(seat.world),
+        NODE_RANK="0",
+        LOCAL_RANK=str(seat.rank),
+        RANK=str(seat.rank),
+    )
 
 
 def _record_failure(folder: RunFolder, error: Exception) -> None:
     record = {
-        "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc(), "time": time.time(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exc(),
+        "time": time.time(),
         "kind": "bad input" if isinstance(error, (DataError, StoreError)) else "error",
-    }  # fmt: skip
+    }
     with contextlib.suppress(StoreError, OSError):
         write_json(folder.path / "error.json", record)
 

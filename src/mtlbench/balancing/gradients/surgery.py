@@ -60,9 +60,14 @@ class Surgery:
         self.factor = None
 
     def collect(
-        self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, part: int = 0, *,
+        self,
+        losses: Mapping[int, Tensor],
+        extra: Tensor | None,
+        factor: Tensor,
+        part: int = 0,
+        *,
         extra_elsewhere: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Adds the gradients of one micro-batch.
 
         Args:

@@ -95,9 +95,10 @@ class Update:
     def __init__(self, needs: Needs, surgery: Surgery, rule: Rule, last_shared: Sequence[nn.Parameter] = ()):
         self.needs, self.surgery, self.rule, self.last_shared = needs, surgery, rule, list(last_shared)
         surgery.configure(
-            parts=needs.batches, needs_matrix=needs.hook == "combine_gradients" and not needs.columnwise,
+            parts=needs.batches,
+            needs_matrix=needs.hook == "combine_gradients" and not needs.columnwise,
             scatters=needs.hook == "gradient_weights",
-        )  # fmt: skip
+        )
         self.gramian: Tensor | None = None
         self.seen: Snapshot | None = None
         self.suspects: Tensor | None = None
@@ -152,9 +153,15 @@ class Update:
             yield NO_REPRESENTATION
 
     def early(
-        self, losses: Mapping[int, Tensor], extra: Tensor | None, factor: Tensor, ctx: Context, z: Sequence[Tensor],
-        *, look: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        losses: Mapping[int, Tensor],
+        extra: Tensor | None,
+        factor: Tensor,
+        ctx: Context,
+        z: Sequence[Tensor],
+        *,
+        look: bool = False,
+    ) -> None:
         """Finds weights and back-propagates the weighted sum, all within the backward pass.
 
         Args:
@@ -268,9 +275,10 @@ class Update:
         known = [tensor for tensor in z if tensor.requires_grad]
         if losses and not any(
             found is not None
-            for loss in losses if known
+            for loss in losses
+            if known
             for found in torch.autograd.grad(loss, known, retain_graph=True, allow_unused=True)
-        ):  # fmt: skip
+        ):
             raise MethodError(NO_REPRESENTATION)
 
     def _gramian_of(

@@ -33,9 +33,16 @@ def heat_maps(maps: dict[Affinity, list[str]]) -> go.Figure:
     for place, affinity in enumerate(maps):
         names = [safe(task) for task in affinity.tasks]
         figure.add_heatmap(
-            z=affinity.values, x=names, y=names, texttemplate="%{z:.2g}", coloraxis="coloraxis", hoverongaps=False,
-            hovertemplate="%{y} with %{x}: %{z:.4g}<extra></extra>", row=place // wide + 1, col=place % wide + 1,
-        )  # fmt: skip
+            z=affinity.values,
+            x=names,
+            y=names,
+            texttemplate="%{z:.2g}",
+            coloraxis="coloraxis",
+            hoverongaps=False,
+            hovertemplate="%{y} with %{x}: %{z:.4g}<extra></extra>",
+            row=place // wide + 1,
+            col=place % wide + 1,
+        )
         anchor = {"scaleanchor": f"x{place + 1 if place else ''}", "constrain": "domain"}  # Square cells.
         figure.update_yaxes(**anchor, row=place // wide + 1, col=place % wide + 1)
     largest = max(_largest(affinity) for affinity in maps) or 1.0

@@ -96,10 +96,14 @@ def heat_maps(usage: Usage) -> go.Figure:
     for place, table in enumerate(usage.load.values()):
         order = np.lexsort((-table.max(0), table.argmax(0)))
         figure.add_heatmap(
-            z=table[:, order], x=[f"e{e}" for e in order], y=[safe(t) for t in usage.tasks], coloraxis="coloraxis",
+            z=table[:, order],
+            x=[f"e{e}" for e in order],
+            y=[safe(t) for t in usage.tasks],
+            coloraxis="coloraxis",
             hovertemplate="%{y} sends %{z:.1%} of its choices to %{x}<extra></extra>",
-            row=place // wide + 1, col=place % wide + 1,
-        )  # fmt: skip
+            row=place // wide + 1,
+            col=place % wide + 1,
+        )
     figure.update_layout(coloraxis={"colorscale": DEPTH, "cmin": 0, "colorbar": {"thickness": 12}})
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(showticklabels=False)
@@ -116,9 +120,15 @@ def similarity(usages: Mapping[str, Usage]) -> go.Figure | None:
     for place, usage in enumerate(usages.values()):
         names = [safe(t) for t in usage.tasks]
         figure.add_heatmap(
-            z=usage.similarity, x=names, y=names, texttemplate="%{z:.2f}", coloraxis="coloraxis",
-            hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>", row=place // wide + 1, col=place % wide + 1,
-        )  # fmt: skip
+            z=usage.similarity,
+            x=names,
+            y=names,
+            texttemplate="%{z:.2f}",
+            coloraxis="coloraxis",
+            hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
+            row=place // wide + 1,
+            col=place % wide + 1,
+        )
     figure.update_layout(coloraxis={"colorscale": DEPTH, "cmin": 0, "cmax": 1, "colorbar": {"thickness": 12}})
     figure.update_yaxes(autorange="reversed")
     return style(figure, 110 + 300 * high, legend=False)
@@ -133,9 +143,13 @@ def tree(usage: Usage) -> go.Figure:
     np.fill_diagonal(distance, 0)
     condensed = squareform((distance + distance.T) / 2, checks=False)
     figure = ff.create_dendrogram(
-        distance, labels=[safe(t) for t in usage.tasks], orientation="left", colorscale=[COLOURS[0]] * 8,
-        distfun=lambda _: condensed, linkagefun=lambda x: linkage(x, "average"),
-    )  # fmt: skip
+        distance,
+        labels=[safe(t) for t in usage.tasks],
+        orientation="left",
+        colorscale=[COLOURS[0]] * 8,
+        distfun=lambda _: condensed,
+        linkagefun=lambda x: linkage(x, "average"),
+    )
     figure.update_xaxes(title_text="1 − cosine")
     return style(figure, 130 + 26 * len(usage.tasks), legend=False)
 
@@ -154,10 +168,15 @@ def load_over_time(quantities: Mapping[str, Series]) -> go.Figure | None:
     for place, (_, lines) in enumerate(layers.items()):
         for expert, s in enumerate(lines):
             figure.add_scatter(
-                x=s.steps, y=s.mean, mode="lines", line={"width": 1.2, "color": COLOURS[expert % len(COLOURS)]},
-                hovertemplate=f"expert {expert}: %{{y:.1%}} at step %{{x}}<extra></extra>", showlegend=False,
-                row=place // wide + 1, col=place % wide + 1,
-            )  # fmt: skip
+                x=s.steps,
+                y=s.mean,
+                mode="lines",
+                line={"width": 1.2, "color": COLOURS[expert % len(COLOURS)]},
+                hovertemplate=f"expert {expert}: %{{y:.1%}} at step %{{x}}<extra></extra>",
+                showlegend=False,
+                row=place // wide + 1,
+                col=place % wide + 1,
+            )
     figure.update_yaxes(rangemode="tozero", tickformat=".0%")
     return style(figure, 110 + 210 * high, legend=False)
 
@@ -170,9 +189,12 @@ def information_over_time(series: Mapping[str, Mapping[str, Series]]) -> go.Figu
         if layers:
             values = np.mean([s.mean for s in layers], axis=0)
             figure.add_scatter(
-                x=layers[0].steps, y=values, mode="lines", name=safe(label),
+                x=layers[0].steps,
+                y=values,
+                mode="lines",
+                name=safe(label),
                 line={"width": 1.8, "color": COLOURS[i % len(COLOURS)]},
-            )  # fmt: skip
+            )
     if not figure.data:
         return None
     figure.update_xaxes(title_text="step")

@@ -22,11 +22,15 @@ def style(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
     """Makes a figure plain and transparent: the page decides what is light and what is dark."""
     clear = "rgba(0,0,0,0)"
     figure.update_layout(
-        template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, showlegend=legend,
+        template="none",
+        height=height,
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        showlegend=legend,
         font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
         margin={"l": 60, "r": 20, "t": 36, "b": 50},
         legend={"orientation": "h", "yanchor": "top", "y": -56 / (height - 86)},  # 56 pixels, under the axis title
-    )  # fmt: skip
+    )
     figure.update_annotations(font_size=13)
     figure.update_xaxes(gridcolor=LINE, zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor=LINE, zeroline=False, automargin=True)

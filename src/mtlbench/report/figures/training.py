@@ -57,11 +57,15 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
         known = {c: estimate(row.values[c].values()) for c in board.conditions if row.values.get(c)}
         half = [(e.high - e.mean) if e.high is not None else 0 for e in known.values()]
         figure.add_scatter(
-            x=[safe(c) for c in known], y=[e.mean for e in known.values()], name=safe(row.label),
-            error_y={"array": half, "thickness": 1.4, "width": 4}, mode="lines+markers",
-            line={"color": COLOURS[i % len(COLOURS)], "width": 1.8}, customdata=[[e.n] for e in known.values()],
+            x=[safe(c) for c in known],
+            y=[e.mean for e in known.values()],
+            name=safe(row.label),
+            error_y={"array": half, "thickness": 1.4, "width": 4},
+            mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)], "width": 1.8},
+            customdata=[[e.n] for e in known.values()],
             hovertemplate=f"{safe(row.label)}, %{{x}}: %{{y:.4g}}, n = %{{customdata[0]}}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_xaxes(categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
     return {board.quantity: style(figure, 420)} if figure.data else {}
 
@@ -84,8 +88,9 @@ def gains(board: Leaderboard) -> go.Figure | None:
             marker={"size": 8, "color": [_verdict(e) for _, e in known]},
             customdata=[[e.n] for _, e in known],
             hovertemplate="%{y}: %{x:+.2f} %<br>n = %{customdata[0]}<extra></extra>",
-            row=1, col=column,
-        )  # fmt: skip
+            row=1,
+            col=column,
+        )
         figure.add_vline(x=0, line={"color": "rgba(128,128,128,0.8)", "width": 1}, row=1, col=column)  # type: ignore
         figure.update_xaxes(title_text="gain in %" if column == 1 else "", row=1, col=column)
     return style(figure, 120 + 30 * len(rows), legend=False)
@@ -181,10 +186,18 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
     for place, label in enumerate(logged):
         values = _matrix(series[label], tasks)
         figure.add_heatmap(
-            z=values, x=[safe(t) for t in tasks], y=[safe(t) for t in tasks], zmin=-1, zmax=1,
-            texttemplate="%{z:.2f}", hoverongaps=False, coloraxis="coloraxis",
-            hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>", row=place // wide + 1, col=place % wide + 1,
-        )  # fmt: skip
+            z=values,
+            x=[safe(t) for t in tasks],
+            y=[safe(t) for t in tasks],
+            zmin=-1,
+            zmax=1,
+            texttemplate="%{z:.2f}",
+            hoverongaps=False,
+            coloraxis="coloraxis",
+            hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
+            row=place // wide + 1,
+            col=place % wide + 1,
+        )
         anchor = {"scaleanchor": f"x{place + 1 if place else ''}", "constrain": "domain"}  # Square cells.
         figure.update_yaxes(**anchor, row=place // wide + 1, col=place % wide + 1)
     figure.update_xaxes(constrain="domain")
@@ -208,9 +221,14 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     for place, label in enumerate(shown):
         known = [series[label].get(pair) for pair in pairs]
         figure.add_heatmap(
-            z=[s.mean if s else [] for s in known], x=next(s.steps for s in known if s), y=names, coloraxis="coloraxis",
-            hovertemplate="%{y}: %{z:.3f} at step %{x}<extra></extra>", row=place // wide + 1, col=place % wide + 1,
-        )  # fmt: skip
+            z=[s.mean if s else [] for s in known],
+            x=next(s.steps for s in known if s),
+            y=names,
+            coloraxis="coloraxis",
+            hovertemplate="%{y}: %{z:.3f} at step %{x}<extra></extra>",
+            row=place // wide + 1,
+            col=place % wide + 1,
+        )
     _colour(figure)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
@@ -224,14 +242,28 @@ def _colour(figure: go.Figure) -> None:
 def _line(figure: go.Figure, label: str, s: Series, colour: str, listed: bool, look: dict[str, Any]) -> None:
     if s.n > 1:
         figure.add_scatter(
-            x=[*s.steps, *s.steps[::-1]], y=[*s.high, *s.low[::-1]], fill="toself", fillcolor=colour, opacity=0.15,
-            line={"width": 0}, hoverinfo="skip", showlegend=False, mode="lines", **look,
-        )  # fmt: skip
+            x=[*s.steps, *s.steps[::-1]],
+            y=[*s.high, *s.low[::-1]],
+            fill="toself",
+            fillcolor=colour,
+            opacity=0.15,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            mode="lines",
+            **look,
+        )
     mode = "lines" if len(s.steps) > 3 else "lines+markers"  # A single point makes no line.
     figure.add_scatter(
-        x=s.steps, y=s.mean, name=safe(label), mode=mode, line={"color": colour, "width": 1.8},
-        showlegend=listed, hovertemplate=f"{safe(label)}: %{{y:.4g}} at step %{{x}}, n = {s.n}<extra></extra>", **look,
-    )  # fmt: skip
+        x=s.steps,
+        y=s.mean,
+        name=safe(label),
+        mode=mode,
+        line={"color": colour, "width": 1.8},
+        showlegend=listed,
+        hovertemplate=f"{safe(label)}: %{{y:.4g}} at step %{{x}}, n = {s.n}<extra></extra>",
+        **look,
+    )
 
 
 def _visible(board: Leaderboard, labels: list[str]) -> set[str]:

@@ -108,19 +108,29 @@ def _gains(figure: go.Figure, name: str, points: Sequence[Record], **marks: Any)
     known = [(point, found) for point in points if (found := gain(point))]
     told = [f"θ = {p['threshold']:g}<br>" if p["threshold"] is not None else "" for p, _ in known]
     figure.add_scatter(
-        x=[flops(point) / 1e6 for point, _ in known], y=[found.mean for _, found in known], name=name, customdata=told,
+        x=[flops(point) / 1e6 for point, _ in known],
+        y=[found.mean for _, found in known],
+        name=name,
+        customdata=told,
         error_y={"array": [0 if e.high is None else e.high - e.mean for _, e in known], "thickness": 1, "width": 3},
-        hovertemplate=f"{name}<br>%{{customdata}}%{{x:.4g}} MFLOPs<br>Δm %{{y:+.2f}} %<extra></extra>", **marks,
-    )  # fmt: skip
+        hovertemplate=f"{name}<br>%{{customdata}}%{{x:.4g}} MFLOPs<br>Δm %{{y:+.2f}} %<extra></extra>",
+        **marks,
+    )
 
 
 def _line(figure: go.Figure, point: Record, number: int, values: list[float], *, legend: bool, **place: int) -> None:
     name = f"θ = {point['threshold']:g}"
     figure.add_scatter(
-        x=[lags[0]["lag"] for lags in _lags(point)], y=values, mode="lines+markers", name=name, legendgroup=name,
-        showlegend=legend, line={"color": COLOURS[number % len(COLOURS)], "width": 1.8}, **place,
+        x=[lags[0]["lag"] for lags in _lags(point)],
+        y=values,
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        line={"color": COLOURS[number % len(COLOURS)], "width": 1.8},
+        **place,
         hovertemplate=f"{name}, frame %{{x}}: %{{y:.4g}}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _lags(point: Record) -> list[tuple[Record, ...]]:

@@ -38,9 +38,10 @@ class LowResource(Scenario):
     def described(self) -> Mapping[str, Any]:
         """Returns the columns: the target's score at every share."""
         return {
-            "columns": [_percent(share) for share in self.fractions], "target": self.task,
+            "columns": [_percent(share) for share in self.fractions],
+            "target": self.task,
             "text": f"the task {self.task} keeps the labels of a share of the training images, other tasks keep all",
-        }  # fmt: skip
+        }
 
 
 def _percent(share: float) -> str:

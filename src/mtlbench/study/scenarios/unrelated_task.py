@@ -49,10 +49,12 @@ class UnrelatedTask(Scenario):
     def described(self) -> Mapping[str, Any]:
         """Returns the columns: the mean drop of the others in every case with the task."""
         return {
-            "columns": [self._with(name) for name in self.labels], "base": self._without, "ignored": self.task,
+            "columns": [self._with(name) for name in self.labels],
+            "base": self._without,
+            "ignored": self.task,
             "text": f"the task {self.task} is added to the other tasks; drop: their mean relative loss, each "
             "against the same method without it",
-        }  # fmt: skip
+        }
 
     @property
     def _without(self) -> str:

@@ -78,11 +78,12 @@ class UnseenTask(Scenario):
     def described(self) -> Mapping[str, Any]:
         """Returns the columns: the new task's score for every number of examples."""
         return {
-            "columns": [_column(examples) for examples in self.examples], "target": self.task,
+            "columns": [_column(examples) for examples in self.examples],
+            "target": self.task,
             "text": f"the task {self.task} is held out, then trained alone on K examples for {self.steps} steps at "
             f"learning rate {self.lr:g}; gates begin as those of {' or '.join(self.related)}"
             + (" and stay frozen" if self.freeze_routers else ""),
-        }  # fmt: skip
+        }
 
     def _second(self, few: RunSpec) -> RunSpec:
         """Returns the run on K examples, without its start."""
@@ -90,10 +91,11 @@ class UnseenTask(Scenario):
         arguments |= {key: value for key, value in (self.arguments or {}).items() if key in arguments}
         warmup = round(few.optimiser["warmup"] * min(1, self.steps / trainer["steps"]))
         return replace(
-            few, method={**few.method, "arguments": arguments},
+            few,
+            method={**few.method, "arguments": arguments},
             optimiser={**few.optimiser, "lr": self.lr, "warmup": warmup},
             trainer={**trainer, "steps": self.steps, "evaluate_every": min(trainer["evaluate_every"], self.steps)},
-        )  # fmt: skip
+        )
 
     def _plan(self, spec: RunSpec, second: RunSpec, method_plan: MethodPlan) -> Plan:
         others = spec.with_tasks(*(name for name in spec.tasks if name != self.task))
