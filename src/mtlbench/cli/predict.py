@@ -42,11 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
         for name in names:
             task = loaded.method.tasks[name]
             value = task.decode(raw[name].float())[0].numpy()
-            classes = tuple(getattr(task, "class_names", ()))
             if task.dense:
-                panels.append(visualise.draw(task.kind, value, classes))
+                panels.append(task.draw(value))
             else:
-                words.append(f"{name} {visualise.caption(task.kind, value, classes)}")
+                words.append(f"{name} {task.caption(value)}")
         heads = ["image", *(name for name in names if loaded.method.tasks[name].dense)]
         target = out / f"{path.stem}.png"
         target.write_bytes(visualise.png(visualise.montage([panels], heads=heads), longest=None))

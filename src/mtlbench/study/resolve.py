@@ -182,8 +182,8 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
     return {
         "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},
         "data": _plain({
-            "module": suite.data.module, "version": module.VERSION, "options": suite.data.options,
-            "fingerprint": data.fingerprint(),
+            "module": suite.data.module, "version": module.VERSION,
+            "options": module.identity_options(suite.data.options), "fingerprint": data.fingerprint(),
         }),
         "optimiser": asdict(suite.optimiser),
         "trainer": {

@@ -38,7 +38,7 @@ def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MT
     trainer, local = spec.trainer, spec.local
     data = module(
         local.get("root"), tasks=tasks, batch_size=trainer["batch_size"], steps=trainer["steps"], seed=spec.seed,
-        workers=local.get("workers", 0), micro=trainer["accumulate"], **spec.data["options"],
+        workers=local.get("workers", 0), micro=trainer["accumulate"], **module.stored_options(spec.data["options"]),
     )  # fmt: skip
     data.labels = spec.data.get("labels", {})
     method_spec = MethodSpec(
