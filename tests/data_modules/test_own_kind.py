@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 from mtlbench.data_modules.dense import cache
 from PIL import Image
-from tests.support.command_line import mtlbench
 
 from mtlbench import registry
 from mtlbench.report.figures.gallery import exhibits
 from mtlbench.report.reader import read_study
+from tests.support.command_line import mtlbench
 
 SUITE = """\
 name: flow
 version: 1
 title: Optical flow
 data: {module: "test_own_kind_module:Flying", root: pictures}
-model: {encoder: vit_tiny_patch16_224, encoder_options: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}, image_size: [32, 32], decoder_channels: 8}
+model:
+  encoder: vit_tiny_patch16_224
+  encoder_options: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}
+  image_size: [32, 32]
+  decoder_channels: 8
 optimiser: {name: adam, lr: 0.001}
 trainer: {steps: 2, batch_size: 2, workers: 0, examples: 2}
 tasks: {flow: {}, grey: {}}

@@ -68,9 +68,12 @@ class SemanticSegmentation(Task):
         return torch.full((height, width), IGNORE, dtype=torch.int64)
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
-        if target.numel() == 0 or (0 <= target.amin() and target.amax() < self.classes):
+        low, high = target.aminmax()
+        if 0 <= low and high < self.classes:
             return None
-        bad = (target < 0) | (target >= self.classes) & (target != IGNORE)
+        # Where one byte holds the values, comparisons are several times as fast.
+        small = target.to(torch.uint8) if 0 <= low and high <= IGNORE else target
+        bad = (small < 0) | (small >= self.classes) & (small != IGNORE)
         if not bad.any():
             return None
         return f"classes are 0..{self.classes - 1}, or {IGNORE} for ignore. Found {first_of(target, bad)}"
@@ -120,6 +123,9 @@ class BinaryMap(Task):
         return prediction.sigmoid()
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        small = target.to(torch.uint8)  # one byte each: comparisons are several times as fast
+        if (small == target).all() and not ((small > 1) & (small != IGNORE)).any():
+            return None
         bad = (target != 0) & (target != 1) & (target != IGNORE)
         return f"values are 0, 1, or {IGNORE} for ignore. Found {first_of(target, bad)}" if bad.any() else None
 
@@ -222,7 +228,10 @@ class Normals(Task):
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
         x, y, z = target.unbind(-3)
-        squares = x * x + y * y + z * z
+        squares = (x * x).addcmul_(y, y).addcmul_(z, z)
+        off = (squares - 1).abs_()
+        if ((off <= 2 * OFF_UNIT) | (off == 3 * IGNORE**2 - 1)).all():
+            return None
         # Written so that NaN breaks the rule.
         bad = ~((squares - 1).abs() <= 2 * OFF_UNIT) & ~((x == IGNORE) & (y == IGNORE) & (z == IGNORE))
         if not bad.any():
