@@ -20,7 +20,7 @@ from mtlbench.tasks.taskonomy import CosineNormals, SoftClassification, ValueMap
 from .dense import DenseData
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes, Size
-from .dense.files import Files
+from .dense.files import Files, read_text
 from .dense.recipes import RandomCrop, Recipe
 
 SUBSETS = ("debug", "tiny", "medium", "full", "fullplus")
@@ -106,12 +106,14 @@ class TaskonomyFiles(Files):
             path = next((place for place in places if place.is_file()), None)
             if path is None:
                 raise DataError(f"No list of buildings: looked for {places[0]} or {places[1]}. {self.REMEDY}")
-            with path.open(newline=None) as file:  # its lines end in CR alone
-                rows = list(csv.DictReader(file))
+            lines = read_text(path).splitlines()  # its lines end in CR alone
+            rows = [
+                {str(key).strip(): str(value).strip() for key, value in row.items()} for row in csv.DictReader(lines)
+            ]
             wanted = {"id", "train", "val", "test"}
             if not rows or not wanted <= rows[0].keys():
                 raise DataError(f"{path}: a list begins with id,train,val,test. Found {list(rows[0]) if rows else []}.")
-            self._buildings = {s: [r["id"] for r in rows if r[s] == "1"] for s in ("train", "val", "test")}
+            self._buildings = {s: [r["id"] for r in rows if r[s] in ("1", "1.0")] for s in ("train", "val", "test")}
         return self._buildings
 
     def read_ids(self, split: str) -> list[str]:

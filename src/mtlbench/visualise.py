@@ -196,6 +196,21 @@ def png(picture: Picture, longest: int | None = None) -> bytes:
     return stream.getvalue()
 
 
+def rgb(picture: Image.Image) -> Picture:
+    """Returns an image file's pixels as RGB uint8; grey of 16 bits and floats are scaled by their range.
+
+    Pillow cuts them off at 255 instead. Floats up to 1 count as shares, up to 255 as bytes, else as 16 bits.
+    """
+    if picture.mode.startswith("I") or picture.mode == "F":
+        level = np.asarray(picture, float)
+        top = 65535.0
+        if picture.mode == "F":
+            top = next((limit for limit in (1.0, 255.0) if level.max(initial=0) <= limit), top)
+        grey_levels = np.round(np.clip(np.nan_to_num(level) / top, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(grey_levels[..., None], 3, -1)
+    return np.array(picture.convert("RGB"))
+
+
 def _font() -> Any:
     return ImageFont.load_default(12)
 

@@ -159,7 +159,7 @@ def test_a_value_out_of_range_names_image_task_and_rule(folder: Path, tmp_path: 
     flow = np.load(place / "pictures/flow/val1.npy")
     flow[9, 9] = 300
     np.save(place / "pictures/flow/val1.npy", flow)
-    answer = mtlbench(place, "data", "flow.yaml", "--verify")
+    answer = mtlbench(place, "data", "flow.yaml", "data.options.recipe=mirrored", "--verify")
     assert answer.code == 2 and "val1: flow: flow stays below 100 pixels. Found 300." in answer.text
 
 
@@ -175,6 +175,10 @@ def test_a_run_is_trained_drawn_and_shown(folder: Path, monkeypatch: pytest.Monk
     assert answer.code == 0, answer.text
     sheet = np.asarray(Image.open(folder / "drawn" / "val0.png"))
     assert ((sheet[..., 1] == 7) & np.isin(sheet[..., 0], (100, 200))).sum() >= 32 * 32
+
+    shutil.copy(folder / "pictures/image/val0.png", folder / "val0.png")
+    mtlbench(folder, "predict", str(result.parent), "pictures/image/val1.png", "val0.png", "pictures/image/val0.png")
+    assert {path.name for path in (folder / "predictions").iterdir()} == {"val0.png", "val0-2.png", "val1.png"}
 
     study = read_study(folder / "results" / "flow")
     shown = exhibits(study, ["uniform"], [result.parent.name])
