@@ -12,9 +12,10 @@ from PIL import Image
 
 from mtlbench import registry
 from mtlbench.report.figures.gallery import exhibits
-from mtlbench.report.reader import read_study
+from mtlbench.report.reader import read_input
 from tests.support.command_line import mtlbench
 
+ALLOW = "--allow=test_own_kind_module"
 SUITE = """\
 name: flow
 version: 1
@@ -171,15 +172,31 @@ def test_a_run_is_trained_drawn_and_shown(folder: Path, monkeypatch: pytest.Monk
     examples = np.load(result.parent / "examples.npz")
     assert examples["shown/target/flow"].shape == (2, 32, 32, 3) and (examples["shown/target/flow"][..., 1] == 7).all()
 
-    answer = mtlbench(folder, "predict", str(result.parent), "pictures/image/val0.png", "--out", "drawn")
+    answer = mtlbench(
+        folder,
+        "predict",
+        ALLOW,
+        str(result.parent),
+        "pictures/image/val0.png",
+        "--out",
+        "drawn",
+    )
     assert answer.code == 0, answer.text
     sheet = np.asarray(Image.open(folder / "drawn" / "val0.png"))
     assert ((sheet[..., 1] == 7) & np.isin(sheet[..., 0], (100, 200))).sum() >= 32 * 32
 
     shutil.copy(folder / "pictures/image/val0.png", folder / "val0.png")
-    mtlbench(folder, "predict", str(result.parent), "pictures/image/val1.png", "val0.png", "pictures/image/val0.png")
+    mtlbench(
+        folder,
+        "predict",
+        ALLOW,
+        str(result.parent),
+        "pictures/image/val1.png",
+        "val0.png",
+        "pictures/image/val0.png",
+    )
     assert {path.name for path in (folder / "predictions").iterdir()} == {"val0.png", "val0-2.png", "val1.png"}
 
-    study = read_study(folder / "results" / "flow")
+    study = read_input(folder / "results" / "flow")
     shown = exhibits(study, ["uniform"], [result.parent.name])
     assert all(tile.source.startswith("data:image/png") for tile in shown[0].rows["flow"] + shown[0].rows["grey"])
