@@ -30,10 +30,10 @@ from torchvision.transforms import v2  # noqa: E402
 
 from mtlbench.tasks import Edges, HumanParts, Normals, Saliency, SemanticSegmentation  # noqa: E402
 
-PROTOCOLS = {
+RECIPES = {
     "crop, flip": ScaledCrop(scale=(1.0, 2.0), colours=False),
     "invpt": ScaledCrop(),
-    "vandenhende": Pascal.PROTOCOLS["vandenhende"],
+    "vandenhende": Pascal.RECIPES["vandenhende"],
 }
 """The first does what the plain pipeline does."""
 
@@ -50,7 +50,7 @@ class Plain(Pascal):
         "edges": Edges("edges"),
         "normals": Normals("normals"),
     }
-    PROTOCOLS = PROTOCOLS
+    RECIPES = RECIPES
     folder: Path
 
     def decode(self, image: str, tasks: object) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -103,10 +103,10 @@ def plain(folder: Path, ids: list[str], size: int) -> Callable[[int], object]:
     return sample
 
 
-def ours(folder: Path, ids: list[str], size: int, *, cached: bool, protocol: str) -> Plain:
-    data = Plain(None, size=size, protocol=protocol, workers=2, batch_size=4, steps=10**6)
+def ours(folder: Path, ids: list[str], size: int, *, cached: bool, recipe: str) -> Plain:
+    data = Plain(None, size=size, recipe=recipe, workers=2, batch_size=4, steps=10**6)
     data.folder, data.files = folder, Ids(ids)  # type: ignore[assignment]
-    data._key = lambda split: f"{folder}{size}{protocol}"  # type: ignore[method-assign]
+    data._key = lambda split: f"{folder}{size}{recipe}"  # type: ignore[method-assign]
     data._samples["train"] = data.samples("train") if cached else data.originals("train")
     return data
 
@@ -146,9 +146,9 @@ def main(size: int = 512, count: int = 24, seconds: float = 3.0) -> None:
         base = rate(plain(folder, ids, size), count, seconds)
         print(f"{size} x {size}, one image and five labels, one core")
         print(f"  {'plain: Pillow, torchvision':44} {base:7.1f} samples/s")
-        for protocol in PROTOCOLS:
+        for recipe in RECIPES:
             for cached in (False, True):
-                data = ours(folder, ids, size, cached=cached, protocol=protocol)
+                data = ours(folder, ids, size, cached=cached, recipe=recipe)
                 samples = data.samples("train")
 
                 def augmented(index: int, data: Plain = data, samples: object = samples) -> object:
@@ -158,9 +158,9 @@ def main(size: int = 512, count: int = 24, seconds: float = 3.0) -> None:
                     ("read", rate(samples.__getitem__, count, seconds)),
                     ("read and augment", rate(augmented, count, seconds)),
                 ):
-                    name = f"{protocol}, {'cache' if cached else 'files'}: {what}"
+                    name = f"{recipe}, {'cache' if cached else 'files'}: {what}"
                     print(f"  {name:44} {found:7.1f} samples/s, {found / base:5.2f} x")
-        share = waiting(ours(folder, ids, size, cached=True, protocol="invpt"), 0.15)
+        share = waiting(ours(folder, ids, size, cached=True, recipe="invpt"), 0.15)
         print(f"  waiting of a step of 0.15 s on 4 images, 2 workers: {share:.1%}")
 
 

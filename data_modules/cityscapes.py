@@ -17,7 +17,7 @@ from .dense import DenseData, numbered_files
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes, Size
 from .dense.files import Files
-from .dense.recipes import Protocol, ZoomedCrop
+from .dense.recipes import Recipe, ZoomedCrop
 
 NAMES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -100,7 +100,7 @@ class Cityscapes(DenseData):
     (v - 1) / 256; the ``.npy`` sets keep their own scale, and so scores compare within one layout only. ``.npy`` sets
     need labels 0..6.
 
-    Protocols: ``mtan``: no augmentation. ``mtan_augmented``: as for NYUv2; disparity is multiplied by the enlargement,
+    Recipes: ``mtan``: no augmentation. ``mtan_augmented``: as for NYUv2; disparity is multiplied by the enlargement,
     as a nearer scene has it (the reference divides it).
 
     Args:
@@ -108,7 +108,7 @@ class Cityscapes(DenseData):
     """
 
     FILES = CityscapesFiles
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+    RECIPES: ClassVar[Mapping[str, Recipe]] = {
         "mtan": ZoomedCrop(size=(128, 256), flip=0.0, scale=(1.0,)),
         "mtan_augmented": ZoomedCrop(size=(128, 256)),
     }
@@ -117,6 +117,13 @@ class Cityscapes(DenseData):
         "depth": InverseDepth("depth"),
     }
     GROUPS: ClassVar[tuple[Collection[int], ...]] = CATEGORIES
+
+    @classmethod
+    def miniature(cls, folder: Path) -> Path:
+        """Renders a small copy of the set; see `data_modules.miniatures`."""
+        from .miniatures import write_cityscapes
+
+        return write_cityscapes(folder)
 
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the image and the labels of ``tasks``; see `DenseData.decode`."""
@@ -147,7 +154,7 @@ class Cityscapes19(Cityscapes):
         **options: Of `DenseData`.
     """
 
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+    RECIPES: ClassVar[Mapping[str, Recipe]] = {
         "mtan": ZoomedCrop(size=(256, 512), flip=0.0, scale=(1.0,)),
         "mtan_augmented": ZoomedCrop(size=(256, 512)),
     }

@@ -16,7 +16,7 @@ from .dense import DenseData
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes, Size
 from .dense.files import ListedFiles
-from .dense.recipes import AboutCentre, Protocol, ScaledCrop
+from .dense.recipes import AboutCentre, Recipe, ScaledCrop
 
 SEMSEG_NAMES = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
@@ -54,9 +54,9 @@ class NyudFiles(ListedFiles):
 class Nyud(DenseData):
     """NYUD-v2: 795 training and 654 test images of rooms.
 
-    Protocols: ``vandenhende``: stretched to 480 x 640, scale 1, 1.2 or 1.5, flip. ``astmt``: stretched to 512 x 512,
+    Recipes: ``vandenhende``: stretched to 480 x 640, scale 1, 1.2 or 1.5, flip. ``astmt``: stretched to 512 x 512,
     scale 0.75..1.25, turn -20..20 degrees, flip, depth not divided by the scale. ``invpt`` (448 x 576) and ``atrc``
-    (425 x 560): padded; scale 0.5..2, crop, flip, colours. Classes are the 40 of all protocols but ASTMT's, which keeps
+    (425 x 560): padded; scale 0.5..2, crop, flip, colours. Classes are the 40 of all recipes but ASTMT's, which keeps
     "unlabelled" as one more.
 
     Args:
@@ -64,7 +64,7 @@ class Nyud(DenseData):
     """
 
     FILES = NyudFiles
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+    RECIPES: ClassVar[Mapping[str, Recipe]] = {
         "vandenhende": AboutCentre(size=(480, 640), scale=(1.0, 1.2, 1.5), stepped=True),
         "astmt": AboutCentre(scale=(0.75, 1.25), rotation=20.0, nearer=False),
         "invpt": ScaledCrop(size=(448, 576)),
@@ -81,6 +81,13 @@ class Nyud(DenseData):
         """Returns ASTMT's archive; the others need a browser."""
         terms = "NYUD-v2: the terms of NYU Depth V2, see cs.nyu.edu."
         return [Download("https://data.vision.ee.ethz.ch/kmaninis/share/MTL/NYUD_MT.tgz", terms)]
+
+    @classmethod
+    def miniature(cls, folder: Path) -> Path:
+        """Renders a small copy of the set; see `data_modules.miniatures`."""
+        from .miniatures import write_nyud
+
+        return write_nyud(folder)
 
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the photograph and the labels of ``tasks``; see `DenseData.decode`."""

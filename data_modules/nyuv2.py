@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from mtlbench.tasks import Depth, SemanticSegmentation, Task
@@ -11,7 +12,7 @@ from mtlbench.tasks.taskonomy import CosineNormals
 from .dense import DenseData, numbered_files
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes
-from .dense.recipes import Protocol, ZoomedCrop
+from .dense.recipes import Recipe, ZoomedCrop
 
 
 class NYUv2Files(numbered_files.NumberedFiles):
@@ -35,7 +36,7 @@ class NYUv2Files(numbered_files.NumberedFiles):
 class NYUv2(DenseData):
     """NYUv2 at 288 x 384: 795 training and 654 test images, 13 classes, depth in metres, normals.
 
-    Protocols: ``mtan``: no augmentation, as in the paper. ``mtan_augmented``: a crop of 1, 1/1.2 or 1/1.5 of the sides
+    Recipes: ``mtan``: no augmentation, as in the paper. ``mtan_augmented``: a crop of 1, 1/1.2 or 1/1.5 of the sides
     enlarged back, depth divided by the same, and a flip. The image is normalised as the encoder wants it; MTAN and
     LibMTL feed values in [0, 1]. Normals are invalid where their length is 0, not where their sum is.
 
@@ -45,7 +46,7 @@ class NYUv2(DenseData):
 
     FILES = NYUv2Files
     AXES: ClassVar[str] = "right-up"
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+    RECIPES: ClassVar[Mapping[str, Recipe]] = {
         "mtan": ZoomedCrop(size=(288, 384), flip=0.0, scale=(1.0,)),
         "mtan_augmented": ZoomedCrop(size=(288, 384)),
     }
@@ -54,6 +55,13 @@ class NYUv2(DenseData):
         "depth": Depth("depth"),
         "normals": CosineNormals("normals"),
     }
+
+    @classmethod
+    def miniature(cls, folder: Path) -> Path:
+        """Renders a small copy of the set; see `data_modules.miniatures`."""
+        from .miniatures import write_nyuv2
+
+        return write_nyuv2(folder)
 
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the image and the labels of ``tasks``; see `DenseData.decode`."""

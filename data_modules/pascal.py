@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,13 +15,13 @@ from .dense import DenseData
 from .dense.decoding import Array, Bytes, photo
 from .dense.formats import pascal_labels as labels
 from .dense.formats.pascal_files import PascalFiles
-from .dense.recipes import AboutCentre, Protocol, ScaledCrop
+from .dense.recipes import AboutCentre, Recipe, ScaledCrop
 
 
 class Pascal(DenseData):
     """PASCAL-Context in its multi-task layout (``PASCAL_MT`` or ``PASCALContext``).
 
-    Protocols: ``vandenhende`` (the same as ASTMT's, but for the normalisation of the image): stretched to 512 x 512,
+    Recipes: ``vandenhende`` (the same as ASTMT's, but for the normalisation of the image): stretched to 512 x 512,
     scale 0.75..1.25, turn -20..20 degrees, flip. ``invpt`` (the same as ATRC's): the photograph keeps its size and is
     padded to 512 x 512; scale 0.5..2, crop, flip, colours.
 
@@ -33,7 +34,7 @@ class Pascal(DenseData):
 
     VERSION: ClassVar[int] = 2
     FILES = PascalFiles
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {
+    RECIPES: ClassVar[Mapping[str, Recipe]] = {
         "vandenhende": AboutCentre(scale=(0.75, 1.25), rotation=20.0),
         "invpt": ScaledCrop(),
     }
@@ -49,6 +50,13 @@ class Pascal(DenseData):
         """Returns ASTMT's archive."""
         terms = "PASCAL-Context: photographs under the VOC and Flickr terms, the archive states no licence."
         return [Download("https://data.vision.ee.ethz.ch/kmaninis/share/MTL/PASCAL_MT.tgz", terms)]
+
+    @classmethod
+    def miniature(cls, folder: Path) -> Path:
+        """Renders a small copy of the set; see `data_modules.miniatures`."""
+        from .miniatures import write_pascal
+
+        return write_pascal(folder)
 
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the photograph and the labels of ``tasks``; see `DenseData.decode`."""

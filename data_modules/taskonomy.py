@@ -14,14 +14,14 @@ from scipy import ndimage, special
 from mtlbench.data.download import Download
 from mtlbench.errors import DataError, SuiteError, unknown_name
 from mtlbench.tasks import IGNORE, Task
+from mtlbench.tasks.dense import NO_NORMAL
 from mtlbench.tasks.taskonomy import CosineNormals, SoftClassification, ValueMap
 
 from .dense import DenseData
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes, Size
-from .dense.files import Files
-from .dense.module import NO_NORMAL
-from .dense.recipes import Protocol, RandomCrop
+from .dense.files import Files, read_text
+from .dense.recipes import RandomCrop, Recipe
 
 SUBSETS = ("debug", "tiny", "medium", "full", "fullplus")
 EXCLUDED = frozenset({"mosquito", "tansboro", "tomkins", "darnestown", "brinnon", "rough", "woodbine"})
@@ -106,12 +106,14 @@ class TaskonomyFiles(Files):
             path = next((place for place in places if place.is_file()), None)
             if path is None:
                 raise DataError(f"No list of buildings: looked for {places[0]} or {places[1]}. {self.REMEDY}")
-            with path.open(newline=None) as file:  # its lines end in CR alone
-                rows = list(csv.DictReader(file))
+            lines = read_text(path).splitlines()  # its lines end in CR alone
+            rows = [
+                {str(key).strip(): str(value).strip() for key, value in row.items()} for row in csv.DictReader(lines)
+            ]
             wanted = {"id", "train", "val", "test"}
             if not rows or not wanted <= rows[0].keys():
                 raise DataError(f"{path}: a list begins with id,train,val,test. Found {list(rows[0]) if rows else []}.")
-            self._buildings = {s: [r["id"] for r in rows if r[s] == "1"] for s in ("train", "val", "test")}
+            self._buildings = {s: [r["id"] for r in rows if r[s] in ("1", "1.0")] for s in ("train", "val", "test")}
         return self._buildings
 
     def read_ids(self, split: str) -> list[str]:
@@ -184,7 +186,7 @@ class Taskonomy(DenseData):
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     FILES = TaskonomyFiles
     AXES: ClassVar[str] = "right-down"
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]] = {"mod_squad": RandomCrop()}
+    RECIPES: ClassVar[Mapping[str, Recipe]] = {"mod_squad": RandomCrop()}
     TASKS: ClassVar[Mapping[str, Task]] = {
         "class_object": SoftClassification("class_object", classes=1000),
         "class_scene": SoftClassification("class_scene", classes=365),
@@ -225,6 +227,13 @@ class Taskonomy(DenseData):
                      sums=f"{ADDRESS}/md5sum.txt")
             for building in dict.fromkeys(buildings) for domain in domains
         ]  # fmt: skip
+
+    @classmethod
+    def miniature(cls, folder: Path) -> Path:
+        """Renders a small copy of the set; see `data_modules.miniatures`."""
+        from .miniatures import write_taskonomy
+
+        return write_taskonomy(folder)
 
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the picture and the labels of ``tasks``, maps as floats with 255 = ignore; see `DenseData.decode`."""

@@ -16,6 +16,8 @@ ARRAYS = {
     "saliency": np.array([[[0.0, 0.5], [1.0, 255.0]]]),
     "edges": np.array([[[0.0, 0.5], [1.0, np.nan]]]),
     "depth": np.array([[[1.0, 2.0], [3.0, 255.0]]]),
+    "inverse_depth": np.array([[[1.0, 2.0], [3.0, 255.0]]]),
+    "value_map": np.array([[[1.0, 2.0], [3.0, 255.0]], [[0.0, 1.0], [0.5, 255.0]]]),
     "normals": np.where(np.eye(2) == 1, np.array([0.0, 0.0, 2.0])[:, None, None], 255.0),
 }
 
@@ -28,7 +30,7 @@ def test_every_dense_kind_has_a_picture(kind):
 
 def test_unlabelled_pixels_are_hatched_and_labelled_ones_are_not():
     grey = {(205, 205, 205), (165, 165, 165)}
-    for kind in ("semantic_segmentation", "saliency", "edges", "depth"):
+    for kind in ("semantic_segmentation", "saliency", "edges", "depth", "inverse_depth", "value_map"):
         picture = visualise.draw(kind, ARRAYS[kind])
         assert tuple(picture[1, 1]) in grey
         assert tuple(picture[0, 0]) not in grey

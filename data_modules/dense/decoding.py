@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from mtlbench.errors import DataError
+from mtlbench.visualise import rgb
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
@@ -47,7 +48,7 @@ def photo(path: Path) -> Bytes:
 
     def read() -> Bytes:
         with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))
+            return rgb(picture)
 
     return reading(path, read)
 
@@ -84,8 +85,15 @@ def grey16(path: Path, size: Size | None) -> NDArray[np.uint16]:
 
 
 def npy(path: Path) -> Array:
-    """Returns a NumPy array; pickled objects are refused."""
-    return reading(path, lambda: np.load(path, allow_pickle=False))
+    """Returns a NumPy array of numbers; pickled objects and strings are refused."""
+    return _numbers(path, reading(path, lambda: np.load(path, allow_pickle=False)))
+
+
+def _numbers(path: Path, found: Array) -> Array:
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+        what = getattr(found, "dtype", type(found).__name__)
+        raise fault(path, "the file holds one array of numbers", f"{what}")
+    return found
 
 
 def mat(path: Path, key: str) -> Array:
@@ -107,7 +115,9 @@ def depth(path: Path, found: Array, size: Size | None) -> NDArray[np.float32]:
     Raises:
         DataError: A value is not finite, negative, or too large for metres.
     """
-    metres = np.squeeze(found)
+    metres = np.squeeze(_numbers(path, found))
+    if metres.ndim != 2:
+        raise fault(path, "depth has the shape (height, width)", f"{found.shape}")
     check_size(path, metres, size)
     check_values(path, "depth is finite, with 0 for no measurement", metres, np.isfinite(metres))
     rule = f"depth is given in metres, 0..{MAX_METRES:g}"
@@ -122,7 +132,9 @@ def check_unit(path: Path, vectors: Array) -> None:
         DataError: They are not finite, or half of them are off by more than a tenth.
     """
     check_values(path, "normals are finite, with 0 for no direction", vectors, np.isfinite(vectors))
-    squares = np.einsum("hwc,hwc->hw", vectors, vectors, dtype=np.float32)
+    if vectors.ndim != 3 or vectors.shape[2] != 3:
+        raise fault(path, "normals have the shape (height, width, 3)", f"{vectors.shape}")
+    squares = (vectors.astype(np.float32) ** 2).sum(-1)
     lengths = squares[squares >= 0.25] ** 0.5
     middle = float(np.median(lengths[:: max(1, lengths.size // 10_000)])) if lengths.size else 1.0
     if not 0.9 <= middle <= 1.1:

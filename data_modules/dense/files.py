@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -37,6 +38,7 @@ class Files(ABC):
     def __init__(self, root: str | None):
         self.root = root
         self._names: dict[str, frozenset[str]] = {}
+        self._other: dict[str, dict[str, str]] = {}
         self._ids: dict[str, list[str]] = {}
 
     @cached_property
@@ -113,8 +115,17 @@ class Files(ABC):
         name = self.find(kind, image)
         if name is None:
             looked = " or ".join(str(self.base() / c) for c in self.candidates(kind, image))
-            raise DataError(f"Every listed image needs its {kind} file. Looked for {looked}. {self.REMEDY}")
+            near = f" Near it lies {self._near(kind, image)}." if self._near(kind, image) else ""
+            raise DataError(f"Every listed image needs its {kind} file. Looked for {looked}.{near} {self.REMEDY}")
         return self.base() / name
+
+    def _near(self, kind: str, image: str) -> str:
+        """Returns the names most like those looked for, for messages."""
+        for name in self.candidates(kind, image):
+            place, _, file = name.rpartition("/")
+            if close := difflib.get_close_matches(file, self.names(place), n=2, cutoff=0.8):
+                return ", ".join(close)
+        return ""
 
     def find(self, kind: str, image: str) -> str | None:
         """Returns the name of a file below the folder, None if there is none."""
@@ -122,13 +133,25 @@ class Files(ABC):
             place, _, file = name.rpartition("/")
             if file in self.names(place):
                 return name
+        for name in self.candidates(kind, image):
+            place, _, file = name.rpartition("/")
+            if other := self._spelled(place).get(_plain(file)):
+                return f"{place}/{other}" if place else other
         return None
+
+    def _spelled(self, place: str) -> dict[str, str]:
+        """Returns the names in a folder by what they are with an ending in small letters, ``.jpeg`` as ``.jpg``."""
+        if place not in self._other:
+            self._other[place] = {_plain(name): name for name in sorted(self.names(place), reverse=True)}
+        return self._other[place]
 
     def names(self, place: str) -> frozenset[str]:
         """Returns the names in a folder of the data set; none if it does not exist."""
         if place not in self._names:
             path = self.base() / place
-            self._names[place] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
+            found = os.listdir(path) if path.is_dir() else []
+            # Hidden files belong to systems and editors: ._x, .DS_Store, .~lock.x#.
+            self._names[place] = frozenset(name for name in found if not name.startswith("."))
         return self._names[place]
 
     def base(self) -> Path:
@@ -189,7 +212,10 @@ class Files(ABC):
         name = self.find(kind, image)
         if name is None:
             return None
-        status = (self.base() / name).stat()
+        try:
+            status = (self.base() / name).stat()
+        except FileNotFoundError:  # a link whose file is gone
+            return None
         return name, status.st_size, status.st_mtime_ns if dates else 0
 
     def about(self) -> list[str]:
@@ -241,6 +267,44 @@ def _familiar(root: str | None) -> str:
     return f"Found {found}. " + (f"That looks like {known}. " if known else "")
 
 
+def _plain(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    small = ending.lower()
+    return f"{stem}{dot}{'jpg' if small == 'jpeg' else small}" if dot else name
+
+
+def read_list(path: Path) -> list[str]:
+    """Returns the ids of a list, one a line: without comments (``#``), and without a flag 1 behind an id, as VOC has.
+
+    Raises:
+        DataError: The text is in no encoding that editors write, or a line says that its image does not belong.
+    """
+    ids = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if len(words) == 2 and words[1] in ("0", "-1"):
+            raise DataError(
+                f"{path}, line {number}: a list names the images of a split. Found {line.strip()!r}, a flag that "
+                "leaves the image out. Remove the line."
+            )
+        if len(words) == 2 and words[1] == "1":
+            del words[1]
+        if words:
+            ids.append(" ".join(words))
+    return ids
+
+
+def read_text(path: Path) -> str:
+    """Returns a text in UTF-8, with or without a mark, in UTF-16 with one, or in Latin-1."""
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
 def _repeated(ids: Iterable[str]) -> list[str]:
     return sorted(image for image, count in Counter(ids).items() if count > 1)
 
@@ -273,7 +337,7 @@ class ListedFiles(Files):
         path = Path(self.list_name(split))
         if not path.is_file():
             raise DataError(f"No image list for the split {split!r}: looked for {path}. {self.REMEDY}")
-        return path.read_text().split()
+        return read_list(path)
 
     def list_name(self, split: str) -> str:
         """Returns the file of the list."""

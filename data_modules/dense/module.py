@@ -9,24 +9,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from mtlbench.data import MTLDataModule, Sample
 from mtlbench.data.download import Download
 from mtlbench.errors import DataError, SuiteError, unknown_name
-from mtlbench.tasks import IGNORE
+from mtlbench.tasks import IGNORE, Task
 
 from .cache import Decoded, Stored, cached
 from .decoding import Array, Bytes
 from .files import Files
-from .recipes import Protocol
-from .warp import AXES, SHORT
-
-CATEGORICAL = ("semantic_segmentation", "human_parts")
-BINARY = ("saliency", "edges")
-NO_NORMAL = 127
-"""Code of an invalid 8-bit normal in all three channels: the shortest vector that 8 bits hold."""
+from .recipes import Recipe
+from .warp import AXES
 
 
 class DenseData(MTLDataModule):
@@ -36,10 +30,10 @@ class DenseData(MTLDataModule):
 
     Args:
         root: The folder of the data set, or the one that contains it.
-        size: Height and width of the samples in pixels; one number makes a square; None = the protocol's.
-        protocol: Key of `PROTOCOLS`: the recipe of the literature for size, augmentation and test view.
-        flip: Probability of a mirrored training image; None = the protocol's. So for the next three.
-        scale: Smallest and largest enlargement of a training image, or the choices of protocols in steps.
+        size: Height and width of the samples in pixels; one number makes a square; None = the recipe's.
+        recipe: Key of `RECIPES`: the recipe of the literature for size, augmentation and test view.
+        flip: Probability of a mirrored training image; None = the recipe's. So for the next three.
+        scale: Smallest and largest enlargement of a training image, or the choices of recipes in steps.
         rotation: Largest turn of a training image, degrees, to either side.
         fill: Label of pixels that the warp brings in from outside: 255 = ignore, or 0 = background, as in the
             reference code of ASTMT and Vandenhende. Depth and normals are ignored there in any case.
@@ -49,28 +43,34 @@ class DenseData(MTLDataModule):
 
     Attributes:
         FILES: Finds the files.
-        PROTOCOLS: Name -> protocol, the default first.
+        RECIPES: Name -> recipe, the default first.
         AXES: Default of ``normals_axes``.
 
     Raises:
         SuiteError: An option is outside its range.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"recipe": "protocol"}
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
     FILES: ClassVar[type[Files]]
-    PROTOCOLS: ClassVar[Mapping[str, Protocol]]
+    RECIPES: ClassVar[Mapping[str, Recipe]]
     AXES: ClassVar[str] = "left-up"
 
     def __init__(
-        self, root: str | None = None, *, size: int | Sequence[int] | None = None, protocol: str | None = None,
+        self, root: str | None = None, *, size: int | Sequence[int] | None = None, recipe: str | None = None,
         flip: float | None = None, scale: Sequence[float] | None = None, rotation: float | None = None,
         fill: int | None = None, normals_axes: str | None = None, **common: Any,
     ):  # fmt: skip
+        if "protocol" in common:
+            raise SuiteError(
+                f"{type(self).__name__}: the option that names the augmentation is called recipe. Found protocol: "
+                f"{common['protocol']!r}. Write data.options.recipe instead of data.options.protocol."
+            )
         super().__init__(root, **common)
-        name = protocol or next(iter(self.PROTOCOLS))
-        if name not in self.PROTOCOLS:
-            raise SuiteError(unknown_name("protocol", name, self.PROTOCOLS) + " Change data.protocol in the suite.")
-        own = self.PROTOCOLS[name]
+        name = recipe or next(iter(self.RECIPES))
+        if name not in self.RECIPES:
+            raise SuiteError(unknown_name("recipe", name, self.RECIPES) + " Change data.options.recipe in the suite.")
+        own = self.RECIPES[name]
         if size is None:
             size = own.size
         shape = (size, size) if isinstance(size, int) else tuple(size)
@@ -79,7 +79,7 @@ class DenseData(MTLDataModule):
             "size": shape, "flip": flip, "scale": tuple(scale) if scale is not None else None, "rotation": rotation,
             "fill": fill,
         }  # fmt: skip
-        self.protocol = replace(own, **{key: value for key, value in changes.items() if value is not None})
+        self.recipe = replace(own, **{key: value for key, value in changes.items() if value is not None})
         self.normals_axes = normals_axes or self.AXES
         self._check()
         self.files = self.open_files(root)
@@ -87,10 +87,11 @@ class DenseData(MTLDataModule):
 
     @abstractmethod
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
-        """Returns one photograph (H, W, 3) and its labels in few bytes, of the same height and width.
+        """Returns one photograph (H, W, 3) and its labels, (H, W) or (H, W, C), of the same height and width.
 
-        Class ids are uint8; binary maps uint8 0, 1 or 255; normals (H, W, 3) 8-bit codes or floats with 0 for none;
-        depth float32 metres, 0 = none. Whole-image labels are (C,). A label that is missing is left out.
+        A label has the form that `mtlbench.tasks.Task.restore` of its task reads. Of the shipped kinds: class ids are
+        uint8; binary maps uint8 0, 1 or 255; normals 8-bit codes or floats with 0 for none; depth float32 metres,
+        0 = none; values floats with 255 for none. Whole-image labels are (C,). A label that is missing is left out.
 
         Raises:
             DataError: A file is absent, damaged, of another size than the photograph, or holds a wrong value.
@@ -99,17 +100,6 @@ class DenseData(MTLDataModule):
     def open_files(self, root: str | None) -> Files:
         """Returns the files; a subclass may hand on options."""
         return self.FILES(root)
-
-    def target(self, task: str, label: Array) -> NDArray[Any]:
-        """Returns a stored label, (H, W), (C, H, W) or (C,), in the form that its task wants."""
-        kind = self.tasks[task].kind
-        if kind in CATEGORICAL:
-            return label.astype(np.int64)
-        if kind == "normals":
-            return unit_normals(label)
-        if kind in ("depth", "inverse_depth"):
-            return np.where(label > 0, label, np.float32(IGNORE)).astype(np.float32)[None]
-        return label.astype(np.float32)[None] if label.ndim == 2 else label.astype(np.float32)
 
     def samples(self, split: str) -> _Samples:
         """Returns one split: ``image`` uint8 (3, H, W), targets as their tasks say, ``frame`` and ``aspect``.
@@ -136,14 +126,10 @@ class DenseData(MTLDataModule):
             self.samples(split)
 
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
-        """Returns the sample as the protocol changes it; labels follow by their own rules."""
-        changed = self.protocol.augment(sample, generator, self.tasks, self.normals_axes)
-        targets = {name: t for name, t in changed["targets"].items() if not self.lost(name, t.numpy())}
+        """Returns the sample as the recipe changes it; labels follow by their own rules."""
+        changed = self.recipe.augment(sample, generator, self.tasks, self.normals_axes)
+        targets = {name: t for name, t in changed["targets"].items() if not self.tasks[name].vacant(t.numpy())}
         return {**changed, "targets": targets}
-
-    def lost(self, task: str, target: NDArray[Any]) -> bool:
-        """Returns whether a label means nothing any more: human parts without a person."""
-        return self.tasks[task].kind == "human_parts" and not ((target != 0) & (target != IGNORE)).any()
 
     def missing(self) -> list[str]:
         """Returns what the requested tasks lack; optional tasks whose folders are all absent are no fault."""
@@ -176,23 +162,25 @@ class DenseData(MTLDataModule):
 
     def _key(self, split: str) -> str:
         files = self.files.fingerprint(self.readable(), [split], dates=True) if self.files.folder else ""
-        how = (self.protocol.fit, self.protocol.stored, self.protocol.outside, self.protocol.image_how)
+        how = (self.recipe.fit, self.recipe.stored, self.recipe.outside, self.recipe.image_how)
         return repr((type(self).__qualname__, self.VERSION, sorted(self.readable()), how, files))
 
     def _check(self) -> None:
-        protocol = self.protocol
-        self._require(0 <= protocol.flip <= 1, "flip", "a probability", protocol.flip)
-        ordered = all(value > 0 for value in protocol.scale) and list(protocol.scale) == sorted(protocol.scale)
-        pair = len(protocol.scale) == 2 or protocol.stepped and len(protocol.scale) > 0
-        self._require(ordered and pair, "scale", "[lowest, highest] above 0, or choices in order", protocol.scale)
-        self._require(0 <= protocol.rotation <= 180, "rotation", "0..180 degrees", protocol.rotation)
-        self._require(protocol.fill in (0, IGNORE), "fill", f"0 or {IGNORE}", protocol.fill)
+        recipe = self.recipe
+        self._require(0 <= recipe.flip <= 1, "flip", "a probability", recipe.flip)
+        ordered = all(value > 0 for value in recipe.scale) and list(recipe.scale) == sorted(recipe.scale)
+        pair = len(recipe.scale) == 2 or recipe.stepped and len(recipe.scale) > 0
+        self._require(ordered and pair, "scale", "[lowest, highest] above 0, or choices in order", recipe.scale)
+        self._require(0 <= recipe.rotation <= 180, "rotation", "0..180 degrees", recipe.rotation)
+        self._require(recipe.fill in (0, IGNORE), "fill", f"0 or {IGNORE}", recipe.fill)
         self._require(self.normals_axes in AXES, "normals_axes", f"one of {', '.join(AXES)}", self.normals_axes)
 
     def _require(self, fine: bool, option: str, rule: str, found: Any) -> None:
         if not fine:
             name = type(self).__name__
-            raise SuiteError(f"{name}'s {option} must be {rule}. Found {found!r}. Change data.{option} in the suite.")
+            raise SuiteError(
+                f"{name}'s {option} must be {rule}. Found {found!r}. Change data.options.{option} in the suite."
+            )
 
 
 class _Decoder:
@@ -207,26 +195,29 @@ class _Decoder:
 
     def __getitem__(self, index: int) -> Decoded:
         photo, labels = self.data.decode(self.ids[index], self.tasks)
-        protocol = self.data.protocol
-        fit = Fit.stretch if protocol.fit == "stretch" else Fit.pad
-        return fit(photo, labels, protocol)
+        recipe = self.data.recipe
+        fit = Fit.stretch if recipe.fit == "stretch" else Fit.pad
+        return fit(photo, labels, recipe, self.data.tasks)
 
 
 class Fit:
     """How a photograph of any size becomes a picture of the stored size, labels by the nearest pixel."""
 
     @staticmethod
-    def stretch(photo: Bytes, labels: Mapping[str, Array], protocol: Protocol) -> Decoded:
+    def stretch(photo: Bytes, labels: Mapping[str, Array], recipe: Recipe, tasks: Mapping[str, Task]) -> Decoded:
         """Returns image and labels at the stored size, the ratio of the sides not kept."""
-        size, (height, width) = protocol.stored, photo.shape[:2]
-        found = {task: _nearest(label, size) if label.ndim > 1 else label for task, label in labels.items()}
-        image = _channels_first(_resized(photo, size, protocol.image_how))
+        size, (height, width) = recipe.stored, photo.shape[:2]
+        found = {
+            name: tasks[name].store(_nearest(label, size) if label.ndim > 1 else label)
+            for name, label in labels.items()
+        }
+        image = _channels_first(_resized(photo, size, recipe.image_how))
         return Decoded(image, found, (0, 0, *size), height / width)
 
     @staticmethod
-    def pad(photo: Bytes, labels: Mapping[str, Array], protocol: Protocol) -> Decoded:
+    def pad(photo: Bytes, labels: Mapping[str, Array], recipe: Recipe, tasks: Mapping[str, Task]) -> Decoded:
         """Returns image and labels in the middle of the stored size; larger photographs are first shrunk to fit."""
-        (height, width), original = protocol.stored, photo.shape[:2]
+        (height, width), original = recipe.stored, photo.shape[:2]
         factor = min(1.0, height / original[0], width / original[1])
         inner = (max(1, round(original[0] * factor)), max(1, round(original[1] * factor)))
         top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
@@ -238,33 +229,13 @@ class Fit:
             return whole
 
         image = np.empty((3, height, width), np.uint8)
-        image[:] = np.array(protocol.outside, np.uint8)[:, None, None]
-        image[place] = _channels_first(_resized(photo, inner, protocol.image_how))
-        found = {
-            task: padded(_nearest(label, inner), outside(label)) if label.ndim > 1 else label
-            for task, label in labels.items()
-        }
+        image[:] = np.array(recipe.outside, np.uint8)[:, None, None]
+        image[place] = _channels_first(_resized(photo, inner, recipe.image_how))
+        found = {}
+        for name, label in labels.items():
+            small = tasks[name].store(_nearest(label, inner) if label.ndim > 1 else label)
+            found[name] = padded(small, tasks[name].outside(small)) if label.ndim > 1 else small
         return Decoded(image, found, (top, left, *inner), original[0] / original[1])
-
-
-def outside(label: Array) -> float:
-    """Returns the stored code of pixels without a label: none for normals and depth, else 255 = ignore."""
-    if label.ndim == 3:
-        return NO_NORMAL if label.dtype == np.uint8 else 0
-    return IGNORE if label.dtype == np.uint8 else 0
-
-
-def unit_normals(label: Array) -> NDArray[np.float32]:
-    """Returns unit vectors, 255 where there is none, from 8-bit codes n = 2v/255 - 1 or floats: (3, H, W)."""
-    vectors = label.astype(np.float32)
-    if label.dtype == np.uint8:
-        vectors *= np.float32(2 / 255)
-        vectors -= 1
-    length = np.sqrt(np.einsum("chw,chw->hw", vectors, vectors))
-    valid = length >= SHORT
-    vectors /= np.where(valid, length, 1)
-    vectors[:, ~valid] = IGNORE
-    return vectors
 
 
 def _resized(photo: Bytes, size: tuple[int, int], how: Image.Resampling) -> Bytes:
@@ -298,8 +269,9 @@ class _Samples:
 
     def __getitem__(self, index: int) -> Sample:
         found = self.stored[index]
-        made = {task: self.data.target(task, label) for task, label in found.labels.items()}
-        targets = {task: torch.from_numpy(target) for task, target in made.items() if not self.data.lost(task, target)}
+        tasks = self.data.tasks
+        made = {name: tasks[name].restore(label) for name, label in found.labels.items()}
+        targets = {name: torch.from_numpy(t) for name, t in made.items() if not tasks[name].vacant(t)}
         sample = {"image": torch.from_numpy(found.image), "targets": targets, "id": self.ids[index],
                   "frame": found.frame, "aspect": found.aspect}  # fmt: skip
-        return sample if self.training else self.data.protocol.view(sample)
+        return sample if self.training else self.data.recipe.view(sample)

@@ -1,6 +1,6 @@
-"""The augmentation and test view of each standard protocol, as functions of (sample, generator).
+"""The augmentation and test view of each standard recipe, as functions of (sample, generator).
 
-A protocol first says how a photograph becomes a picture of the run's size (`fit`), once and without chance, so that it
+A recipe first says how a photograph becomes a picture of the run's size (`fit`), once and without chance, so that it
 can be cached; then it draws a `Warp` and, perhaps, a change of colours for every training sample. Geometry reaches
 every label by the label's own rule: class ids, edges and depth are taken from the nearest pixel, depth is divided by
 the enlargement, normals turn and flip with the picture, and what comes from outside is ignored.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtlbench.data import Sample
-from mtlbench.tasks import IGNORE, Task
+from mtlbench.tasks import IGNORE, LabelOptions, Task
 
 from .warp import BLACK, Colour, Warp
 
@@ -32,8 +32,8 @@ LINEAR, CUBIC, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Im
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Base of the protocols. Fields are the protocol's own values; a suite may change them.
+class Recipe:
+    """Base of the recipes. Fields are the recipe's own values; a suite may change them.
 
     Attributes:
         size: Height and width of training and test samples.
@@ -76,7 +76,7 @@ class Protocol:
             sample: With ``frame``, the (top, left, height, width) of the photograph within the picture, and
                 ``aspect``, its original height / width.
             generator: The only source of chance.
-            tasks: Tell the kind of each label.
+            tasks: How each label follows, see `mtlbench.tasks.Task.warp`.
             axes: Where channels 0 and 1 of normals point, key of `data_modules.dense.warp.AXES`.
         """
         return self.warped(sample, self.draw(sample, generator), tasks, axes)
@@ -87,17 +87,11 @@ class Protocol:
 
     def warped(self, sample: Sample, warp: Warp, tasks: Mapping[str, Task], axes: str) -> Sample:
         """Returns the sample with image and every label warped, each by its own rule."""
+        options = LabelOptions(self.fill, self.nearer, axes, self.normals_how)
 
         def label(name: str, target: torch.Tensor) -> torch.Tensor:
-            kind, values = tasks[name].kind, target.numpy()
-            if not tasks[name].dense:
-                return target
-            if kind == "normals":
-                return torch.from_numpy(warp.normals(values, axes, self.normals_how))
-            if kind in ("depth", "inverse_depth") and self.nearer:
-                return torch.from_numpy(warp.depth(values, 1 / warp.scale if kind == "depth" else warp.scale))
-            fill = IGNORE if values.dtype == np.float32 and kind not in ("saliency", "edges") else self.fill
-            return torch.from_numpy(warp.nearest(values, fill))
+            task = tasks[name]
+            return torch.from_numpy(task.warp(target.numpy(), warp, options)) if task.dense else target
 
         targets = {name: label(name, target) for name, target in sample["targets"].items()}
         image = torch.from_numpy(warp.image(sample["image"].numpy(), self.outside, self.image_how))
@@ -111,7 +105,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class AboutCentre(Protocol):
+class AboutCentre(Recipe):
     """ASTMT and Vandenhende: flip, scaling and turn about the centre, the size kept; stretched, ratio not kept.
 
     The reference warps and then stretches; here the picture is stretched first and the warp made to match, so that the
@@ -129,7 +123,7 @@ class AboutCentre(Protocol):
 
 
 @dataclass(frozen=True)
-class ScaledCrop(Protocol):
+class ScaledCrop(Recipe):
     """ATRC and InvPT: scaling, random crop, flip, colours; what is too small is padded, centred and ignored.
 
     Crops start at whole pixels of the photograph (the reference: of the enlarged one).
@@ -184,7 +178,7 @@ class ScaledCrop(Protocol):
 
 
 @dataclass(frozen=True)
-class ZoomedCrop(Protocol):
+class ZoomedCrop(Recipe):
     """MTAN's option: a crop of 1/s of either side, enlarged back, corners aligned; flip. The paper trains without."""
 
     scale: tuple[float, ...] = (1.0, 1.2, 1.5)
@@ -212,7 +206,7 @@ class ZoomedCrop(Protocol):
 
 
 @dataclass(frozen=True)
-class RandomCrop(Protocol):
+class RandomCrop(Recipe):
     """Mod-Squad on Taskonomy: resized to 8/7 of the size, random crop, flip; the centre in tests.
 
     The reference does not negate the normals under a flip, which is a fault; here they are.

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from mtlbench.tasks import IGNORE
+from mtlbench.tasks.dense import SHORT
 
 Matrix = tuple[float, float, float, float, float, float]
 Colour = tuple[int, int, int]
@@ -22,8 +23,6 @@ AXES = {"left-up": 1, "right-down": 1, "right-up": -1, "left-down": -1}
 """Where channels 0 and 1 of the normals point -> sign of their turn when the picture turns counter-clockwise."""
 
 BLACK = (0, 0, 0)
-SHORT = 0.5
-"""Vectors shorter than this are no normals: eight bits have no exact zero."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Warp:
         flip: Whether left and right are exchanged.
         angle: Turn in degrees, counter-clockwise as seen.
         scale: Enlargement; depth shrinks by it.
-        labels: Matrix for labels, where the protocol samples them at other points than the picture.
+        labels: Matrix for labels, where the recipe samples them at other points than the picture.
     """
 
     matrix: Matrix

@@ -24,7 +24,8 @@ IGNORE = 255
 
 SEGMENTATION = ("semantic_segmentation", "human_parts")
 MAPS = ("saliency", "edges")
-DENSE = (*SEGMENTATION, *MAPS, "normals", "depth")
+VALUES = ("depth", "inverse_depth", "value_map")
+DENSE = (*SEGMENTATION, *MAPS, "normals", *VALUES)
 """Kinds that `draw` knows."""
 
 # Dark violet through red and orange to pale yellow: lightness rises evenly, so near and far read without colour too.
@@ -35,24 +36,26 @@ _DEPTH = np.array(
 
 
 @cache
-def palette(classes: int) -> Picture:
-    """Returns distinct colours, (classes, 3); class 0 is nearly black, as most suites keep it for the background."""
+def palette(count: int) -> Picture:
+    """Returns distinct colours, (count, 3); class 0 is nearly black, as most suites keep it for the background."""
     colours = [(0.12, 0.12, 0.14)]
-    for i in range(classes - 1):
+    for i in range(count - 1):
         # The golden angle puts neighbouring class ids far apart on the hue circle, however many there are.
         hue = (0.58 + i * 0.618034) % 1
         colours.append(colorsys.hsv_to_rgb(hue, (0.62, 0.85, 0.42)[i % 3], (0.95, 0.75, 0.88)[i % 3]))
-    return np.round(255 * np.array(colours[:classes])).astype(np.uint8)
+    return np.round(255 * np.array(colours[:count])).astype(np.uint8)
 
 
 def draw(
     kind: str, array: Array, class_names: Sequence[str] = (), limits: tuple[float, float] | None = None
 ) -> Picture:
-    """Returns a picture of one dense label or prediction. Elements without a label are hatched.
+    """Draws a label of a shipped kind by the kind's name, for runs that stored no pictures of their own.
+
+    `mtlbench.tasks.Task.draw` is how a task draws itself; it needs torch, which the report does without.
 
     Args:
         kind: Kind of the task, one of `DENSE`.
-        array: Class ids (H, W); probability (1, H, W) or (H, W); normals (3, H, W); or metres (1, H, W) or (H, W).
+        array: Class ids (H, W); probability (1, H, W) or (H, W); normals (3, H, W); or values (1, H, W) or (H, W).
         class_names: Names of the classes; only their number is used, so that colours agree with `legend`.
         limits: Nearest and farthest depth; give those of the truth to compare pictures. Default: of this array.
 
@@ -60,16 +63,56 @@ def draw(
         ValueError: If the kind has no picture.
     """
     if kind in SEGMENTATION:
-        return _classes(np.asarray(array), len(class_names))
+        return classes(array, len(class_names))
     if kind in MAPS:
-        plane = _plane(array)
-        grey = 255 * np.clip(np.where(_absent(plane), 0, plane), 0, 1)
-        return _hatch(np.repeat(grey[..., None], 3, -1), _absent(plane))
+        return grey(array)
     if kind == "normals":
-        return _normals(np.asarray(array, float))
-    if kind == "depth":
-        return _depth(_plane(array), limits or depth_limits(array))
+        return normals(array)
+    if kind in VALUES:
+        return values(array, limits=limits)
     raise ValueError(unknown_name("kind of picture", kind, DENSE))
+
+
+def classes(ids: Array, count: int) -> Picture:
+    """Draws class ids (H, W) in the colours of `palette`."""
+    ids = np.asarray(ids)
+    absent = ids == IGNORE
+    known = np.where(absent, 0, ids).astype(int)
+    return _hatch(palette(max(count, int(known.max(initial=0)) + 1))[known], absent)
+
+
+def grey(array: Array) -> Picture:
+    """Draws shares in 0..1, (1, H, W) or (H, W), as black to white."""
+    plane = _plane(array)
+    level = 255 * np.clip(np.where(_absent(plane), 0, plane), 0, 1)
+    return _hatch(np.repeat(level[..., None], 3, -1), _absent(plane))
+
+
+def normals(array: Array) -> Picture:
+    """Draws vectors (3, H, W) as colours: red, green and blue are the three components."""
+    array = np.asarray(array, float)
+    absent = _absent(array[0])
+    length = np.linalg.norm(np.where(absent, 0, array), axis=0)
+    unit = np.where(absent, 0, array) / np.maximum(length, 1e-9)
+    return _hatch((unit.transpose(1, 2, 0) + 1) * 127.5, absent)
+
+
+def values(array: Array, truth: Array | None = None, limits: tuple[float, float] | None = None) -> Picture:
+    """Draws values of any meaning: one channel as a scale of colours, the first three of several as red, green, blue.
+
+    Args:
+        array: (H, W) or (C, H, W).
+        truth: The same for the truth, whose range sets the colours. Default: ``array``.
+        limits: Range of the colours of a single channel; default: that of the truth.
+    """
+    array = np.asarray(array, float)
+    reference = array if truth is None else np.asarray(truth, float)
+    if array.ndim == 2 or len(array) == 1:
+        return _ramp(_plane(array), limits or depth_limits(reference))
+    absent = _absent(array[0])
+    shares = [_share(plane, depth_limits(own)) for plane, own in zip(array[:3], reference[:3], strict=True)]
+    shares += [np.zeros_like(shares[0])] * (3 - len(shares))
+    return _hatch(255 * np.stack(shares, -1), absent)
 
 
 def depth_limits(array: Array) -> tuple[float, float]:
@@ -83,14 +126,24 @@ def depth_limits(array: Array) -> tuple[float, float]:
 
 
 def caption(kind: str, value: Any, class_names: Sequence[str] = ()) -> str:
-    """Returns a whole-image label or prediction as text; ``"–"`` where there is none."""
-    number = float(np.asarray(value).reshape(-1)[0])
-    if not np.isfinite(number) or (kind == "classification" and number < 0):
+    """Returns a whole-image label by the name of its kind, for runs that stored no text; ``"–"`` for none."""
+    return class_name(value, class_names) if kind == "classification" else number(value)
+
+
+def class_name(value: Any, class_names: Sequence[str] = ()) -> str:
+    """Returns the name of a class, its number where it has no name, ``"–"`` where there is none."""
+    index = int(np.asarray(value).reshape(-1)[0])
+    if index < 0:
         return "–"
-    if kind == "classification":
-        index = int(number)
-        return str(class_names[index]) if index < len(class_names) else str(index)
-    return f"{number:.3g}"
+    return str(class_names[index]) if index < len(class_names) else str(index)
+
+
+def number(value: Any) -> str:
+    """Returns numbers with three digits, at most three of them; ``"–"`` where there is none."""
+    found = np.asarray(value, float).reshape(-1)
+    if not np.isfinite(found[:3]).all():
+        return "–"
+    return ", ".join(f"{v:.3g}" for v in found[:3]) + (", …" if len(found) > 3 else "")
 
 
 def legend(class_names: Sequence[str]) -> Picture:
@@ -143,6 +196,21 @@ def png(picture: Picture, longest: int | None = None) -> bytes:
     return stream.getvalue()
 
 
+def rgb(picture: Image.Image) -> Picture:
+    """Returns an image file's pixels as RGB uint8; grey of 16 bits and floats are scaled by their range.
+
+    Pillow cuts them off at 255 instead. Floats up to 1 count as shares, up to 255 as bytes, else as 16 bits.
+    """
+    if picture.mode.startswith("I") or picture.mode == "F":
+        level = np.asarray(picture, float)
+        top = 65535.0
+        if picture.mode == "F":
+            top = next((limit for limit in (1.0, 255.0) if level.max(initial=0) <= limit), top)
+        grey_levels = np.round(np.clip(np.nan_to_num(level) / top, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(grey_levels[..., None], 3, -1)
+    return np.array(picture.convert("RGB"))
+
+
 def _font() -> Any:
     return ImageFont.load_default(12)
 
@@ -167,21 +235,11 @@ def _hatch(colour: Array, absent: Array) -> Picture:
     return np.round(np.where(absent[..., None], stripes, colour)).astype(np.uint8)
 
 
-def _classes(ids: Array, classes: int) -> Picture:
-    absent = ids == IGNORE
-    known = np.where(absent, 0, ids).astype(int)
-    return _hatch(palette(max(classes, int(known.max(initial=0)) + 1))[known], absent)
+def _share(plane: Array, limits: tuple[float, float]) -> Array:
+    low, high = limits
+    return np.clip((np.where(_absent(plane), low, plane) - low) / max(high - low, 1e-9), 0, 1)
 
 
-def _normals(array: Array) -> Picture:
-    absent = _absent(array[0])
-    length = np.linalg.norm(np.where(absent, 0, array), axis=0)
-    unit = np.where(absent, 0, array) / np.maximum(length, 1e-9)
-    return _hatch((unit.transpose(1, 2, 0) + 1) * 127.5, absent)
-
-
-def _depth(plane: Array, limits: tuple[float, float]) -> Picture:
-    near, far = limits
-    share = np.clip((np.where(_absent(plane), near, plane) - near) / max(far - near, 1e-9), 0, 1)
-    stops = np.linspace(0, 1, len(_DEPTH))
+def _ramp(plane: Array, limits: tuple[float, float]) -> Picture:
+    share, stops = _share(plane, limits), np.linspace(0, 1, len(_DEPTH))
     return _hatch(np.stack([np.interp(share, stops, _DEPTH[:, c]) for c in range(3)], -1), _absent(plane))

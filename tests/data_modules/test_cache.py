@@ -50,11 +50,11 @@ def same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("protocol", [0, -1])
-def test_cached_samples_are_the_decoded_ones(tmp_path: Path, place: Path, name: str, protocol: int) -> None:
+@pytest.mark.parametrize("recipe", [0, -1])
+def test_cached_samples_are_the_decoded_ones(tmp_path: Path, place: Path, name: str, recipe: int) -> None:
     module = registry.load(f"data_modules.{name}:{MODULES[name]}")
     root = str(MINIATURES[name](tmp_path, train=6, val=2))
-    data = module(root, size=[28, 42], protocol=list(module.PROTOCOLS)[protocol])
+    data = module(root, size=[28, 42], recipe=list(module.RECIPES)[recipe])
     for split in data.SPLITS:
         same(data.samples(split), data.originals(split))
         assert isinstance(data.samples(split).stored, cache.Cached)
@@ -74,8 +74,8 @@ def test_a_cache_is_built_once_and_read_by_later_runs(root: Path, place: Path, m
     assert caches(place) == built
 
 
-def test_another_size_protocol_or_task_is_another_cache(root: Path, place: Path) -> None:
-    for options in ({"size": 32}, {"size": 40}, {"size": 32, "protocol": "invpt"},
+def test_another_size_recipe_or_task_is_another_cache(root: Path, place: Path) -> None:
+    for options in ({"size": 32}, {"size": 40}, {"size": 32, "recipe": "invpt"},
                     {"size": 32, "tasks": {"semseg": Pascal.TASKS["semseg"]}}):  # fmt: skip
         Pascal(str(root), **options).samples("train")
     assert len(caches(place)) == 4

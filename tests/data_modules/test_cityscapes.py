@@ -44,8 +44,8 @@ def file(root: Path, kind: str, ending: str) -> Path:
 @pytest.mark.parametrize(("name", "classes"), [("Cityscapes", 7), ("Cityscapes19", 19)])
 def test_contract_in_every_layout(tmp_path: Path, layout: str, name: str, classes: int) -> None:
     root = write_cityscapes(tmp_path, train=11, val=2, layout=layout, classes=classes)
-    for protocol in Cityscapes.PROTOCOLS:
-        findings = check_data_module(f"data_modules.cityscapes:{name}", str(root), size=[24, 48], protocol=protocol)
+    for recipe in Cityscapes.RECIPES:
+        findings = check_data_module(f"data_modules.cityscapes:{name}", str(root), size=[24, 48], recipe=recipe)
         assert [f.detail for f in findings if not f.ok] == []
     ids = Cityscapes(str(root)).files.ids("train")
     assert ids[0] == STEM if layout == "official" else ids == [f"train/{n}" for n in range(11)]

@@ -49,9 +49,9 @@ def first(root: Path, *tasks: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("protocol", Nyud.PROTOCOLS)
-def test_contract(copies: dict[str, Path], layout: str, protocol: str) -> None:
-    findings = check_data_module("data_modules.nyud:Nyud", str(copies[layout]), size=[48, 64], protocol=protocol)
+@pytest.mark.parametrize("recipe", Nyud.RECIPES)
+def test_contract(copies: dict[str, Path], layout: str, recipe: str) -> None:
+    findings = check_data_module("data_modules.nyud:Nyud", str(copies[layout]), size=[48, 64], recipe=recipe)
     assert [f.detail for f in findings if not f.ok] == []
 
 
@@ -104,9 +104,9 @@ def test_images_without_a_label_are_missing_labels(copies: dict[str, Path]) -> N
     assert batch["counts"]["semseg"] == 0 and batch["counts"]["depth"] > 0
 
 
-def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(SuiteError, match="Unknown protocol 'invpd'.*'invpt'.*data.protocol"):
-        Nyud(None, protocol="invpd")
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(SuiteError, match="Unknown recipe 'invpd'.*'invpt'.*data.options.recipe"):
+        Nyud(None, recipe="invpd")
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

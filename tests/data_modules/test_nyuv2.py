@@ -33,9 +33,9 @@ def root(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("protocol", NYUv2.PROTOCOLS)
-def test_contract(pristine: Path, protocol: str) -> None:
-    findings = check_data_module("data_modules.nyuv2:NYUv2", str(pristine), size=[40, 56], protocol=protocol)
+@pytest.mark.parametrize("recipe", NYUv2.RECIPES)
+def test_contract(pristine: Path, recipe: str) -> None:
+    findings = check_data_module("data_modules.nyuv2:NYUv2", str(pristine), size=[40, 56], recipe=recipe)
     assert [f.detail for f in findings if not f.ok] == []
 
 

@@ -270,7 +270,7 @@ def test_a_wrong_context_map_or_part_is_named(root: Path) -> None:
     "option", [{"size": 0}, {"scale": [1.2, 0.8]}, {"rotation": -1}, {"fill": 7}, {"flip": 2}, {"normals_axes": "up"}]
 )
 def test_options_out_of_range(option: dict[str, Any]) -> None:
-    with pytest.raises(SuiteError, match=f"data.{next(iter(option))}"):
+    with pytest.raises(SuiteError, match=f"data.options.{next(iter(option))}"):
         Pascal("x", **option)
 
 

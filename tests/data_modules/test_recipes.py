@@ -1,4 +1,4 @@
-"""Protocols: sizes and ranges as published, and the right rule for every label under every change of geometry."""
+"""Recipes: sizes and ranges as published, and the right rule for every label under every change of geometry."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def sample(
     }  # fmt: skip
 
 
-def changed(protocol: Any, given: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-    return protocol.augment(given, np.random.default_rng(seed), TASKS, "left-up")
+def changed(recipe: Any, given: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    return recipe.augment(given, np.random.default_rng(seed), TASKS, "left-up")
 
 
-PROTOCOLS = [
+RECIPES = [
     AboutCentre(SIZE, scale=(0.75, 1.25), rotation=20.0), AboutCentre(SIZE, scale=(1.0, 1.2, 1.5), stepped=True),
     ScaledCrop(SIZE), ZoomedCrop(SIZE), RandomCrop((35, 49)),
 ]  # fmt: skip
 
 
-def test_the_table_of_protocols() -> None:
+def test_the_table_of_recipes() -> None:
     def facts(module: Any, name: str) -> tuple[Any, ...]:
-        p = module.PROTOCOLS[name]
+        p = module.RECIPES[name]
         return p.size, p.fit, p.flip, p.scale, p.stepped, p.rotation, getattr(p, "colours", False), p.nearer
 
     small_turns = (0.5, (0.75, 1.25), False, 20.0, False)
@@ -81,26 +81,26 @@ def test_the_table_of_protocols() -> None:
     assert facts(NYUv2, "mtan_augmented")[:5] == ((288, 384), "stretch", 0.5, (1.0, 1.2, 1.5), True)
     assert facts(Cityscapes, "mtan")[:4] == ((128, 256), "stretch", 0.0, (1.0,))
     assert facts(Taskonomy, "mod_squad")[:4] == ((224, 224), "stretch", 0.5, (1.0, 1.0))
-    assert Taskonomy.PROTOCOLS["mod_squad"].stored == (256, 256)
+    assert Taskonomy.RECIPES["mod_squad"].stored == (256, 256)
     assert (ScaledCrop().tries, ScaledCrop().share) == (10, 0.75)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: type(p).__name__)
-def test_every_label_comes_from_the_pixel_that_the_geometry_says(protocol: Any) -> None:
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: type(p).__name__)
+def test_every_label_comes_from_the_pixel_that_the_geometry_says(recipe: Any) -> None:
     """``where`` tells the source of each new pixel; every other label must have the value that stands there."""
-    given = sample(*protocol.stored)
+    given = sample(*recipe.stored)
     kinds = set()
     for seed in range(12):
-        new = changed(protocol, given, seed)["targets"]
+        new = changed(recipe, given, seed)["targets"]
         assert torch.equal(new["kind"], given["targets"]["kind"])
-        assert {t.shape[-2:] for n, t in new.items() if n != "kind"} == {protocol.size}
+        assert {t.shape[-2:] for n, t in new.items() if n != "kind"} == {recipe.size}
         inside = new["where"][0] != 255
         row, column = (new["where"][i][inside].long() for i in (0, 1))
         old = given["targets"]
         assert torch.equal(new["semseg"][inside], old["semseg"][row, column])
         assert torch.equal(new["edges"][0][inside], old["edges"][0, row, column])
         assert all((new[name][..., ~inside] == 255).all() for name in ("semseg", "edges", "depth", "normals"))
-        warp = protocol.draw(given, np.random.default_rng(seed))
+        warp = recipe.draw(given, np.random.default_rng(seed))
         for name, factor in (("depth", 1 / warp.scale), ("disparity", warp.scale)):
             found, expected = new[name][0][inside], old[name][0, row, column]
             expected = torch.where(expected == 255, expected, expected * factor)
@@ -109,18 +109,16 @@ def test_every_label_comes_from_the_pixel_that_the_geometry_says(protocol: Any) 
     assert {flip for flip, _ in kinds} == {True, False}
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: type(p).__name__)
-def test_the_picture_moves_with_its_labels(protocol: Any) -> None:
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: type(p).__name__)
+def test_the_picture_moves_with_its_labels(recipe: Any) -> None:
     """A picture of its own columns and rows must agree with the label that holds them."""
-    height, width = protocol.stored
+    height, width = recipe.stored
     given = sample(height, width)
     rows, columns = np.mgrid[:height, :width]
     given["image"] = torch.from_numpy(np.stack([2 * rows, 2 * columns, 0 * rows]).astype(np.uint8))
-    protocol = type(protocol)(
-        **{**protocol.__dict__, **({"colours": False} if isinstance(protocol, ScaledCrop) else {})}
-    )
+    recipe = type(recipe)(**{**recipe.__dict__, **({"colours": False} if isinstance(recipe, ScaledCrop) else {})})
     for seed in range(6):
-        new = changed(protocol, given, seed)
+        new = changed(recipe, given, seed)
         where, image = new["targets"]["where"], new["image"].float() / 2
         inside = F.max_pool2d((where[:1] == 255).float()[None], 5, 1, 2)[0, 0] == 0
         inside[:2], inside[-2:], inside[:, :2], inside[:, -2:] = False, False, False, False
@@ -128,14 +126,14 @@ def test_the_picture_moves_with_its_labels(protocol: Any) -> None:
         assert (image[:2] - where)[:, inside].mean().abs() < 0.4, "Pillow rounds down: half a grey level"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: type(p).__name__)
-def test_normals_stay_unit_vectors_and_flip(protocol: Any) -> None:
-    given = sample(*protocol.stored)
-    given["targets"]["normals"] = torch.tensor([0.6, 0.0, 0.8])[:, None, None].expand(3, *protocol.stored).contiguous()
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: type(p).__name__)
+def test_normals_stay_unit_vectors_and_flip(recipe: Any) -> None:
+    given = sample(*recipe.stored)
+    given["targets"]["normals"] = torch.tensor([0.6, 0.0, 0.8])[:, None, None].expand(3, *recipe.stored).contiguous()
     for seed in range(8):
         normals, warp = (
-            changed(protocol, given, seed)["targets"]["normals"],
-            protocol.draw(given, np.random.default_rng(seed)),
+            changed(recipe, given, seed)["targets"]["normals"],
+            recipe.draw(given, np.random.default_rng(seed)),
         )
         valid = normals[0] != 255
         turn = np.radians(warp.angle)
@@ -144,11 +142,11 @@ def test_normals_stay_unit_vectors_and_flip(protocol: Any) -> None:
         assert valid.any() and torch.allclose(normals[:, valid], expected[:, None], atol=2e-3)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: type(p).__name__)
-def test_augmentation_is_a_function_of_sample_and_generator(protocol: Any) -> None:
-    given = sample(*protocol.stored)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: type(p).__name__)
+def test_augmentation_is_a_function_of_sample_and_generator(recipe: Any) -> None:
+    given = sample(*recipe.stored)
     before = {name: target.clone() for name, target in given["targets"].items()} | {"image": given["image"].clone()}
-    one, two, other = changed(protocol, given, 3), changed(protocol, given, 3), changed(protocol, given, 4)
+    one, two, other = changed(recipe, given, 3), changed(recipe, given, 3), changed(recipe, given, 4)
     assert torch.equal(one["image"], two["image"]) and not torch.equal(one["image"], other["image"])
     assert all(torch.equal(one["targets"][n], two["targets"][n]) for n in one["targets"])
     assert all(torch.equal(before[n], ({**given["targets"], "image": given["image"]})[n]) for n in before), (
@@ -164,7 +162,7 @@ def enlarged(tensor: torch.Tensor, window: tuple[slice, slice], flip: bool, **ho
 
 
 def test_mtan_equals_interpolation_with_aligned_corners() -> None:
-    given, protocol = sample(), ZoomedCrop(SIZE)
+    given, recipe = sample(), ZoomedCrop(SIZE)
     seen = set()
     for seed in range(20):
         generator = np.random.default_rng(seed)
@@ -173,7 +171,7 @@ def test_mtan_equals_interpolation_with_aligned_corners() -> None:
         top, left = (int(generator.integers(n + 1)) for n in (SIZE[0] - height, SIZE[1] - width))
         flip = bool(generator.random() < 0.5)
         seen.add((scale, flip))
-        new, window = changed(protocol, given, seed), (slice(top, top + height), slice(left, left + width))
+        new, window = changed(recipe, given, seed), (slice(top, top + height), slice(left, left + width))
         wanted = enlarged(given["image"], window, flip, mode="bilinear", align_corners=True)
         assert (new["image"].float() - wanted).abs().max() < 1.01, "Pillow rounds down"
         semseg = enlarged(given["targets"]["semseg"], window, flip, mode="nearest")[0]
@@ -182,15 +180,15 @@ def test_mtan_equals_interpolation_with_aligned_corners() -> None:
 
 
 def test_a_scaled_crop_is_a_crop_of_the_scaled_photograph() -> None:
-    protocol = ScaledCrop(SIZE, flip=0.0, colours=False)
+    recipe = ScaledCrop(SIZE, flip=0.0, colours=False)
     frame = (5, 8, 30, 40)
     large = small = 0
     for seed in range(30):
-        where = changed(protocol, sample(frame=frame), seed)["targets"]["where"].numpy()
-        scale = protocol.draw_scale(np.random.default_rng(seed))
+        where = changed(recipe, sample(frame=frame), seed)["targets"]["where"].numpy()
+        scale = recipe.draw_scale(np.random.default_rng(seed))
         x = np.unique(np.diff(where[1][where[1] != 255].reshape(-1, 1), axis=0))
         assert x.min() >= -SIZE[1]
-        warp = protocol.draw(sample(frame=frame), np.random.default_rng(seed))
+        warp = recipe.draw(sample(frame=frame), np.random.default_rng(seed))
         assert warp.scale == scale
         rows, columns = warp.within(frame)
         if round(30 * scale) <= 40:  # lower than the picture: all of it shows, in the middle
@@ -233,8 +231,8 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
     given["targets"]["semseg"] = torch.from_numpy(semseg)
     strict, loose = (ScaledCrop((30, 30), scale=(1.0, 1.0), tries=n, colours=False) for n in (10, 1))
 
-    def mixed(protocol: ScaledCrop) -> float:
-        found = [changed(protocol, given, seed)["targets"]["semseg"].flatten() for seed in range(60)]
+    def mixed(recipe: ScaledCrop) -> float:
+        found = [changed(recipe, given, seed)["targets"]["semseg"].flatten() for seed in range(60)]
         return float(np.mean([np.bincount(f.numpy(), minlength=5).max() < 0.75 * 900 for f in found]))
 
     assert mixed(loose) < 0.75 and mixed(strict) > 0.97
@@ -267,12 +265,12 @@ def test_astmt_leaves_depth_alone() -> None:
 
 
 def test_the_test_view_of_taskonomy_is_the_centre() -> None:
-    protocol = RandomCrop((35, 49))
-    given = sample(*protocol.stored)
-    seen = protocol.view(given)
-    assert torch.equal(seen["image"], given["image"][:, 2:37, 3:52]) and protocol.stored == (40, 56)
+    recipe = RandomCrop((35, 49))
+    given = sample(*recipe.stored)
+    seen = recipe.view(given)
+    assert torch.equal(seen["image"], given["image"][:, 2:37, 3:52]) and recipe.stored == (40, 56)
     assert torch.equal(seen["targets"]["depth"], given["targets"]["depth"][:, 2:37, 3:52])
-    corners = {tuple(changed(protocol, given, s)["targets"]["where"][:, 0, :].amin(1).tolist()) for s in range(200)}
+    corners = {tuple(changed(recipe, given, s)["targets"]["where"][:, 0, :].amin(1).tolist()) for s in range(200)}
     assert {r for r, _ in corners} == set(range(6)) and {c for _, c in corners} == set(range(8)), "all positions occur"
 
 

@@ -52,7 +52,7 @@ def native(root: Path, *tasks: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     data = Taskonomy(str(root), **(only(*tasks) if tasks else {}))
     pixels, labels = data.decode("/".join(FIRST), data.readable())
     axes = {name: label.transpose(2, 0, 1) if label.ndim == 3 else label for name, label in labels.items()}
-    return pixels, {name: data.target(name, label) for name, label in axes.items()}
+    return pixels, {name: data.tasks[name].restore(label) for name, label in axes.items()}
 
 
 def pixels(root: Path, domain: str, **where: str) -> np.ndarray:

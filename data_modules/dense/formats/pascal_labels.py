@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlbench.tasks import IGNORE
+from mtlbench.tasks.dense import NO_NORMAL
 
 from ..boundaries import boundaries, thin
 from ..decoding import Bytes, Size, check_size, check_unit, check_values, fault, mat, png, reading
-from ..module import NO_NORMAL
 
 SEMSEG_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -35,7 +35,7 @@ PARTS = {
     "upper legs": ("luleg", "ruleg"),
     "lower legs": ("llleg", "rlleg", "lfoot", "rfoot"),
 }
-"""The 7 classes of the standard protocol, in order -> PASCAL-Part's names."""
+"""The 7 classes of the standard recipe, in order -> PASCAL-Part's names."""
 PART_NAMES = tuple(PARTS)
 PART_IDS = {part: number for number, names in enumerate(PARTS.values()) for part in names}
 

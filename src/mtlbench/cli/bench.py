@@ -117,14 +117,11 @@ def _accelerators() -> int:
 
 
 def _miniature(suite: Suite) -> str:
-    """Renders a small data set in the true layout of the suite's data; returns its folder."""
-    import importlib
+    """Writes a small data set in the layout of the suite's data and returns its folder."""
+    from mtlbench import registry
 
     name = suite.data.module.partition(":")[0].rpartition(".")[2]
-    writers = importlib.import_module("mtlbench.data_modules.miniatures").MINIATURES
-    if name not in writers:
-        raise DataError(f"SAMPLE=1 exists for {', '.join(sorted(writers))}; the suite {suite.name} needs no data.")
-    return str(writers[name](Path("data") / "samples" / name))
+    return str(registry.load(suite.data.module).miniature(Path("data") / "samples" / name))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -22,8 +22,9 @@ SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite, folder, and what to do with the data."""
     add_suite(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.options.train=64")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. data.options.train=64")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="the same as bare overrides")
     parser.add_argument(
         "--verify", action="store_true", help="read every file that a split names; count missing labels"
     )
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows what a suite needs and what is there; exit code 2 if something is missing or faulty."""
-    suite = suites.load(arguments.suite, arguments.set)
+    suite = suites.load(arguments.suite, [*arguments.overrides, *arguments.set])
     root = studies.root_of(suite, studies.Local(data=arguments.data))
     if arguments.download:
         root = root or str(Path("data") / suite.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_run(arguments.run_folder, allow=arguments.allow)
     names = list(loaded.method.tasks)
     out.mkdir(parents=True, exist_ok=True)
+    written: set[Path] = set()
     height, width = loaded.spec.model["image_size"]
     for path in images:
         photo = torch.from_numpy(_read(path)).permute(2, 0, 1)[None]
@@ -42,23 +44,30 @@ def run(arguments: argparse.Namespace) -> int:
         for name in names:
             task = loaded.method.tasks[name]
             value = task.decode(raw[name].float())[0].numpy()
-            classes = tuple(getattr(task, "class_names", ()))
             if task.dense:
-                panels.append(visualise.draw(task.kind, value, classes))
+                panels.append(task.draw(value))
             else:
-                words.append(f"{name} {visualise.caption(task.kind, value, classes)}")
+                words.append(f"{name} {task.caption(value)}")
         heads = ["image", *(name for name in names if loaded.method.tasks[name].dense)]
-        target = out / f"{path.stem}.png"
+        target = _free(out, path.stem, written)
         target.write_bytes(visualise.png(visualise.montage([panels], heads=heads), longest=None))
         print(f"{path} -> {target}  {'; '.join(words)}")
     return 0
 
 
+def _free(out: Path, stem: str, written: set[Path]) -> Path:
+    """Returns where a picture goes; images of one name and different folders get numbers: a.png, a-2.png."""
+    names = (out / f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
+    target = next(path for path in names if path not in written)
+    written.add(target)
+    return target
+
+
 def _read(path: Path) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            return visualise.rgb(ImageOps.exif_transpose(image))
     except OSError as error:
         raise DataError(f"An image must be readable. {path}: {error}. Formats: whatever Pillow reads.") from error

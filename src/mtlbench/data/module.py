@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.contract import Sample, Samples
 from mtlbench.data.label_rules import ChangedLabels, Rules
+from mtlbench.errors import DataError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
@@ -67,12 +69,15 @@ class MTLDataModule(L.LightningDataModule):
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
         clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
+        RENAMED: Option -> the name under which it enters a run's identity, for options that had another name when runs
+            were first stored.
         labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.
     """
 
     VERSION: ClassVar[int] = 1
     TASKS: ClassVar[Mapping[str, Task]]
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
+    RENAMED: ClassVar[Mapping[str, str]] = {}
     clip_length: int = 1
 
     def __init__(
@@ -85,6 +90,29 @@ class MTLDataModule(L.LightningDataModule):
         self.batch_size, self.steps, self.seed, self.workers, self.micro = batch_size, steps, seed, workers, micro
         self.batches = batches
         self.labels: Rules = {}
+
+    @classmethod
+    def identity_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a suite's options under the names that a run's identity uses; see `RENAMED`."""
+        return {cls.RENAMED.get(name, name): value for name, value in options.items()}
+
+    @classmethod
+    def stored_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the options of a stored run under the names that the constructor takes."""
+        today = {old: new for new, old in cls.RENAMED.items()}
+        return {today.get(name, name): value for name, value in options.items()}
+
+    @classmethod
+    def miniature(cls, folder: Path) -> Path:
+        """Writes a small data set in this set's own layout and returns its root; for ``SAMPLE=1``.
+
+        Raises:
+            DataError: The data needs no files, or nobody wrote a miniature of it. This is the default.
+        """
+        raise DataError(
+            f"SAMPLE=1 writes a small data set where a suite needs files. {cls.__name__} has none to write: "
+            "leave SAMPLE out."
+        )
 
     @abstractmethod
     def samples(self, split: str) -> Samples:

@@ -10,7 +10,7 @@ import torch
 
 from mtlbench.data import MTLDataModule, Sample, Samples
 from mtlbench.errors import DataError
-from mtlbench.tasks import Task
+from mtlbench.tasks import Task, form_fault
 
 
 @dataclass
@@ -55,18 +55,15 @@ def verify(data: MTLDataModule, split: str, watch: Callable[[int], None] = lambd
 
 
 def faults_of(sample: Sample, tasks: Mapping[str, Task]) -> list[str]:
-    """Returns what is wrong with the form of a sample, a line each; see `mtlbench.data`."""
+    """Returns what is wrong with a sample's form and values, a line each; see `mtlbench.data`."""
     image = sample["image"]
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         return [f"{sample['id']}: an image is uint8 (3, H, W). Found {image.dtype} {tuple(image.shape)}."]
     faults = []
     for name, target in sample["targets"].items():
-        blank = tasks[name].blank(*image.shape[-2:])
-        if target.shape != blank.shape or target.dtype != blank.dtype:
-            wanted, found = (f"{t.dtype} {tuple(t.shape)}" for t in (blank, target))
-            faults.append(f"{sample['id']}: the label of {name} is {wanted}. Found {found}.")
-        elif target.is_floating_point() and target.isinf().any():
-            faults.append(f"{sample['id']}: labels are finite. Found infinity in {name}.")
+        fault = form_fault(tasks[name], target, *image.shape[-2:]) or tasks[name].fault(target[None])
+        if fault:
+            faults.append(f"{sample['id']}: {name}: {fault}.")
     return faults
 
 

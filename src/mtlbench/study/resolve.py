@@ -189,7 +189,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
             {
                 "module": suite.data.module,
                 "version": module.VERSION,
-                "options": suite.data.options,
+                "options": module.identity_options(suite.data.options),
                 "fingerprint": data.fingerprint(),
             }
         ),

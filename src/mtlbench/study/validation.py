@@ -243,6 +243,9 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
 def _check_option(option: str, module: Any) -> None:
     from mtlbench.data import MTLDataModule
 
+    for today, old in module.RENAMED.items():
+        if option == old:
+            raise SuiteError(f"The option {old} is called {today} now. Write data.options.{today} instead.")
     _known("option", option, registry.arguments_of(module).keys() - registry.arguments_of(MTLDataModule))
 
 

@@ -1,10 +1,11 @@
 """Tasks: one thing to predict each, with its loss, its ignore rule, its metrics and their direction."""
 
-from mtlbench.tasks.base import IGNORE, Task
+from mtlbench.tasks.base import IGNORE, Task, form_fault
 from mtlbench.tasks.dense import BinaryMap, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
+from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.tasks.image import NO_CLASS, Classification, Regression
 
 __all__ = [
-    "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Depth", "Edges", "HumanParts", "Normals", "Regression",
-    "Saliency", "SemanticSegmentation", "Task",
+    "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Depth", "Edges", "Geometry", "HumanParts",
+    "LabelOptions", "Normals", "Regression", "Saliency", "SemanticSegmentation", "Task", "form_fault",
 ]  # fmt: skip

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from mtlbench import visualise
 from mtlbench.metrics.protocol import Protocol
+from mtlbench.tasks.geometry import Geometry, LabelOptions
+from mtlbench.visualise import IGNORE, Picture
 
-IGNORE = 255
-"""Ignore value of every dense label: class ids and, in all channels, depth, normals and edges."""
+__all__ = ["IGNORE", "Array", "Task", "form_fault", "masked", "masked_sum"]
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Task(ABC):
     """One thing to predict.
+
+    A kind of your own overrides what differs from the defaults: `draw` or `caption` for pictures, `warp` for
+    augmentation, `store`, `restore` and `outside` for the cache of decoded labels, `fault` for the range of its values.
 
     Attributes:
         name: Key in ``batch["targets"]`` and in the network's predictions.
@@ -76,6 +86,66 @@ class Task(ABC):
         """Returns a raw prediction in the form of a target: class ids, probability, unit vector, metres, number."""
         return prediction
 
+    def fault(self, target: Tensor) -> str | None:
+        """Finds what is wrong with the values of a target, one sample's or a batch's: the rule and a value.
+
+        It runs on every batch, so it should take few passes over the target. Default: no value is infinite, and NaN
+        stands only where `valid` treats it as missing.
+
+        Returns:
+            For example ``"classes are 0..6, or 255 for ignore. Found 7"``; None if the target is fine.
+        """
+        if not target.is_floating_point() or target.isfinite().all():
+            return None
+        bad = target.isinf().any() or (self.dense and target.isnan().any())
+        return f"labels are finite. Found {first_of(target, ~target.isfinite())}" if bad else None
+
+    def vacant(self, target: Array) -> bool:
+        """Returns whether a target carries no information any more, so that it counts as missing. Default: never."""
+        return False
+
+    def draw(self, value: Array, truth: Array | None = None) -> Picture:
+        """Draws a dense label or a decoded prediction as RGB uint8 (H, W, 3). Elements without a label are hatched.
+
+        Default: one channel as a scale of colours, more as red, green and blue.
+
+        Args:
+            value: A target, or what `decode` made of a prediction, of one sample.
+            truth: The target, whose range sets the colours, so that pictures compare. Default: ``value``.
+        """
+        return visualise.values(value, truth)
+
+    def caption(self, value: Array) -> str:
+        """Returns a whole-image label or a decoded prediction of one sample as text; ``"–"`` where there is none."""
+        return visualise.number(value)
+
+    def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:
+        """Makes a dense target follow a change of geometry.
+
+        Default: the value of the nearest pixel, 255 = ignore outside.
+
+        Args:
+            target: Of one sample, as `blank` is formed.
+            geometry: Mirror, turn, enlargement and crop.
+            options: How the recipe wants labels to follow.
+        """
+        return geometry.nearest(target, IGNORE)
+
+    def store(self, label: Array) -> Array:
+        """Returns what the cache keeps of a decoded label, in few bytes: (H, W), (C, H, W) or (C,).
+
+        Default: the label, float64 as float32.
+        """
+        return label.astype(np.float32) if label.dtype == np.float64 else label
+
+    def restore(self, stored: Array) -> Array:
+        """Returns the target that a stored label stands for. Default: float32, with a channel."""
+        return stored.astype(np.float32)[None] if stored.ndim == 2 else stored.astype(np.float32)
+
+    def outside(self, stored: Array) -> float:
+        """Returns the stored value that stands for no label, for padding. Default: 255."""
+        return IGNORE
+
     def count(self, target: Tensor) -> int:
         """Returns the number of valid elements; the same on every device and independent of predictions."""
         return int(self.valid(target).sum())
@@ -100,3 +170,36 @@ def masked(prediction: Tensor, valid: Tensor) -> Tensor:
 def masked_sum(per_element: Tensor, valid: Tensor) -> Tensor:
     """Returns the sum over elements where ``valid`` is True."""
     return torch.where(valid, per_element, 0.0).sum()
+
+
+def first_of(target: Tensor, bad: Tensor) -> float | int:
+    """Returns the first value that breaks a rule."""
+    value = target[bad][0].item()
+    return round(value, 6) if isinstance(value, float) else int(value)
+
+
+def form_fault(task: Task, target: Tensor, height: int, width: int) -> str | None:
+    """Finds what is wrong with the shape or the type of one sample's target: the rule and the fact; None if fine.
+
+    Args:
+        task: What is predicted.
+        target: Of one sample.
+        height: Of the image.
+        width: Of the image.
+    """
+    try:
+        wanted = _form(task, height, width)
+    except TypeError:  # a kind with a field that cannot be hashed
+        wanted = _form.__wrapped__(task, height, width)
+    found = (target.dtype, tuple(target.shape))
+    if found == wanted:
+        return None
+    (dtype, shape), (own, size) = wanted, found
+    hint = " A label must have the size of its image." if task.dense and size[-2:] != (height, width) else ""
+    return f"the label is {dtype} {shape}. Found {own} {size}.{hint}"
+
+
+@cache
+def _form(task: Task, height: int, width: int) -> tuple[torch.dtype, tuple[int, ...]]:
+    blank = task.blank(height, width)
+    return blank.dtype, tuple(blank.shape)

@@ -1,4 +1,4 @@
-"""Tasks: one thing to predict, with its loss, its ignore rule, its metrics and their direction.
+"""Tasks with an answer for every pixel: classes, binary maps, normals and depth.
 
 A task is declared by a data module (`MTLDataModule.TASKS`) and chosen, scaled or made optional by a suite.
 Every loss is a *sum over valid elements*; `count` tells how many there were. Means are taken later, over all
@@ -10,22 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from mtlbench.metrics import (
-    DepthError,
-    EdgeODSF,
-    Joint,
-    MaxF,
-    MeanIoU,
-    MeanLoss,
-    NormalsError,
-    SaliencyIoU,
-)
-from mtlbench.tasks.base import IGNORE, Task, masked, masked_sum
+from mtlbench import visualise
+from mtlbench.metrics import DepthError, EdgeODSF, Joint, MaxF, MeanIoU, MeanLoss, NormalsError, SaliencyIoU
+from mtlbench.tasks.base import IGNORE, Array, Task, first_of, masked, masked_sum
+from mtlbench.tasks.geometry import Geometry, LabelOptions
+from mtlbench.visualise import Picture
+
+NO_NORMAL = 127
+"""Code of an invalid 8-bit normal in all three channels: the shortest vector that 8 bits hold."""
+
+SHORT = 0.5
+"""Vectors shorter than this are no normals: eight bits have no exact zero."""
+
+OFF_UNIT = 0.01
+"""How far the length of a normal may be from 1; half precision errs by less than a thousandth."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,30 @@ class SemanticSegmentation(Task):
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((height, width), IGNORE, dtype=torch.int64)
 
+    def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        low, high = target.aminmax()
+        if 0 <= low and high < self.classes:
+            return None
+        # Where one byte holds the values, comparisons are several times as fast.
+        small = target.to(torch.uint8) if 0 <= low and high <= IGNORE else target
+        bad = (small < 0) | (small >= self.classes) & (small != IGNORE)
+        if not bad.any():
+            return None
+        return f"classes are 0..{self.classes - 1}, or {IGNORE} for ignore. Found {first_of(target, bad)}"
+
+    def draw(self, value: Array, truth: Array | None = None) -> Picture:  # noqa: D102
+        return visualise.classes(value, self.classes)
+
+    def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:  # noqa: D102
+        return geometry.nearest(target, options.background)
+
+    def store(self, label: Array) -> Array:  # noqa: D102
+        # 255 is the ignore value, so one byte holds every class that a target may have.
+        return label.astype(np.uint8) if self.classes <= IGNORE and label.dtype != np.uint8 else label
+
+    def restore(self, stored: Array) -> Array:  # noqa: D102
+        return stored.astype(np.int64)
+
 
 @dataclass(frozen=True)
 class HumanParts(SemanticSegmentation):
@@ -71,6 +99,10 @@ class HumanParts(SemanticSegmentation):
     classes: int = 7
     protocol: str = "parts_miou@1"
     kind: ClassVar[str] = "human_parts"
+
+    def vacant(self, target: Array) -> bool:
+        """Returns whether nobody is left: a picture of background alone is no label."""
+        return not ((target != 0) & (target != IGNORE)).any()
 
 
 @dataclass(frozen=True)
@@ -89,6 +121,19 @@ class BinaryMap(Task):
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return prediction.sigmoid()
+
+    def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        small = target.to(torch.uint8)  # one byte each: comparisons are several times as fast
+        if (small == target).all() and not ((small > 1) & (small != IGNORE)).any():
+            return None
+        bad = (target != 0) & (target != 1) & (target != IGNORE)
+        return f"values are 0, 1, or {IGNORE} for ignore. Found {first_of(target, bad)}" if bad.any() else None
+
+    def draw(self, value: Array, truth: Array | None = None) -> Picture:  # noqa: D102
+        return visualise.grey(value)
+
+    def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:  # noqa: D102
+        return geometry.nearest(target, options.background)
 
     def positive_weight(self, positive: Tensor, valid: Tensor) -> Tensor | float:
         """Returns the weight of positive pixels, broadcastable to (B, H, W); negatives get one minus it."""
@@ -181,6 +226,40 @@ class Normals(Task):
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((3, height, width), float(IGNORE))
 
+    def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        x, y, z = target.unbind(-3)
+        squares = (x * x).addcmul_(y, y).addcmul_(z, z)
+        off = (squares - 1).abs_()
+        if ((off <= 2 * OFF_UNIT) | (off == 3 * IGNORE**2 - 1)).all():
+            return None
+        # Written so that NaN breaks the rule.
+        bad = ~((squares - 1).abs() <= 2 * OFF_UNIT) & ~((x == IGNORE) & (y == IGNORE) & (z == IGNORE))
+        if not bad.any():
+            return None
+        length = first_of(squares.sqrt(), bad)
+        return f"normals have length 1, or {IGNORE} in all channels for ignore. Found a length of {length:.4g}"
+
+    def draw(self, value: Array, truth: Array | None = None) -> Picture:  # noqa: D102
+        return visualise.normals(value)
+
+    def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:  # noqa: D102
+        return geometry.normals(target, options.axes, options.vectors_how)
+
+    def restore(self, stored: Array) -> Array:
+        """Returns unit vectors, 255 where there is none, from 8-bit codes n = 2v/255 - 1 or floats: (3, H, W)."""
+        vectors = stored.astype(np.float32)
+        if stored.dtype == np.uint8:
+            vectors *= np.float32(2 / 255)
+            vectors -= 1
+        length = np.sqrt(np.einsum("chw,chw->hw", vectors, vectors))
+        valid = length >= SHORT
+        vectors /= np.where(valid, length, 1)
+        vectors[:, ~valid] = IGNORE
+        return vectors
+
+    def outside(self, stored: Array) -> float:  # noqa: D102
+        return NO_NORMAL if stored.dtype == np.uint8 else 0
+
 
 @dataclass(frozen=True)
 class Depth(Task):
@@ -204,3 +283,28 @@ class Depth(Task):
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((1, height, width), float(IGNORE))
+
+    def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        if target.numel() == 0 or (target.amin() > 0 and target.amax() < float("inf")):  # NaN fails both
+            return None
+        bad = ~((target > 0) & target.isfinite())
+        return f"values are above 0 and finite, or {IGNORE} for ignore. Found {first_of(target, bad)}"
+
+    def draw(self, value: Array, truth: Array | None = None) -> Picture:  # noqa: D102
+        return visualise.values(value, truth)
+
+    def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:  # noqa: D102
+        if not options.nearer:
+            return geometry.nearest(target, IGNORE)
+        return geometry.depth(target, self.zoom(geometry.scale))
+
+    def zoom(self, scale: float) -> float:
+        """Returns the factor on the values of a scene that looks ``scale`` times as large."""
+        return 1 / scale
+
+    def restore(self, stored: Array) -> Array:
+        """Returns float32 (1, H, W), 255 where the stored value is 0 = none."""
+        return np.where(stored > 0, stored, np.float32(IGNORE)).astype(np.float32)[None]
+
+    def outside(self, stored: Array) -> float:  # noqa: D102
+        return 0

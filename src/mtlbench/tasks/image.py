@@ -10,11 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from mtlbench.metrics import (
-    Accuracy,
-    SquaredError,
-)
-from mtlbench.tasks.base import Task, masked, masked_sum
+from mtlbench import visualise
+from mtlbench.metrics import Accuracy, SquaredError
+from mtlbench.tasks.base import Array, Task, first_of, masked, masked_sum
 
 NO_CLASS = -1
 """Label of a sample without an annotation, for whole-image classification."""
@@ -47,6 +45,15 @@ class Classification(Task):
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.tensor(NO_CLASS)
+
+    def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        bad = (target < NO_CLASS) | (target >= self.classes)
+        if not bad.any():
+            return None
+        return f"classes are 0..{self.classes - 1}, or {NO_CLASS} for missing. Found {first_of(target, bad)}"
+
+    def caption(self, value: Array) -> str:  # noqa: D102
+        return visualise.class_name(value, getattr(self, "class_names", ()))
 
 
 @dataclass(frozen=True)

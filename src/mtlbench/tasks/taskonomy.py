@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from torchmetrics import Metric
 from mtlbench.metrics import DepthError, Joint, MapError, SoftAccuracy, SoftCrossEntropy
 from mtlbench.metrics.protocol import lower
 from mtlbench.tasks import IGNORE, Depth, Normals, Task
+from mtlbench.tasks.base import Array, first_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class InverseDepth(Depth):
     """Inverse depth or disparity, in the data's own unit. Target as for `Depth`. L1; absolute and relative error."""
 
     kind: ClassVar[str] = "inverse_depth"
+
+    def zoom(self, scale: float) -> float:  # noqa: D102
+        return scale
 
     def metric(self) -> Metric:  # noqa: D102
         return _InverseDepthError(ignore=IGNORE)
@@ -110,6 +115,19 @@ class SoftClassification(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return Joint(SoftAccuracy(), SoftCrossEntropy())
+
+    def fault(self, target: Tensor) -> str | None:  # noqa: D102
+        known = target[~target.isnan()].reshape(-1)
+        if known.numel() % self.classes or not ((known >= 0) & (known <= 1 + 1e-4)).all():
+            return f"a distribution holds shares in 0..1, or NaN throughout. Found {known.amin():g}..{known.amax():g}"
+        sums = known.reshape(-1, self.classes).sum(1)
+        bad = (sums - 1).abs() > 1e-3
+        return f"a distribution sums to 1. Found {first_of(sums, bad)}" if bad.any() else None
+
+    def caption(self, value: Array) -> str:
+        """Returns the likeliest class and its share."""
+        shares = np.asarray(value, float).reshape(-1)
+        return "–" if np.isnan(shares).any() else f"class {int(shares.argmax())} ({shares.max():.0%})"
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((self.classes,), float("nan"))

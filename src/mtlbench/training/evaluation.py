@@ -80,7 +80,21 @@ def examples(method: MTLMethod, batches: Iterable[Batch], count: int) -> dict[st
             if sum(len(record["image"]) for record in found) >= count:
                 break
     keys = found[0].keys() if found else ()
-    return {key: np.concatenate([record[key] for record in found])[:count] for key in keys}
+    arrays = {key: np.concatenate([record[key] for record in found])[:count] for key in keys}
+    return arrays | _shown(method, arrays)
+
+
+def _shown(method: MTLMethod, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what the report shows of each label and prediction, pictures or texts: it cannot ask the tasks."""
+    shown = {}
+    for key, values in arrays.items():
+        what, _, name = key.partition("/")
+        if name:
+            task, truths = method.tasks[name], arrays[f"target/{name}"]
+            pairs = zip(values, truths, strict=True)
+            drawn = [task.draw(value, truth) if task.dense else task.caption(value) for value, truth in pairs]
+            shown[f"shown/{what}/{name}"] = np.array(drawn)
+    return shown
 
 
 def _add_losses(method: MTLMethod, losses: dict[str, MeanLoss], batch: Batch) -> None:

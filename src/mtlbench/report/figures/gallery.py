@@ -1,4 +1,4 @@
-"""Example predictions: image, truth and the prediction of every label side by side."""
+"""Example predictions: the image, the truth, and the prediction of every method side by side."""
 
 from __future__ import annotations
 
@@ -93,24 +93,35 @@ def _exhibit(study: ReportInput, loaded: Mapping[str, Mapping[str, Arrays]], ind
     image = _picture(np.ascontiguousarray(some["image"][index].transpose(1, 2, 0)), "input image")
     rows = {}
     for task in tasks:
-        truth = next(by_task[task].get(f"target/{task}") for by_task in loaded.values() if task in by_task)
+        first = next(by_task[task] for by_task in loaded.values() if task in by_task)
         label_tiles = [
-            _tile(study, task, by_task.get(task, {}).get(f"prediction/{task}"), truth, index, f"{task}, {label}")
+            _tile(study, task, by_task.get(task), "prediction", index, f"{task}, {label}")
             for label, by_task in loaded.items()
         ]
-        rows[task] = (_tile(study, task, truth, truth, index, f"{task}, truth"), *label_tiles)
+        rows[task] = (_tile(study, task, first, "target", index, f"{task}, truth"), *label_tiles)
     return Exhibit(image, ("truth", *loaded), rows)
 
 
-def _tile(study: ReportInput, task: str, values: Any, truth: Any, index: int, text: str) -> Tile:
+def _tile(study: ReportInput, task: str, arrays: Arrays | None, what: str, index: int, text: str) -> Tile:
+    """Returns what a run stored of a label or a prediction: a picture or a text that its task made."""
+    values = arrays.get(f"{what}/{task}") if arrays else None
+    if arrays is None or values is None or len(values) <= index:
+        return Tile()
+    shown = arrays.get(f"shown/{what}/{task}")
+    if shown is None:
+        return _redrawn(study, task, arrays, values[index], index, text)
+    return Tile(text=str(shown[index])) if shown.dtype.kind == "U" else _picture(shown[index], text)
+
+
+def _redrawn(study: ReportInput, task: str, arrays: Arrays, value: Any, index: int, text: str) -> Tile:
+    """Draws a value of a shipped kind, for runs of versions that stored no pictures."""
     about = study.plan["tasks"][task]
     kind, names = about["kind"], about.get("class_names") or ()
-    if values is None or len(values) <= index:
-        return Tile()
     if kind in visualise.DENSE:
-        limits = visualise.depth_limits(truth[index]) if kind == "depth" and truth is not None else None
-        return _picture(visualise.draw(kind, values[index], names, limits), text)
-    return Tile(text=visualise.caption(kind, values[index], names) if np.size(values[index]) == 1 else "no picture")
+        truth = arrays.get(f"target/{task}")
+        limits = visualise.depth_limits(truth[index]) if kind in visualise.VALUES and truth is not None else None
+        return _picture(visualise.draw(kind, value, names, limits), text)
+    return Tile(text=visualise.caption(kind, value, names) if np.size(value) == 1 else "no picture")
 
 
 def _picture(picture: visualise.Picture, text: str) -> Tile:
