@@ -191,12 +191,12 @@ def form_fault(task: Task, target: Tensor, height: int, width: int) -> str | Non
         wanted = _form(task, height, width)
     except TypeError:  # a kind with a field that cannot be hashed
         wanted = _form.__wrapped__(task, height, width)
-    found = (target.dtype, tuple(target.shape))
-    if found == wanted:
+    (dtype, shape), own, size = wanted, target.dtype, tuple(target.shape)
+    # Any precision holds the values; whole numbers in place of real ones, or the reverse, mean something else.
+    if size == shape and own.is_floating_point == dtype.is_floating_point:
         return None
-    (dtype, shape), (own, size) = wanted, found
-    hint = " A label must have the size of its image." if task.dense and size[-2:] != (height, width) else ""
-    return f"the label is {dtype} {shape}. Found {own} {size}.{hint}"
+    hint = "; a label must have the size of its image" if task.dense and size[-2:] != (height, width) else ""
+    return f"the label must be {dtype} of shape {shape}, found {own} of shape {size}{hint}"
 
 
 @cache
