@@ -99,8 +99,8 @@ def test_cagrad_is_optimal_on_random_gradients_of_every_gap(gap, dtype):
         check(nearly_stationary(seed, gap), dtype, excess=1e-14 / gap**2)
 
 
-@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
-def test_bargaining_in_float32_hardly_depends_on_the_order(name):
+@pytest.mark.parametrize(("name", "most"), [("nash_mtl", 0.05), ("fairgrad", 0.15)])
+def test_bargaining_in_float32_hardly_depends_on_the_order(name, most):
     for seed in range(8):
         gradients = jacobian("plain", 4, seed, columns=30)
         gradients[3] = -gradients[0] + 3e-4 * gradients[3]
@@ -109,7 +109,7 @@ def test_bargaining_in_float32_hardly_depends_on_the_order(name):
         for order in map(list, permutations(range(4))):
             gramian = gradients[order] @ gradients[order].T  # In float32: rounding depends on the order.
             found.append(make_balancer(name).weights(gramian).double() @ gradients[order].double())
-        assert max((d - found[0]).norm() for d in found) <= 0.05 * found[0].norm()
+        assert max((d - found[0]).norm() for d in found) <= most * found[0].norm()
 
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj"])

@@ -30,7 +30,7 @@ class FairGrad(GradientRule):
     Differences from the official code: a convex problem solved by Newton steps instead of bounded least squares. A
     zero gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite w exists:
     eigenvalues of the cosine matrix count as 1e-8 at least, in float32 as 1e-6. Below that bound w is approximate and
-    may change slightly with the order of the tasks.
+    may vary by some per cent with the order of the tasks.
 
     Example:
         >>> import torch

@@ -32,8 +32,8 @@ class NashMTL(GradientRule):
     the same direction but the length √(T ‖M‖_F) before clipping (directions agree to 7e-7); here ‖d‖ = √T. A zero
     gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite α exists:
     eigenvalues of the cosine matrix count as 1e-8 at least, in float32 as 1e-6. Below that bound α is approximate and
-    may change slightly with the order of the tasks. ``update_every`` saves the solution alone; rows are needed for d.
-    A task that appears for the first time between two solutions causes one.
+    may vary by some per cent with the order of the tasks. ``update_every`` saves the solution alone; rows are needed
+    for d. A task that appears for the first time between two solutions causes one.
 
     Example:
         >>> import torch
