@@ -43,6 +43,11 @@ class StepState:
     overflow: Tensor | None = None
     stepped: bool = False
 
+    def following(self, batch: Batch, micro_index: int, step: int) -> StepState:
+        """Returns the state of the next micro-batch, which goes on with this one's optimiser step if it is not over."""
+        self.ctx = None  # Its look-ahead refers to this state: together they would live until garbage is collected.
+        return StepState(batch, micro_index, step, whole=None if self.stepped else self.whole)
+
     def release(self) -> None:
         """Drops the graph: it must not outlive the backward pass."""
         self.rows, self.extra, self.total, self.representation = {}, None, None, []
