@@ -7,7 +7,8 @@ clipping, `after_optimiser`. All of them work on one `StepState`, which holds wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from mtlbench import distributed
 from mtlbench.balancing.base import Balancer, Context, loss_weights
 from mtlbench.balancing.gradients.diagnostics import Snapshot
-from mtlbench.balancing.gradients.surgery import Surgery
+from mtlbench.balancing.gradients.surgery import Collected, Surgery, collect
 from mtlbench.balancing.gradients.update import NonFinite, Update
 from mtlbench.balancing.losses import ReducedLosses, reduce_losses
 from mtlbench.data import Batch
@@ -133,8 +134,10 @@ def backward(method: Trained, state: StepState, loss: Tensor) -> None:
 def before_optimiser(method: Trained, state: StepState) -> None:
     """Combines and writes gradients; removes those of parameters whose tasks are absent on all ranks."""
     ctx, surgery = _step_context(method, state), method.surgery
-    if operates(method, state):
+    if operates(method, state) and not method.update.needs.early:
         _update_late(method, state, ctx)
+    if state.seen is not None:
+        method.last_update = replace(state.seen, loss_weights=method.loss_weights[list(ctx.active)])
     absent = [i for i in range(len(method.tasks)) if i not in ctx.active]
     idle = [p for i in absent for p in surgery.owned[i]]
     if not ctx.active:
@@ -171,46 +174,45 @@ def _update_early(method: Trained, state: StepState, extra: Tensor | None, facto
         method.surgery.fill(torch.zeros((), device=method.device))  # A scaler wants a look, also without labels.
     ctx = cast(Context, state.ctx)
     look = _diagnoses(method, state, ctx)
-    early, z = method.update.early, state.representation
-    _with_names(method, state, lambda: early(state.rows, extra, factor, ctx, z, look=look))
+    with _named(method, state):
+        state.seen = method.update.early(state.rows, extra, factor, ctx, state.representation, look=look)
 
 
 def _collect(method: Trained, state: StepState, extra: Tensor | None, factor: Tensor) -> None:
     """Adds the rows of this micro-batch to those of the step."""
     elsewhere = distributed.sum_counts([int(extra is not None)], method.device)[0] > 0
     part = state.micro_index % method.update.needs.batches
-    method.surgery.collect(state.rows, extra, factor, part, extra_elsewhere=elsewhere)
+    state.collected = collect(
+        method.surgery, state.rows, extra, factor, part, before=state.collected, extra_elsewhere=elsewhere
+    )
     if _scales_losses(method):
-        state.overflow = overflow = method.surgery.overflows()
+        state.overflow = overflow = state.collected.overflows()
         method.surgery.fill(torch.where(overflow > 0, torch.inf, 0.0))
 
 
 def _update_late(method: Trained, state: StepState, ctx: Context) -> None:
-    """Combines and writes the rows of all micro-batches; keeps what was seen of either kind of update."""
-    update, look = method.update, _diagnoses(method, state, ctx)
-    if not update.needs.early:
-        if _scales_losses(method) and cast(Tensor, state.overflow) > 0:
-            method.surgery.clear()  # The scaler skips this step; what a rule remembers must not see it.
-            return
-        factor = method.surgery.factor
-        scale = factor * method.trainer.accumulate_grad_batches if factor is not None else 1.0
-        _with_names(method, state, lambda: update.late(scale, ctx, look=look))
-        if update.suspects is not None and not _scales_losses(method):
-            _mark(method, state, update.suspects)
-    if look and update.seen is not None:
-        method.last_update = replace(update.seen, loss_weights=method.loss_weights[list(ctx.active)])
+    """Combines and writes the rows of all micro-batches."""
+    collected, state.collected = cast(Collected, state.collected), None
+    if _scales_losses(method) and cast(Tensor, state.overflow) > 0:
+        return  # The scaler skips this step; what a rule remembers must not see it.
+    scale = collected.factor * method.trainer.accumulate_grad_batches
+    with _named(method, state):
+        combined = method.update.late(collected, scale, ctx, look=_diagnoses(method, state, ctx))
+        state.seen = combined.seen
+        if combined.suspects is not None and not _scales_losses(method):
+            _mark(method, state, combined.suspects)
 
 
-def _with_names(method: Trained, state: StepState, action: Callable[[], None]) -> None:
+@contextmanager
+def _named(method: Trained, state: StepState) -> Iterator[None]:
     """Gives a gradient that is not finite the name of its task; a gradient scaler skips such a step instead."""
     try:
-        action()
+        yield
     except NonFinite as error:
         if not _scales_losses(method):
             names = ", ".join(list(method.tasks)[i] for i in error.tasks)
             raise diverged(names, state.step) from error
         method.surgery.fill(torch.tensor(torch.inf, device=method.device))
-        method.surgery.clear()
 
 
 def _scales_losses(method: Trained) -> bool:
