@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mtlbench.balancing import Balancer, make_balancer
-from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.losses import reduce_losses
 from mtlbench.errors import MethodError
+from mtlbench.method import step
 from mtlbench.method.forward import label_counts, loss_sums, scales
 from mtlbench.method.lookahead import moved
 from mtlbench.runs.store import RunFolder
@@ -247,7 +247,7 @@ def runs(tmp_path, *names, **options):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_rule_that_is_not_due_is_the_plain_sum(accumulate, tmp_path):
     names = ("uniform", *(f"tests.method.test_lookahead:{name}" for name in ("Never", "Seldom", "Doubling")))
-    with mock.patch.object(Surgery, "collect", autospec=True, side_effect=Surgery.collect) as collected:
+    with mock.patch.object(step, "collect", side_effect=step.collect) as collected:
         plain, never, seldom, double = runs(
             tmp_path, *names, steps=8, accumulate=accumulate, local={"regularise": True}
         )
