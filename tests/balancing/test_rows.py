@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtlbench.balancing.gradients import rows as row_lists
-from mtlbench.balancing.gradients.surgery import Surgery
+from mtlbench.balancing.gradients.surgery import Surgery, blend, collect, reduce, write
 from tests.support.balancers import gramian_of
 
 
@@ -46,8 +46,9 @@ def test_one_gradient_for_two_parameters_is_copied():
     one, two = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     surgery = Surgery([one, two], [[], []])
     weights = torch.tensor([1.0, 2.0, 3.0])
-    surgery.collect({i: ((one + two) * weights).sum() for i in range(2)}, None, torch.ones(()))
-    surgery.write(surgery.blend([2.0, 3.0], (0, 1)), (0, 1), None)
+    collected = collect(surgery, {i: ((one + two) * weights).sum() for i in range(2)}, None, torch.ones(()))
+    reduced = reduce(surgery, collected, 1.0)
+    write(reduced, blend(reduced, [2.0, 3.0], (0, 1)), (0, 1))
     assert torch.equal(one.grad, 5 * weights) and torch.equal(two.grad, 5 * weights)
 
 
@@ -55,9 +56,10 @@ def test_a_loss_that_is_a_parameter():
     """Its gradient is the factor itself, which all rows share."""
     parameter = nn.Parameter(torch.tensor(2.0))
     surgery = Surgery([parameter], [[], []])
-    surgery.collect({0: parameter, 1: parameter}, None, torch.ones(()))
-    assert torch.equal(surgery.gramian((0, 1)), torch.ones(2, 2).double())
-    surgery.write(surgery.blend([2.0, 3.0], (0, 1)), (0, 1), None)
+    collected = collect(surgery, {0: parameter, 1: parameter}, None, torch.ones(()))
+    reduced = reduce(surgery, collected, 1.0)
+    assert torch.equal(reduced.gramian((0, 1)), torch.ones(2, 2).double())
+    write(reduced, blend(reduced, [2.0, 3.0], (0, 1)), (0, 1))
     assert float(parameter.grad) == 5
 
 
@@ -65,6 +67,7 @@ def test_one_gradient_for_parts_of_a_sum_is_copied():
     x, y, z = (nn.Parameter(torch.ones(n)) for n in (1, 2, 3))
     weights = torch.tensor([1.0, 2.0, 3.0])
     surgery = Surgery([x, y, z], [[], []])
-    surgery.collect({i: ((torch.cat([x, y]) + z) * weights).sum() for i in range(2)}, None, torch.ones(()))
-    surgery.write(surgery.blend([2.0, 3.0], (0, 1)), (0, 1), None)
+    collected = collect(surgery, {i: ((torch.cat([x, y]) + z) * weights).sum() for i in range(2)}, None, torch.ones(()))
+    reduced = reduce(surgery, collected, 1.0)
+    write(reduced, blend(reduced, [2.0, 3.0], (0, 1)), (0, 1))
     assert torch.equal(torch.cat([x.grad, y.grad]), 5 * weights) and torch.equal(z.grad, 5 * weights)

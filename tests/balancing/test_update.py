@@ -16,7 +16,7 @@ from mtlbench import distributed
 from mtlbench.balancing import make_balancer
 from mtlbench.balancing.gradients import rows as row_lists
 from mtlbench.balancing.gradients import update
-from mtlbench.balancing.gradients.surgery import Surgery
+from mtlbench.balancing.gradients.surgery import Surgery, blend, collect, reduce, write
 from mtlbench.balancing.gradients.update import Needs, Update, needs_of
 from mtlbench.errors import DivergedError, MethodError
 from mtlbench.testing import TOLERANCE, difference, toy_spec, trained
@@ -44,10 +44,9 @@ def scattered(scatters):
     given = matrix_of_rank(rank)
     losses = {i: (given[i, :10].view(2, 5) * shared[0]).sum() + (given[i, 10:] * shared[1]).sum() for i in range(3)}
     with mock.patch.object(distributed, "scatters", lambda: scatters):
-        surgery.collect(losses, None, torch.ones(()))
-        surgery.reduce(1.0)
-    gramian = surgery.gramian((0, 2))
-    direction = surgery.blend([0.5, 2.0], (0, 2))
+        reduced = reduce(surgery, collect(surgery, losses, None, torch.ones(())), 1.0)
+    gramian = reduced.gramian((0, 2))
+    direction = blend(reduced, [0.5, 2.0], (0, 2))
     return gramian, torch.cat([tensor.reshape(-1) for tensor in direction])
 
 
@@ -187,13 +186,14 @@ def test_three_mini_batches_by_hand():
     surgery = Surgery([shared], [[head], []])
     surgery.configure(parts=3)
     third = torch.tensor(1 / 3, dtype=torch.float64)  # what Lightning puts on a loss of three micro-batches
+    collected = None
     for part in range(3):
         losses = {i: (given[part, i] * shared).sum() for i in range(2)}
         losses[0] = losses[0] + (part + 1.0) * head.sum()
-        surgery.collect(losses, None, third, part)
-    surgery.reduce(third * 3)
-    torch.testing.assert_close(surgery.gramian((0, 1)), given[0] @ given[1].T)
-    surgery.write(surgery.blend([0.25, 2.0], (0, 1)), (0, 1), None)
+        collected = collect(surgery, losses, None, third, part, before=collected)
+    reduced = reduce(surgery, collected, third * 3)
+    torch.testing.assert_close(reduced.gramian((0, 1)), given[0] @ given[1].T)
+    write(reduced, blend(reduced, [0.25, 2.0], (0, 1)), (0, 1))
     torch.testing.assert_close(shared.grad, torch.tensor([0.25, 2.0]).double() @ given[2])
     torch.testing.assert_close(head.grad, rows(2.0))
 
@@ -349,8 +349,7 @@ def test_memory_of_both_ways():
             if light:
                 update_.early(losses, None, torch.ones(()), ctx, [])
             else:
-                surgery.collect(losses, None, torch.ones(()))
-                update_.late(1.0, ctx)
+                update_.late(collect(surgery, losses, None, torch.ones(())), 1.0, ctx)
             for p in layers.parameters():
                 p.grad = None
 

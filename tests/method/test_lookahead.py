@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from mtlbench.balancing import Balancer, make_balancer
-from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.losses import reduce_losses
 from mtlbench.errors import MethodError
+from mtlbench.method import step
+from mtlbench.method.forward import label_counts, loss_sums, scales
 from mtlbench.method.lookahead import moved
 from mtlbench.runs.store import RunFolder
 from mtlbench.testing import TOLERANCE, difference, toy_spec, trained
@@ -133,11 +134,10 @@ class Predicting(Tiny):
         with torch.no_grad():
             for parameter, part in zip(shared, change.split([p.numel() for p in shared]), strict=True):
                 parameter += part.view_as(parameter)
-            outputs = network(self._state.batch["image"], names)
-            sums = torch.stack([self._loss(name, outputs, self._state.batch["targets"][name]) for name in names])
-        found = reduce_losses(sums, self._counts(self._state.batch), self._scales())
+            sums = torch.stack(loss_sums(network, self.tasks, self._state.batch, names))
+        found = reduce_losses(sums, label_counts(self.tasks, self._state.batch), scales(self.tasks))
         assert found.active == ctx.active or self.trainer.accumulate_grad_batches > 1
-        expected = (found.means() * torch.tensor(self._scales()))[list(ctx.active)]
+        expected = (found.means() * torch.tensor(scales(self.tasks)))[list(ctx.active)]
         torch.testing.assert_close(ctx.lookahead(change), expected.to(change), rtol=1e-9, atol=0, equal_nan=True)
 
     def optimizer_step(self, *args, **kwargs):
@@ -247,7 +247,7 @@ def runs(tmp_path, *names, **options):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_rule_that_is_not_due_is_the_plain_sum(accumulate, tmp_path):
     names = ("uniform", *(f"tests.method.test_lookahead:{name}" for name in ("Never", "Seldom", "Doubling")))
-    with mock.patch.object(Surgery, "collect", autospec=True, side_effect=Surgery.collect) as collected:
+    with mock.patch.object(step, "collect", side_effect=step.collect) as collected:
         plain, never, seldom, double = runs(
             tmp_path, *names, steps=8, accumulate=accumulate, local={"regularise": True}
         )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.method.forward import loss_sums
 from mtlbench.methods.architectures.mti_net import MTINet
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import Predictor, Pyramid, SqueezeExcite, basic_block, bottleneck, norm, per_task, resize
@@ -159,7 +160,7 @@ def test_auxiliary_predictions_add_weighted_loss_sums_over_valid_elements():
     method = MTLMethod(MethodSpec(tasks))
     method.network = _Twice(tasks, (0.5, 0.25))
     given = batch(tasks)
-    sums, _ = method._losses(given)
+    sums = loss_sums(method.network, tasks, given, list(tasks))
     outputs = method.network(given["image"], list(tasks))
     for name, found in zip(tasks, sums, strict=True):
         own, more = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -16,10 +17,10 @@ from mtlbench.balancing.gradients.update import Update, needs_of
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError
+from mtlbench.method import step
 from mtlbench.method.optimisers import build_optimiser, build_schedule
 from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
-from mtlbench.method.step import TrainingStep
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
 from mtlbench.registry import Registered
@@ -27,7 +28,7 @@ from mtlbench.runs.plan import Plan, one_run
 from mtlbench.runs.spec import RunSpec
 
 
-class MTLMethod(TrainingStep, Registered):
+class MTLMethod(L.LightningModule, Registered):
     """One way of training tasks together. Override the hook that you change and nothing else.
 
     The base trains one network on all tasks with the sum of the scaled losses. Optimisation is automatic, so
@@ -46,7 +47,10 @@ class MTLMethod(TrainingStep, Registered):
     SEARCH: ClassVar[dict[str, Any]] = {}
 
     network: MTLNetwork
+    surgery: Surgery
+    update: Update
     bad_step: Tensor
+    loss_weights: Tensor
 
     def __init__(self, spec: MethodSpec):
         super().__init__()
@@ -58,7 +62,7 @@ class MTLMethod(TrainingStep, Registered):
         self.monitors = nn.ModuleDict({name: task.monitor() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
-        self.register_buffer("_loss_weights", torch.ones(len(self.tasks)), persistent=False)
+        self.register_buffer("loss_weights", torch.ones(len(self.tasks)), persistent=False)
         self.last_update: Snapshot | None = None
         self._state = StepState()
 
@@ -167,6 +171,47 @@ class MTLMethod(TrainingStep, Registered):
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all."""
         return self.network(image, list(tasks or self.tasks)).predictions
+
+    # ---- training: Lightning's hooks in its order ------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the value that Lightning back-propagates; `backward` may take it apart again."""
+        micro_index = batch_idx % self.trainer.accumulate_grad_batches
+        self._state = self._state.following(batch, micro_index, self.trainer.global_step)
+        return step.total_loss(self, self._state)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Back-propagates: once and plainly, or once per task where a gradient hook is in use in this step."""
+        if step.operates(self, self._state):
+            step.backward(self, self._state, loss)
+        else:
+            step.measure_conflict(self, self._state)
+            loss.backward(*args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Combines and writes gradients, after unscaling and before clipping."""
+        step.before_optimiser(self, self._state)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, then lets the balancer look at the finished step."""
+        super().optimizer_step(*args, **kwargs)
+        step.after_optimiser(self, self._state)
+
+    @property
+    def last_losses(self) -> Tensor | None:
+        """(T,) unscaled mean losses of the last optimiser step over all ranks, NaN for absent tasks."""
+        return None if self._state.whole is None else self._state.whole.means()
+
+    def check_finite(self) -> None:
+        """Waits for the device and reports a task whose loss or gradient was NaN or infinite.
+
+        Raises:
+            DivergedError: Naming the task and the first such step.
+        """
+        steps = {name: at for name, at in zip(self.tasks, self.bad_step.tolist(), strict=True) if at >= 0}
+        if steps:
+            first = min(steps.values())
+            raise step.diverged(", ".join(name for name, at in steps.items() if at == first), first)
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import distributed
 from torch.testing import assert_close
 
 from mtlbench.balancing import make_balancer
-from mtlbench.balancing.gradients.surgery import Surgery
+from mtlbench.balancing.gradients.surgery import Surgery, blend, collect, reduce, write
 from tests.support.balancers import CONFLICT, ORTHOGONAL, context, draws, gramian_of, rows
 
 THREE = ((1.0, 0.0), (-1.0, 1.0), (-1.0, -2.0))
@@ -119,10 +119,9 @@ def on_a_rank(average_first):
     losses = {0: (local[0] * shared).sum() + (2.0 + rank) * head.sum(), 1: (local[1] * shared).sum()}
     rule = make_balancer("pcgrad")
     if average_first:
-        surgery.collect(losses, None, torch.ones(()))
-        surgery.reduce(1.0)
-        weights = rule.weights(surgery.gramian((0, 1)))
-        surgery.write(surgery.blend(weights.tolist(), (0, 1)), (0, 1), None)
+        reduced = reduce(surgery, collect(surgery, losses, None, torch.ones(())), 1.0)
+        weights = rule.weights(reduced.gramian((0, 1)))
+        write(reduced, blend(reduced, weights.tolist(), (0, 1)), (0, 1))
         return shared.grad, head.grad
     direction = rule.direction(local)
     distributed.all_reduce(direction)

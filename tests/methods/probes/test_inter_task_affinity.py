@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from mtlbench.balancing import make_balancer
 from mtlbench.balancing.losses import reduce_losses
 from mtlbench.errors import MethodError
+from mtlbench.method.forward import label_counts, loss_sums, scales
 from mtlbench.testing import TOLERANCE, ToyData, difference, toy_spec, trained
 from tests.support.balancers import context, rows
 from tests.support.step_parts import Tiny, trained_in_fp16
@@ -166,9 +167,9 @@ class Plain(Tiny):
     @torch.no_grad()
     def losses_of(self, network):
         network = copy.deepcopy(network)
-        outputs = network(self._state.batch["image"], list(self.tasks))
-        sums = [self._loss(name, outputs, self._state.batch["targets"][name]) for name in self.tasks]
-        return reduce_losses(torch.stack(sums), self._counts(self._state.batch), self._scales()).means()
+        batch = self._state.batch
+        sums = torch.stack(loss_sums(network, self.tasks, batch, list(self.tasks)))
+        return reduce_losses(sums, label_counts(self.tasks, batch), scales(self.tasks)).means()
 
 
 @pytest.mark.parametrize(("optimiser", "norm"), [("sgd", "batch"), ("adamw", "group")])

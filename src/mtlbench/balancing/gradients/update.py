@@ -20,7 +20,7 @@ from mtlbench.balancing.base import GRADIENT_HOOKS, HEADS, VIEWS, Balancer, Cont
 from mtlbench.balancing.gradients import rows
 from mtlbench.balancing.gradients.diagnostics import Snapshot
 from mtlbench.balancing.gradients.rows import Row
-from mtlbench.balancing.gradients.surgery import Surgery, gradients
+from mtlbench.balancing.gradients.surgery import Collected, Reduced, Surgery, apply, blend, gradients, reduce, write
 from mtlbench.errors import MethodError, unknown_name
 
 WAYS = ("auto", "plain", "light")
@@ -82,8 +82,25 @@ class Needs:
         return replace(self, light=self.hook is not None and (way == "light" or way == "auto" and self.whole and large))
 
 
+@dataclass(frozen=True)
+class Combined:
+    """What a rule made of the rows of one step.
+
+    Attributes:
+        direction: One tensor per shared parameter; empty without an active task.
+        weights: One weight per active task, or None for a rule that gives none.
+        seen: The update as `Update.late` was asked to look at it, or None.
+        suspects: (T,) bool: tasks whose row may not be finite, or None where weights have been checked.
+    """
+
+    direction: Row
+    weights: list[float] | None = None
+    seen: Snapshot | None = None
+    suspects: Tensor | None = None
+
+
 class Update:
-    """The balancing of one network.
+    """The balancing of one network. Holds nothing of a step.
 
     Args:
         needs: What the rule needs.
@@ -99,9 +116,6 @@ class Update:
             needs_matrix=needs.hook == "combine_gradients" and not needs.columnwise,
             scatters=needs.hook == "gradient_weights",
         )
-        self.gramian: Tensor | None = None
-        self.seen: Snapshot | None = None
-        self.suspects: Tensor | None = None
 
     def settle(self, trainer: Any, choice: str = "auto") -> None:
         """Chooses how rows are kept, and refuses a trainer under which the rule would not be exact.
@@ -161,7 +175,7 @@ class Update:
         z: Sequence[Tensor],
         *,
         look: bool = False,
-    ) -> None:
+    ) -> Snapshot | None:
         """Finds weights and back-propagates the weighted sum, all within the backward pass.
 
         Args:
@@ -170,14 +184,64 @@ class Update:
             factor: What precision puts on the loss.
             ctx: Context of the step.
             z: The shared representation on this rank, one tensor per stream.
-            look: Keep what `seen` tells of the update: of the shared parameters, whatever the view of the rule.
+            look: Return what the update looks like on the shared parameters, whatever the view of the rule.
         """
-        surgery, self.seen = self.surgery, None
-        self.gramian = self._early_gramian(list(losses.values()), factor, z)
-        weights = self._weights(ctx)
+        gramian = self._early_gramian(list(losses.values()), factor, z)
+        weights = self._weights(gramian, ctx)
+        seen = None
         if look:
-            self._note(ctx, self.gramian if self.needs.light else self.look(list(losses.values()), factor), weights)
-        weighted = self.needs.heads == "weighted"
+            whole = gramian if self.needs.light else self.look(list(losses.values()), factor)
+            seen = _snapshot(ctx, whole, weights)
+        self._back_propagate(losses, weights, extra, factor)
+        return seen
+
+    def late(self, collected: Collected, scale: Tensor | float, ctx: Context, *, look: bool = False) -> Combined:
+        """Averages what was collected, combines it and writes it to ``.grad``.
+
+        Args:
+            collected: The gradients of all micro-batches; they are used up.
+            scale: What precision put on the losses; gradients carry it.
+            ctx: Context of the step.
+            look: Keep what the update looks like.
+        """
+        reduced = reduce(self.surgery, collected, scale)
+        by_rule = self.needs.hook == "combine_gradients"
+        combined = self._by_rule(reduced, ctx, look=look) if by_rule else self._by_weights(reduced, ctx, look=look)
+        write(reduced, combined.direction, ctx.active, combined.weights if self.needs.heads == "weighted" else None)
+        return combined
+
+    def look(self, losses: Sequence[Tensor], factor: Tensor) -> Tensor:
+        """Returns the Gramian (A, A) of the shared gradients, averaged over ranks, and keeps the graph.
+
+        Args:
+            losses: Of the active tasks.
+            factor: What precision puts on a loss; the Gramian is free of it.
+        """
+        found = torch.stack([self._gramian_of(losses, c, factor) for c in self._chunks(len(losses))]).sum(0)
+        return found / factor.to(found) ** 2
+
+    def _by_rule(self, reduced: Reduced, ctx: Context, *, look: bool) -> Combined:
+        """Combines rows by a rule on the Jacobian."""
+        active, suspects = ctx.active, reduced.suspects()
+        look = look and bool(active and self.surgery.shared)
+        gramian, first = (reduced.last_gramian(active), reduced.first_row(active)) if look else (None, [])
+        direction = apply(reduced, lambda matrix: self.rule.combine_gradients(matrix, ctx), active)
+        if gramian is None:
+            return Combined(direction, suspects=suspects)
+        along, length = reduced.along(direction, first, active)
+        return Combined(direction, None, Snapshot(active, gramian, along, length, None, ctx.losses), suspects)
+
+    def _by_weights(self, reduced: Reduced, ctx: Context, *, look: bool) -> Combined:
+        """Combines rows by weights from their Gramian."""
+        weights = self._weights(reduced.gramian(ctx.active), ctx)
+        seen = _snapshot(ctx, reduced.last_gramian(ctx.active), weights) if look else None
+        return Combined(blend(reduced, weights, ctx.active), weights, seen)
+
+    def _back_propagate(
+        self, losses: Mapping[int, Tensor], weights: list[float], extra: Tensor | None, factor: Tensor
+    ) -> None:
+        """Writes the gradients of the weighted sum, of heads and of ``extra``, averaged over ranks."""
+        surgery, weighted = self.surgery, self.needs.heads == "weighted"
         own = {
             i: gradients(loss, surgery.owned[i], factor * w if weighted else factor, keep=True)
             for (i, loss), w in zip(losses.items(), weights, strict=True)
@@ -194,59 +258,11 @@ class Update:
         for parameter, value in zip([*trunk[: len(found)], *heads], values, strict=True):
             parameter.grad = value.to(parameter.dtype)
 
-    def late(self, scale: Tensor | float, ctx: Context, *, look: bool = False) -> None:
-        """Averages what was collected, combines it and writes it to ``.grad``.
-
-        Args:
-            scale: What precision put on the losses; gradients carry it.
-            ctx: Context of the step.
-            look: Keep what `seen` tells of the update.
-        """
-        surgery, active, weights = self.surgery, ctx.active, None
-        self.seen = None
-        surgery.reduce(scale)
-        if self.needs.hook == "combine_gradients":
-            direction = self._combined(ctx, look=look)
-        else:
-            self.gramian = surgery.gramian(active)
-            weights = self._weights(ctx)
-            if look:
-                self._note(ctx, surgery.last_gramian(active), weights)
-            direction = surgery.blend(weights, active)
-        surgery.write(direction, active, weights if self.needs.heads == "weighted" else None)
-        surgery.clear()
-
-    def look(self, losses: Sequence[Tensor], factor: Tensor) -> Tensor:
-        """Returns the Gramian (A, A) of the shared gradients, averaged over ranks, and keeps the graph.
-
-        Args:
-            losses: Of the active tasks.
-            factor: What precision puts on a loss; the Gramian is free of it.
-        """
-        found = torch.stack([self._gramian_of(losses, c, factor) for c in self._chunks(len(losses))]).sum(0)
-        return found / factor.to(found) ** 2
-
-    def _combined(self, ctx: Context, *, look: bool) -> Row:
-        surgery, active = self.surgery, ctx.active
-        self.suspects = surgery.suspects()
-        look = look and bool(active and surgery.shared)
-        gramian, first = (surgery.last_gramian(active), surgery.first_row(active)) if look else (None, [])
-        direction = surgery.apply(lambda matrix: self.rule.combine_gradients(matrix, ctx), active)
-        if gramian is not None:
-            along, length = surgery.along(direction, first, active)
-            self.seen = Snapshot(active, gramian, along, length, None, ctx.losses)
-        return direction
-
-    def _note(self, ctx: Context, gramian: Tensor, weights: list[float]) -> None:
-        if weights:
-            found = torch.tensor(weights, dtype=gramian.dtype, device=gramian.device)
-            self.seen = Snapshot.of_weights(ctx.active, gramian, found, ctx.losses)
-
-    def _weights(self, ctx: Context) -> list[float]:
+    def _weights(self, gramian: Tensor, ctx: Context) -> list[float]:
         """Returns one weight per active task; brings T × T numbers to the host, the one wait of a step."""
         if not ctx.active:
             return []
-        gramian = self.gramian.cpu()  # type: ignore[union-attr]
+        gramian = gramian.cpu()
         if not gramian.isfinite().all():
             # A bad row spoils a column of all others: the diagonal tells whose it is.
             own = gramian.diagonal().isfinite().tolist()
@@ -299,6 +315,13 @@ class Update:
             chunks[-1].append(parameter)
             held += size
         return chunks
+
+
+def _snapshot(ctx: Context, gramian: Tensor, weights: list[float]) -> Snapshot | None:
+    if not weights:
+        return None
+    found = torch.tensor(weights, dtype=gramian.dtype, device=gramian.device)
+    return Snapshot.of_weights(ctx.active, gramian, found, ctx.losses)
 
 
 def needs_of(uses: Callable[[str], bool], balancer: Balancer) -> Needs:

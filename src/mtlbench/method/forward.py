@@ -1,0 +1,86 @@
+"""The losses of a batch on this rank: one forward pass per stream, summed over the valid elements of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mtlbench.data import Batch
+from mtlbench.data.contract import streams
+from mtlbench.errors import MethodError
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.blocks import full_precision
+from mtlbench.tasks import Task
+
+Regularise = Callable[[Outputs, Batch], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class RankLosses:
+    """What the forward passes of one batch give on this rank.
+
+    Attributes:
+        sums: Loss sum of each task, in task order; auxiliary predictions included.
+        regularisers: Further losses by name, added up over streams.
+        representation: The shared representation, one tensor per stream that has one.
+    """
+
+    sums: list[Tensor]
+    regularisers: dict[str, Tensor]
+    representation: list[Tensor]
+
+
+def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch, regularise: Regularise) -> RankLosses:
+    """Returns the losses of all tasks, and what ``regularise`` adds to them.
+
+    Raises:
+        MethodError: If a task has no target in the batch, not even a blank one.
+    """
+    sums: dict[str, Tensor] = {}
+    regularisers: dict[str, Tensor] = {}
+    representation = []
+    for stream in streams(batch):
+        names = [name for name in tasks if name in stream["targets"]]
+        outputs = network(stream["image"], names)
+        if outputs.representation is not None:
+            representation.append(outputs.representation)
+        for name in names:
+            sums[name] = _loss(tasks[name], name, outputs, stream["targets"][name])
+        for key, value in regularise(outputs, stream).items():
+            regularisers[key] = regularisers[key] + value if key in regularisers else value
+    missing = [name for name in tasks if name not in sums]
+    if missing:
+        raise MethodError(
+            f"Every batch must hold every task of the run (blank where unlabelled). Missing: {', '.join(missing)}. "
+            "Give the data module's batches a target of each task."
+        )
+    return RankLosses([sums[name] for name in tasks], regularisers, representation)
+
+
+def loss_sums(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch, wanted: Sequence[str]) -> list[Tensor]:
+    """Returns the loss sums of the wanted tasks alone, without regularisers, which may count statistics."""
+    sums: dict[str, Tensor] = {}
+    for stream in streams(batch):
+        names = [name for name in wanted if name in stream["targets"]]
+        outputs = network(stream["image"], names) if names else Outputs({})
+        sums |= {name: _loss(tasks[name], name, outputs, stream["targets"][name]) for name in names}
+    return [sums[name] for name in wanted]
+
+
+def label_counts(tasks: Mapping[str, Task], batch: Batch) -> list[int]:
+    """Returns the number of valid elements of each task on this rank."""
+    return [sum(stream["counts"].get(name, 0) for stream in streams(batch)) for name in tasks]
+
+
+def scales(tasks: Mapping[str, Task]) -> list[float]:
+    """Returns the static scale of each task."""
+    return [task.scale for task in tasks.values()]
+
+
+def _loss(task: Task, name: str, outputs: Outputs, target: Tensor) -> Tensor:
+    """Returns the loss sum of one task, that of its auxiliary predictions included."""
+    own = task.loss(full_precision(outputs.predictions[name]), target)
+    more = (weight * task.loss(full_precision(p), target) for weight, p in outputs.auxiliary.get(name, ()))
+    return sum(more, own)

@@ -1,0 +1,134 @@
+"""The size of what a rule is given and of what it writes, against gradients of the whole batch in one autograd call.
+
+Most rules do not see the scale of a Gramian, and two ranks may be wrong in the same way as one process. Here the
+rule's weights depend on the scale, and expected values come from neither `Update` nor `Surgery`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from mtlbench.balancing import Balancer
+from mtlbench.balancing.gradients.surgery import Surgery, collect
+from mtlbench.balancing.gradients.update import Needs, Update
+from mtlbench.method import MTLMethod
+from mtlbench.testing import toy_spec, trained
+from tests.support.step_parts import Tiny, trained_in_fp16
+
+WAYS = ("late", "light", "representation", "last_shared")
+SAMPLES = 6
+
+
+class Sized(Balancer):
+    """Weights a task by 1 / (1 + ‖g‖²), and keeps the Gramians that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def gradient_weights(self, gramian, ctx):
+        self.seen.append(gramian.clone())
+        return 1 / (1 + gramian.diagonal())
+
+
+class Net:
+    """A trunk of two layers, of which a view sees the last, and one head for each of two tasks."""
+
+    def __init__(self):
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator).double()
+
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.last = nn.Parameter(draw(4, 3)), nn.Parameter(draw(4, 4))
+        self.heads = [nn.Parameter(draw(4)) for _ in range(2)]
+        self.inputs = draw(SAMPLES, 3)
+
+    def sums(self, samples):
+        """Returns the representation, and the sum of each task's loss over some of the samples."""
+        z = (self.inputs[samples] @ self.first.T).tanh() @ self.last.T
+        return z, {i: ((z @ head - i) ** 2).sum() for i, head in enumerate(self.heads)}
+
+    def flat_gradients(self, wanted, samples=slice(None)):
+        """Returns the gradients (2, n) of the mean losses of the whole batch."""
+        z, sums = self.sums(samples)
+        places = [z] if wanted == "z" else wanted
+        found = [torch.autograd.grad(total / SAMPLES, places, retain_graph=True) for total in sums.values()]
+        return torch.stack([torch.cat([g.flatten() for g in row]) for row in found])
+
+
+def updated(way, factor):
+    """Returns the Gramian that the rule saw, and the gradients of trunk and heads; each rank has its own samples."""
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    net, rule, factor = Net(), Sized(), torch.tensor(factor).double()
+    needs = Needs("gradient_weights", view="parameters" if way in ("late", "light") else way, light=way == "light")
+    surgery = Surgery([net.first, net.last], [[head] for head in net.heads])
+    update = Update(needs, surgery, rule, [net.last])
+    z, sums = net.sums(slice(rank, None, world))
+    losses = {i: world * total / SAMPLES for i, total in sums.items()}
+    ctx = rule._by_hand(torch.ones(2, 1), None)
+    if way == "late":
+        update.late(collect(surgery, losses, None, factor), factor, ctx)
+        factor = torch.ones(())
+    else:  # Gradients keep the factor, which the scaler takes off later.
+        update.early(losses, None, factor, ctx, [z])
+    trunk = torch.cat([net.first.grad.flatten(), net.last.grad.flatten()]) / factor
+    return rule.seen[0], trunk, torch.stack([head.grad for head in net.heads]) / factor
+
+
+def check(way, found):
+    net = Net()
+    whole = net.flat_gradients([net.first, net.last])
+    seen = {"representation": "z", "last_shared": [net.last]}.get(way)
+    rows = whole if seen is None else net.flat_gradients(seen)
+    gramian, trunk, heads = found
+    torch.testing.assert_close(gramian, rows @ rows.T)
+    torch.testing.assert_close(trunk, (1 / (1 + rows.square().sum(1))) @ whole)
+    for i, head in enumerate(net.heads):
+        total = net.sums(slice(None))[1][i] / SAMPLES
+        torch.testing.assert_close(heads[i], torch.autograd.grad(total, head)[0])
+
+
+@pytest.mark.parametrize("factor", [1.0, 256.0])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rule_is_given_gramians_of_mean_losses(way, factor):
+    check(way, updated(way, factor))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rule_on_two_ranks_is_given_gramians_of_the_whole_batch(way, pool):
+    for found in pool.call(updated, way, 256.0):
+        check(way, found)
+
+
+class Hearing(Tiny):
+    """Keeps the first Gramian of a run, and the gradients on the shared parameters of which it should be made."""
+
+    found: list = []
+
+    def backward(self, loss):
+        if not Hearing.found:
+            found = [
+                torch.cat([g.flatten() for g in torch.autograd.grad(row, self.surgery.shared, retain_graph=True)])
+                for row in self._state.rows.values()
+            ]
+            Hearing.found.append(torch.stack(found).double())
+        MTLMethod.backward(self, loss)
+
+    def gradient_weights(self, gramian, ctx):
+        Hearing.found.append(gramian)
+        return 1 / (1 + gramian.diagonal())
+
+
+@pytest.mark.parametrize("surgery", ["plain", "light"])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_run_gives_a_rule_the_gramian_of_unscaled_losses(half, surgery, tmp_path):
+    Hearing.found.clear()
+    spec = toy_spec(
+        "tests.balancing.test_update_scale:Hearing", steps=1, precision="32-true", local={"surgery": surgery}
+    )
+    (trained_in_fp16 if half else trained)(spec, str(tmp_path))
+    rows, gramian = Hearing.found
+    torch.testing.assert_close(gramian, rows @ rows.T, rtol=2e-2 if half else 1e-5, atol=1e-4)
