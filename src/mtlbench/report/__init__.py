@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.report.model import Leaderboard
-from mtlbench.report.reader import ReportInput, read_input
+from mtlbench.report.reader import ReportInput, read_input, read_specs
 from mtlbench.report.tables import conditions
 from mtlbench.report.tables.leaderboard import build
 from mtlbench.runs.store import write_text
@@ -30,7 +30,7 @@ def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[ReportI
     study = read_input(folder)
     if "scenario" in study.plan:
         return study, conditions.build(study.plan, study.results, states, study.errors)
-    return study, build(study.plan, study.results, states, study.errors)
+    return study, build(study.plan, study.results, states, study.errors, read_specs(study))
 
 
 def show(folder: Path, states: Mapping[str, str] | None = None, console: Console | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from mtlbench.report.statistics import Difference, Estimate, spearman
 
@@ -216,6 +217,25 @@ class Grouping:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of a table of a paper or repository.
+
+    Attributes:
+        recipe: How its authors prepared images and labels; comparable runs use the same.
+        method: Name, as its authors call it.
+        backbone: Encoder, ``""`` where the source does not say.
+        source: Where the numbers stand.
+        values: Score by (task, protocol) with its printed digits, in the unit of that protocol: shares in [0, 1].
+    """
+
+    recipe: str
+    method: str
+    backbone: str
+    source: str
+    values: dict[tuple[str, str], Decimal]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """What all tables of a study have.
@@ -251,7 +271,8 @@ class Leaderboard(Board):
         columns: All metrics; those with ``primary`` form the table.
         rows: Ranked rows first, best first.
         comparisons: Against the best row and against ``uniform``.
-        groupings: Rows whose plan looked for groups of tasks.
+        groupings: Rows whose plan searched for groups of tasks.
+        published: Comparable results of others.
     """
 
     baseline: str
@@ -259,6 +280,7 @@ class Leaderboard(Board):
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
     groupings: tuple[Grouping, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
 
     @property
     def primary(self) -> tuple[Column, ...]:

@@ -70,6 +70,11 @@ def _inert(value: Any) -> Any:
     return {_inert(key): _inert(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def read_specs(study: ReportInput) -> dict[str, dict[str, Any]]:
+    """Reads ``spec.json`` of every run with a result."""
+    return {run: spec for run in study.results if (spec := _inert(read_json(study.folder / run / "spec.json")))}
+
+
 def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
     """Yields the rows of ``metrics.jsonl``; skips a line that a killed run left incomplete."""
     path = run / "metrics.jsonl"
