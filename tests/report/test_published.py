@@ -12,9 +12,10 @@ from rich.console import Console
 
 from mtlbench.errors import StoreError
 from mtlbench.metrics import DepthError, EdgeODSF, Joint, MaxF, MeanIoU, NormalsError, SaliencyIoU
-from mtlbench.report import build, published
+from mtlbench.report import build, load, published
 from mtlbench.report.views.files import latex, markdown, tidy_csv
 from mtlbench.report.views.terminal import show_board
+from tests.support.command_line import mtlbench
 
 SUITES = ("pascal", "nyud")
 COLUMNS = {
@@ -175,3 +176,16 @@ def test_one_run_on_other_data_is_enough_to_leave_rows_out():
 def test_files_are_rectangular(suite):
     lines = [x for x in Path(published.__file__).with_name(f"{suite}.csv").read_text().splitlines() if x[0] != "#"]
     assert {len(cells) for cells in csv.reader(lines)} == {len(next(csv.reader(lines)))}
+
+
+def test_a_short_run_on_a_miniature_shows_none(tmp_path: Path):
+    small = ["data.options.size=[32,48]", "model.image_size=[32,48]", "model.decoder_channels=8", "trainer.steps=5"]
+    model = ["model.encoder=vit_tiny_patch16_224", "model.encoder_options={embed_dim: 16, depth: 1, num_heads: 2}"]
+    trainer = ["trainer.batch_size=4", "trainer.workers=0", "trainer.evaluate_every=5", "methods=[uniform]"]
+    answer = mtlbench(tmp_path, "bench", "nyud", *small, *model, *trainer, "--sample")
+    assert answer.code == 0, answer.text
+    table = load(tmp_path / "results/nyud")[1]
+    assert table.rows[0].cells and table.published == ()
+    (note,) = [note for note in table.notes if note.startswith("Published results are left out")]
+    assert "image size 480 x 640 (found 32 x 48)" in note and "images per split train=795, val=654 (found train=" in note
+    assert published.HEADING not in markdown(table)
