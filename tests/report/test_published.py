@@ -187,5 +187,7 @@ def test_a_short_run_on_a_miniature_shows_none(tmp_path: Path):
     table = load(tmp_path / "results/nyud")[1]
     assert table.rows[0].cells and table.published == ()
     (note,) = [note for note in table.notes if note.startswith("Published results are left out")]
-    assert "image size 480 x 640 (found 32 x 48)" in note and "images per split train=795, val=654 (found train=" in note
+    assert (
+        "image size 480 x 640 (found 32 x 48)" in note and "images per split train=795, val=654 (found train=" in note
+    )
     assert published.HEADING not in markdown(table)

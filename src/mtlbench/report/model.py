@@ -1,4 +1,4 @@
-"""The leaderboard as plain records: what every view (terminal, Markdown, CSV, LaTeX, HTML, W&B) is made from."""
+"""Plain records of the leaderboard, shared by every view (terminal, Markdown, CSV, LaTeX, HTML, W&B)."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Column:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What the scores of this column are filed under."""
+        """Key of this column's scores."""
         return self.task, self.protocol
 
     @property
     def arrow(self) -> str:
-        """The direction that is better."""
+        """Arrow that points in the better direction."""
         return "↑" if self.higher_is_better else "↓"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one seed of a row costs, averaged over seeds.
+    """Costs of one seed of a row, averaged over seeds.
 
     Attributes:
-        values: By key of `mtlbench.report.columns.COSTS`, which says how several runs are merged; ``None`` if unknown.
+        values: Values by key of `mtlbench.report.columns.COSTS`; ``None`` if unknown.
         runs: Number of runs that serve the tasks.
         devices: Where it was measured, for example ``"cpu"``.
     """
@@ -56,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """One label of the suite.
+    """One row of the leaderboard: a label of the suite.
 
     Attributes:
         label: Name in the table.
@@ -94,7 +94,7 @@ class Comparison:
         reference: Row it is compared with.
         difference: Difference in points of Δm.
         p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
-        named: Whether the suite named this comparison beforehand. It stands alone, so nothing is corrected.
+        named: Whether the suite pre-registered this comparison. Its p-value needs no correction.
     """
 
     label: str
@@ -106,7 +106,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Problem:
-    """A run that has no result: a crash is a line with a reason, never an absence.
+    """A run without a result, listed with the reason so that no crash goes unnoticed.
 
     Attributes:
         label: Row that it belongs to.
@@ -125,7 +125,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class GroupQuality:
-    """How good it is to train a group of tasks together.
+    """Predicted and measured quality of training a group of tasks together.
 
     Attributes:
         group: At least two tasks.
@@ -147,10 +147,10 @@ class FoundGroups:
         seed: Seed.
         groups: Tasks of every network.
         serves: Index of the network that serves a task.
-        search_seconds: Training time of the runs that only served to find the groups.
+        search_seconds: Training time of the runs that only search for groups.
         group_seconds: Of all other runs of the row.
-        exhaustive_seconds: Of a run per subset of all tasks, where the study has them all.
-        qualities: Groups of which the study knows prediction and measurement.
+        exhaustive_seconds: Of one run for every subset of tasks, if the study has all of them.
+        qualities: Groups with both a prediction and a measurement.
     """
 
     seed: int
@@ -198,7 +198,7 @@ class Affinity:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What the plan of one row found out about groups of tasks.
+    """Groups of tasks that the plan of one row found.
 
     Attributes:
         label: Row.
@@ -206,7 +206,7 @@ class Grouping:
         correlation: Rank correlation of predicted and measured quality over seeds, ``None`` without any.
         share: Total time in per cent of the time for all subsets, over seeds.
         affinity: Its table of affinities, if it has one.
-        notes: What the plan says of itself.
+        notes: Remarks of the plan.
     """
 
     label: str
@@ -238,13 +238,13 @@ class PublishedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """What all tables of a study have.
+    """Fields that all tables of a study share.
 
     Attributes:
         suite: Name of the suite.
         title: One line about it.
-        rules: What was compared and how, as (word, text); printed above the table.
-        notes: How to read the table; printed beneath.
+        rules: What was compared and how, as (name, text); printed above the table.
+        notes: How to read the table; printed below it.
         problems: Runs without a result.
     """
 
@@ -296,7 +296,7 @@ class ConditionRow:
         label: Name in the table.
         method: Method behind it.
         planned: Seeds that the suite asks for.
-        values: The number that the study is about, by condition and seed.
+        values: The studied quantity, by condition and seed.
         scores: All scores, by condition, metric and seed.
         cost: Costs of one seed and condition, ``None`` while none is done.
     """

@@ -1,4 +1,4 @@
-"""Reads the input of a report: the plan of a study and what its runs left behind."""
+"""Reads the input of a report: the plan of a study and the files of its runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mtlbench.errors import StoreError
 from mtlbench.runs.store import read_json
 
 FORMAT = 1
-"""The only format of ``study.json`` and ``result.json`` that is understood."""
+"""Supported format of ``study.json`` and ``result.json``."""
 
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What a report is made from: the files of a results folder as plain records.
+    """The files of a results folder as plain records.
 
     Attributes:
         folder: ``results/<suite>``.

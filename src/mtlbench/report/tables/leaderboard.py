@@ -119,7 +119,7 @@ def _blank(row: Row, baseline: _Draft | None, scored: list[Column]) -> str:
     if not scored:
         return "no task of this suite enters Δm"
     if baseline is None:
-        return "Δm needs single-task runs: add single_task to the methods of the suite"
+        return "Δm needs single-task runs: add single_task to the suite's methods"
     absent = [str(s) for s in row.seeds if any(s not in baseline.scores[c.key] for c in scored)]
     return f"Δm needs single-task runs of seed {', '.join(absent)}" if absent else ""
 
