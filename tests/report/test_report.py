@@ -237,7 +237,11 @@ def test_the_page_shows_figures_and_examples(folder):
         "Gradient conflicts and update direction",
         "mean over training",
     )
-    for title in (*titles, "Weight of each task&#39;s gradient in the update", "Gradient cosine between tasks, over training"):
+    for title in (
+        *titles,
+        "Weight of each task&#39;s gradient in the update",
+        "Gradient cosine between tasks, over training",
+    ):
         assert title in page
     assert page.count("data:image/png;base64,") > 3 * 5 * 7
     assert len(re.findall(r"Plotly\.newPlot\(", page)) >= 8

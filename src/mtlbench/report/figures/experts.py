@@ -151,6 +151,8 @@ def tree(usage: Usage) -> go.Figure:
         linkagefun=lambda x: linkage(x, "average"),
     )
     figure.update_xaxes(title_text="1 − cosine similarity of expert usage")
+    # `create_dendrogram` fixes a width that is narrower than the page.
+    figure.layout.width, figure.layout.autosize = None, True
     return style(figure, 130 + 26 * len(usage.tasks), legend=False)
 
 
