@@ -102,8 +102,8 @@ def test_a_failed_stage_stops_its_plan_and_no_other(folder: Path) -> None:
     found = row(folder, "BestPartner")
     assert [len(stage) for stage in found["stages"]] == [2, 1] and found["serving"] == {}
     status = " ".join(mtlbench(folder, "status", "mine").text.split())
-    assert f"failed: what follows depends on {found['runs'][-1]}, which failed" in status
-    assert "stage 2 of the plan of BestPartner; what depends on it is not run" in " ".join(answer.text.split())
+    assert f"failed: the next stage depends on {found['runs'][-1]}, which failed" in status
+    assert "stage 2 of the plan of BestPartner; runs that depend on it are not started" in " ".join(answer.text.split())
     (folder / "broken").unlink()
     mended = bench(folder, "partner:BestPartner uniform", "--retry")
     assert mended.code == 0, mended.text
@@ -126,7 +126,7 @@ def test_a_plan_that_breaks_off_is_a_row_with_a_reason(folder: Path) -> None:
     answer = bench(folder, "breaks:Breaks")
     assert answer.code == 1 and "Traceback" not in answer.text
     table = (folder / "results" / "mine" / "leaderboard.md").read_text()
-    assert "1 failed" in table and "its plan broke off: KeyError in the plan: 'nonsense' (breaks.py:" in table
+    assert "1 failed" in table and "its plan failed: KeyError in the plan: 'nonsense' (breaks.py:" in table
     status = mtlbench(folder, "status", "mine")
     assert status.code == 1 and "failed: KeyError in the plan: 'nonsense'" in " ".join(status.text.split())
 

@@ -264,5 +264,5 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     experts = json.loads((tmp_path / "results/small/experts.json").read_text())
     assert experts["mod_squad"]["tasks"] == ["left", "segments"] and len(experts["mod_squad"]["layers"]) == 2
     page = (tmp_path / "results/small/report.html").read_text()
-    for title in ("Similarity of tasks by their use of experts", "Mutual information between tasks and experts"):
+    for title in ("Task similarity by expert usage", "Mutual information between tasks and experts"):
         assert title in page

@@ -77,7 +77,7 @@ def test_ties_within_noise_share_a_rank_and_clear_differences_do_not():
     assert compared["single_task", "best"].p_holm == pytest.approx(2 * compared["single_task", "best"].difference.p)
 
 
-def test_a_comparison_named_beforehand_stands_alone():
+def test_a_pre_registered_comparison_is_not_corrected():
     study, results = study_of({
         "single_task": [(0.40,), (0.41,), (0.39,)], "uniform": [(0.42,), (0.43,), (0.42,)],
         "other": [(0.43,), (0.42,), (0.41,)],
@@ -88,7 +88,7 @@ def test_a_comparison_named_beforehand_stands_alone():
     assert first.p_holm == first.difference.p and not any(c.named for c in rest)
     again = next(c for c in rest if (c.label, c.reference) == ("single_task", "uniform"))
     assert again.p_holm > first.p_holm, "among the others it is corrected"
-    assert any("named one comparison beforehand, single_task against uniform" in note for note in board.notes)
+    assert any("Pre-registered comparison: single_task against uniform" in note for note in board.notes)
     # A study without one of the two shows the others.
     assert not any(c.named for c in build({**study, "named": ["absent", "uniform"]}, results).comparisons)
 
@@ -116,7 +116,7 @@ def test_one_seed_ranks_by_value_and_says_so():
     assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("uniform", 2), ("single_task", 3)]
     entering = [f"{c.task} ({c.protocol})" for c in board.columns if c.in_delta_m]
     assert entering and dict(board.rules)["Δm"].endswith("from " + ", ".join(entering))
-    assert any(note.startswith("n = 1") for note in board.notes)
+    assert any(note.startswith("With one seed") for note in board.notes)
     assert all(c.p_holm is None for c in board.comparisons)
     pairs = [(c.label, c.reference) for c in board.comparisons]
     assert pairs == [("uniform", "b"), ("single_task", "b"), ("single_task", "uniform")], "each pair once"
@@ -196,7 +196,7 @@ def test_unknown_serving_and_cost_are_blanks_not_errors():
     for record in results.values():
         record["cost"] = {}
     board = build(study, results)
-    assert "not decided" in board.problems[0].reason
+    assert "has not yet decided" in board.problems[0].reason
     assert row_of(board, "single_task").cost.values["seconds_per_step"] is None
     assert files.markdown(board)
 
@@ -230,8 +230,18 @@ def test_the_terminal_table_fits_and_cuts_nothing(folder, width):
 
 def test_the_page_shows_figures_and_examples(folder):
     page = (folder / "report.html").read_text()
-    titles = ("Gain over single_task", "Δm against cost", "Training losses", "What updates did", "mean over training")
-    for title in (*titles, "Weight of every gradient in the update", "Gradient cosines over training"):
+    titles = (
+        "Gain over single_task",
+        "Δm against cost",
+        "Training loss",
+        "Gradient conflicts and update direction",
+        "mean over training",
+    )
+    for title in (
+        *titles,
+        "Weight of each task&#39;s gradient in the update",
+        "Gradient cosine between tasks, over training",
+    ):
         assert title in page
     assert page.count("data:image/png;base64,") > 3 * 5 * 7
     assert len(re.findall(r"Plotly\.newPlot\(", page)) >= 8

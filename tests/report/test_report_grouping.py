@@ -312,7 +312,7 @@ def lines_of(label: str) -> Iterator[str]:
         ("several", ["1 done", "2 done"]),
         ("first", ["1 running", "known when stage 1 is done"]),
         ("second", ["1 done", "1 done, 1 to do", "known when stage 2 is done"]),
-        ("lost", ["1 done, 1 failed", "failed: what follows depends on probe-s0-3, which failed"]),
+        ("lost", ["1 done, 1 failed", "failed: the next stage depends on probe-s0-3, which failed"]),
         ("wrong", ["1 done", "failed: KeyError in the plan: 'depth'"]),
     ],
 )
@@ -336,7 +336,9 @@ def test_status_shows_stages_and_what_waits(
         ["second", "0", "2", "1", "done,", "1", "to", "do"],
         ["second", "0", "3", "known", "when", "stage", "2", "is", "done"],
     ]
-    assert "failed: what follows depends on probe-s0-3, which failed" in text and not [x for x in table if "plain" in x]
+    assert "failed: the next stage depends on probe-s0-3, which failed" in text and not [
+        x for x in table if "plain" in x
+    ]
 
 
 def test_problems_say_what_a_failed_stage_takes_with_it_and_no_more() -> None:
@@ -344,9 +346,10 @@ def test_problems_say_what_a_failed_stage_takes_with_it_and_no_more() -> None:
     board = build(study, {}, STATES, {"probe-s0-3": {"type": "DivergedError", "message": "NaN"}})
     reasons = {(p.label, p.state): p.reason for p in board.problems}
     assert (
-        reasons["lost", "failed"] == "DivergedError: NaN (stage 1 of the plan of lost; what depends on it is not run)"
+        reasons["lost", "failed"]
+        == "DivergedError: NaN (stage 1 of the plan of lost; runs that depend on it are not started)"
     )
-    assert reasons["wrong", "failed"] == "its plan broke off: KeyError in the plan: 'depth'"
+    assert reasons["wrong", "failed"] == "its plan failed: KeyError in the plan: 'depth'"
     assert {p.label for p in board.problems if p.state == "failed"} == {"lost", "wrong"}
     assert board.counts == {"failed": 2, "unfinished": 3}
 

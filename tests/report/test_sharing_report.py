@@ -113,7 +113,7 @@ def test_figure(folder):
     assert list(line.x) == pytest.approx([5.0, 4.9, 4.0]) and line.mode == "lines+markers"
     (stored,) = [t for t in figure.data if t.name == "shared" and t.xaxis == "x2"]
     assert list(stored.x) == pytest.approx([116e-6]) and list(stored.y) == pytest.approx([line.y[1]])
-    assert "<uniform>" not in figure.to_json() and "no time is saved" in figure.layout.xaxis.title.text
+    assert "<uniform>" not in figure.to_json() and "counted, not measured" in figure.layout.xaxis.title.text
     assert sum(bool(t.showlegend) for t in figure.data) == 3
 
 

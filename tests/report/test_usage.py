@@ -50,10 +50,10 @@ def test_figures_show_every_label_with_experts_and_no_markup(study):
     }
     figures = usage_figures(read_usage(study), series)
     assert len(figures) == 5 and not any("uniform" in title for title in figures)
-    heat = figures["mod_squad: share of a task's choices that an expert gets"].data[0]
+    heat = figures["mod_squad: expert usage per task"].data[0]
     assert sorted(heat.x) == ["e0", "e1", "e2"] and heat.z.shape == (3, 3)
     assert np.array_equal(heat.z[:, list(heat.x).index("e0")], [1.0, 0.0, 0.0])
-    (information,) = figures["Mutual information between tasks and experts over training, nats"].data
+    (information,) = figures["Mutual information between tasks and experts over training"].data
     assert tuple(information.y) == (0.1, 0.4)
     assert all("<parts>" not in figure.to_json() for figure in figures.values())
 

@@ -1,4 +1,4 @@
-"""Metrics, each under a versioned protocol. Names load lazily: `delta_m` must not drag torch in."""
+"""Metrics with versioned protocols. Names load lazily, so that `delta_m` does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boundaries of one image scored at many thresholds. Free of torch, so that worker processes start fast."""
+"""Scores the boundaries of one image at many thresholds. Does not import torch, so worker processes start fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Counts = NDArray[np.int64]
 
 
 def image_counts(probability: Floats, truths: NDArray[np.number], thresholds: Floats, max_distance: float) -> Counts:
-    """Returns the counts of one image.
+    """Counts predicted, true and matched boundary pixels of one image at every threshold.
 
     Args:
         probability: (H, W) in [0, 1].
@@ -38,7 +38,7 @@ def image_counts(probability: Floats, truths: NDArray[np.number], thresholds: Fl
         return np.bincount(strength[chosen], minlength=len(thresholds) + 1)[::-1].cumsum()[-2::-1]
 
     matched = [matched_in_order(pixels, layer[None], reach) for layer in edges]
-    # A pixel counts once, whichever annotators agree with it: matched with all their edges at once.
+    # A pixel counts once even if several annotators agree, so it is matched with all their edges together.
     either = matched[0] if len(edges) == 1 else matched_in_order(pixels, np.stack(edges), reach)
     total = sum(int(layer.sum()) for layer in edges)
     every = np.ones(len(pixels), bool)
@@ -46,7 +46,7 @@ def image_counts(probability: Floats, truths: NDArray[np.number], thresholds: Fl
 
 
 def thin_truth(edges: Mask) -> Mask:
-    """Returns true edges one pixel wide, thinned as a prediction that equals them."""
+    """Thins true edges to one pixel, exactly as a prediction equal to them is thinned."""
     height = ndimage.gaussian_filter(edges.astype(np.float64), SMOOTHING)
     return thin(edges, edges.astype(np.int64), height)
 

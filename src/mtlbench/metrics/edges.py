@@ -1,4 +1,4 @@
-"""Boundaries after the BSDS protocol: odsF, oisF and average precision, exact and streamed."""
+"""Boundary metrics of the BSDS protocol, exact and streamed: odsF, oisF and average precision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mtlbench.metrics.boundary import Counts, average_precision, f_measure, imag
 from mtlbench.metrics.protocol import higher
 
 SETS = {0.0075: "pascal", 0.011: "nyud"}
-"""Data sets whose customary largest distance gives a protocol its name."""
+"""Data sets by their customary largest distance; they name the protocols."""
 
 THRESHOLDS = 99
 
 
 def edge_protocols(max_distance: float = 0.0075, thresholds: int = THRESHOLDS) -> tuple[str, str, str]:
-    """Returns the ids of odsF, oisF and AP: named after the data set, or after what differs from the custom.
+    """Returns the protocol ids of odsF, oisF and AP, named after the data set or after the settings that differ.
 
     Example:
         >>> edge_protocols(0.011)
@@ -37,7 +37,7 @@ def edge_protocols(max_distance: float = 0.0075, thresholds: int = THRESHOLDS) -
 
 
 class EdgeODSF(Metric):
-    """F measure of boundaries at the best threshold of the set (odsF) and of each image (oisF), and AP.
+    """Boundary F at the best threshold of the data set (odsF) and of each image (oisF), and average precision (AP).
 
     Protocol, version 1 (after Martin, Fowlkes and Malik, 2004, and Arbeláez et al., 2011):
 

@@ -1,4 +1,4 @@
-"""Errors of depth and surface normals, pooled over all valid pixels of the set and all ranks."""
+"""Errors of depth and surface normals, pooled over all valid pixels of the data set and all ranks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class NormalsError(Metric):
 
     def compute(self) -> dict[str, float]:
         """Returns angles in degrees, shares in [0, 1]; NaN without valid pixels, or if a valid prediction was NaN."""
-        # NaN where it must be: the histogram alone would pass over a NaN.
+        # Propagates NaN, which the histogram alone would ignore.
         count = self.histogram.sum() + 0 * self.total
         cumulated = self.histogram.cumsum(0)
         median = torch.searchsorted(cumulated, (self.histogram.sum() + 1) // 2) + 0.5
@@ -120,7 +120,7 @@ class DepthError(Metric):
 
     def compute(self) -> dict[str, float]:
         """Returns errors and shares in [0, 1]; NaN without valid pixels, or if a valid prediction was NaN."""
-        # NaN where it must be: a comparison with NaN would only count as a miss.
+        # Propagates NaN, which a comparison would only count as a miss.
         shares = self.within / (self.count + 0 * self.absolute)
         return {
             "depth_rmse@1": float((self.square / self.count).sqrt()),

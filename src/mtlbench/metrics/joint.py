@@ -1,4 +1,4 @@
-"""Several metrics of one task as one."""
+"""Combines several metrics of one task."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Joint(Metric):
             cast(Metric, metric).update(prediction, target)
 
     def compute(self) -> dict[str, float]:
-        """Returns the values of all; each adds its own states over ranks."""
+        """Returns all values; each metric reduces its own states over ranks."""
         return {key: value for metric in self.metrics for key, value in cast(Metric, metric).compute().items()}
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Resets every metric."""
         super().reset()
         for metric in self.metrics:
             cast(Metric, metric).reset()

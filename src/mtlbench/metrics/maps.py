@@ -1,4 +1,4 @@
-"""Measures of Taskonomy's tasks: errors of real-valued maps, and agreement with soft class labels."""
+"""Metrics of Taskonomy's tasks: errors of real-valued maps, and agreement with soft class labels."""
 
 from __future__ import annotations
 

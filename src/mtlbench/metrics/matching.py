@@ -1,4 +1,4 @@
-"""One-to-one matching of edge pixels within a distance, for all thresholds in one pass. Free of torch."""
+"""Matches edge pixels one to one within a distance, for all thresholds in one pass. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 BLOCK = 4096
-"""Pixels whose surroundings are looked at together: bounds the memory."""
+"""Number of pixels whose neighbours are searched together; bounds memory."""
 
 
 def matched_in_order(pixels: Ints, truths: NDArray[np.bool_], reach: float) -> Mask:

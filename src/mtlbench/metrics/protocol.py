@@ -1,4 +1,4 @@
-"""What a reported number means: name, version, direction, unit. Free of torch."""
+"""Protocols: name, version, direction and unit of a reported number. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a reported number means.
+    """Definition of a reported number.
 
     Attributes:
         id: Name and version, ``name@version``. Tables never mix different ids in one column.
@@ -21,10 +21,10 @@ class Protocol:
 
 
 def higher(*ids: str) -> tuple[Protocol, ...]:
-    """Returns protocols of shares where more is better."""
+    """Creates protocols of shares for which higher is better."""
     return tuple(Protocol(name, higher_is_better=True) for name in ids)
 
 
 def lower(*ids: str, unit: str = "") -> tuple[Protocol, ...]:
-    """Returns protocols of errors where less is better."""
+    """Creates protocols of errors for which lower is better."""
     return tuple(Protocol(name, higher_is_better=False, unit=unit) for name in ids)

@@ -1,4 +1,4 @@
-"""Δm, the mean relative gain over single-task training (`delta_m@1`). Free of torch."""
+"""Δm, the mean relative gain over single-task training (`delta_m@1`). Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], higher_i
         higher_is_better: Direction of the same tasks.
 
     Raises:
-        ValueError: If the tasks differ, there is none, or a baseline is zero.
+        ValueError: If the tasks differ, if there are none, or if a baseline is zero.
 
     Example:
         >>> round(delta_m({"seg": 44.0, "depth": 0.57}, {"seg": 40.0, "depth": 0.60},

@@ -1,4 +1,4 @@
-"""Saliency as maxF and as the best foreground IoU: thresholds on probability, counts that add."""
+"""Saliency metrics over probability thresholds: maxF and the best foreground IoU, from additive counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MaxF(Metric):
 
     Args:
         squash: Take the sigmoid a second time, as the InvPT line does: predictions lie in [0.5, 0.731], so only four
-            thresholds tell anything. Reported as ``saliency_maxf_invpt@1``, for comparison with rows of that line.
+            thresholds are informative. Reported as ``saliency_maxf_invpt@1``, for comparison with rows of that line.
         ignore: Value of unlabelled pixels.
     """
 

@@ -1,4 +1,4 @@
-"""Metrics of one value for an image, and the mean of a task's own loss."""
+"""Metrics for one value per image, and the mean of a task's own loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _HasLoss(Protocol):
 
 
 class RunningMean(Metric):
-    """A sum and a count that add over batches and ranks."""
+    """Mean from a sum and a count, accumulated over batches and ranks."""
 
     full_state_update = False
     total: Tensor
@@ -63,7 +63,7 @@ class Accuracy(RunningMean):
 
 
 class SquaredError(RunningMean):
-    """Root mean square error of one number for an image; NaN labels do not count.
+    """Root mean square error of one number per image; NaN labels do not count.
 
     Args:
         unit: Unit of the target.

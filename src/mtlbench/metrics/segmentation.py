@@ -1,4 +1,4 @@
-"""Mean intersection over union from one confusion matrix summed over the whole set and all ranks."""
+"""Mean intersection over union from one confusion matrix, summed over the data set and all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edge maps one pixel wide: non-maximum suppression, and thinning that keeps the strongest pixels. Free of torch."""
+"""Thins edge maps to one pixel: non-maximum suppression, then removal of weak pixels. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMOOTHING = 2.0
 """Standard deviation, in pixels, of the Gaussian over which the direction of an edge is averaged."""
 
 MARGIN = 1.01
-"""A pixel is suppressed by a neighbour that is more than this factor stronger."""
+"""A pixel is suppressed if a neighbour is stronger by more than this factor."""
 
 _AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 """The eight neighbours (row, column) in cyclic order; number i has bit i of a neighbourhood's code."""

@@ -1,4 +1,4 @@
-"""The report of a study, made from files alone: terminal table, Markdown, CSV, LaTeX, HTML. Never imports torch."""
+"""Builds the report of a study from its files: terminal, Markdown, CSV, LaTeX, HTML. Never imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.report.model import Leaderboard
-from mtlbench.report.reader import ReportInput, read_input
+from mtlbench.report.reader import ReportInput, read_input, read_specs
 from mtlbench.report.tables import conditions
 from mtlbench.report.tables.leaderboard import build
 from mtlbench.runs.store import write_text
@@ -30,7 +30,7 @@ def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[ReportI
     study = read_input(folder)
     if "scenario" in study.plan:
         return study, conditions.build(study.plan, study.results, states, study.errors)
-    return study, build(study.plan, study.results, states, study.errors)
+    return study, build(study.plan, study.results, states, study.errors, read_specs(study))
 
 
 def show(folder: Path, states: Mapping[str, str] | None = None, console: Console | None = None) -> None:
@@ -45,7 +45,7 @@ def show(folder: Path, states: Mapping[str, str] | None = None, console: Console
 def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
     """Writes ``leaderboard.md``, ``.csv``, ``.tex`` and ``report.html`` into a results folder; returns their paths.
 
-    If methods have experts, ``experts.json`` holds how much each task uses each of them. If plans searched for groups
+    If methods have experts, ``experts.json`` holds how often each task uses each expert. If plans searched for groups
     of tasks, ``grouping.json`` holds groups, costs, predictions and affinities. If a method shares computation,
     ``sharing.json`` holds Δm, FLOPs and storage over thresholds.
 

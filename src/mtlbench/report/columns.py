@@ -1,7 +1,7 @@
-"""Every column of every table of the report. To add a column, add one entry here; all views follow.
+"""The columns of all tables of the report. Add one entry here to add a column to every view.
 
-A `TableColumn` says what one column shows of a row. `grid` turns columns and rows into `Part`s of text, which
-`mtlbench.report.views` lays out. The costs (`COSTS`) also say how the values of several runs become one.
+A `TableColumn` defines what a column shows for a row. `grid` formats columns and rows as `Part`s, which
+`mtlbench.report.views` lays out. Costs (`COSTS`) also define how the values of several runs are combined.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
 """Where a column may appear."""
 
 TABLES = frozenset({"leaderboard", "conditions"})
-"""Which tables have costs."""
+"""Tables that show costs."""
 
 NOT_LATEX = VIEWS - {"latex"}
-"""A table of a paper has less room."""
+"""For columns that a table in a paper has no room for."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One column of text.
+    """A column formatted as text.
 
     Attributes:
         head: Heading.
         cells: One per row.
         group: ``"name"``, ``"score"``, ``"delta"`` or ``"cost"``.
-        tip: What the heading means in full.
-        text: Whether the cells hold words and are aligned on the left.
+        tip: Full meaning of the heading.
+        text: Whether the cells hold words and are left-aligned.
     """
 
     head: str
@@ -46,14 +46,14 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class TableColumn:
-    """What one column shows of a row.
+    """A column: its heading, its value for a row, and how to show it.
 
     Attributes:
         head: Heading.
         value: Its value for a row; ``None`` is blank.
         show: The value as text or `Cell`.
         group: ``"name"``, ``"score"``, ``"delta"`` or ``"cost"``; a narrow terminal splits a table along groups.
-        tip: What the heading means in full.
+        tip: Full meaning of the heading.
         better: ``"higher"``, ``"lower"`` or ``""``.
         note: How to read the column, printed beneath the table; ``""`` if the heading suffices.
         views: Where it appears.
@@ -88,9 +88,9 @@ class CostColumn(TableColumn):
     Attributes:
         key: Name in ``result.json`` and in the CSV.
         unit: Unit in the CSV.
-        merge: How the values of the runs of one seed become one: `sum` or `max`.
+        merge: Combines the values of the runs of one seed: `sum` or `max`.
         tables: Which tables have it, ``"leaderboard"`` and ``"conditions"``.
-        preparing: Whether runs that only prepare others count too, besides those that serve the tasks.
+        preparing: Whether runs that only prepare others count, besides those that serve tasks.
     """
 
     key: str
@@ -101,7 +101,7 @@ class CostColumn(TableColumn):
 
 
 def cost(key: str, head: str, show: Callable[[Any], str], **others: Any) -> CostColumn:
-    """Returns the column of a cost; lower is better."""
+    """Creates the column of a cost; lower is better."""
     return CostColumn(
         key=key,
         head=head,
@@ -122,7 +122,7 @@ COSTS = (
         tables=frozenset({"leaderboard"}),
         tip="peak memory of the largest run",
     ),
-    cost("parameters", "params", formatting.parameters, tip="parameters"),
+    cost("parameters", "params", formatting.parameters, tip="number of parameters"),
     cost(
         "train_seconds",
         "train",
@@ -130,17 +130,17 @@ COSTS = (
         unit="s",
         preparing=True,
         views=NOT_LATEX,
-        tip="training time of all runs, per seed",
+        tip="training time of all runs of one seed",
     ),
 )
-"""The costs of the leaderboard, of methods by conditions, and of the CSV."""
+"""Cost columns of the leaderboard, of the table of conditions and of the CSV."""
 
 METHOD = TableColumn(head="method", value=lambda row: row.label, group="name", text=True)
 
 RANKING = (
     TableColumn(head="#", value=lambda row: row.rank, group="name", tip="rank"),
     METHOD,
-    TableColumn(head="n", value=formatting.seeds, group="name", tip="seeds with every cell"),
+    TableColumn(head="n", value=formatting.seeds, group="name", tip="seeds without a missing cell"),
     TableColumn(
         head="Δm % ↑",
         value=lambda row: row.delta,
@@ -156,10 +156,10 @@ RANKING = (
         show=formatting.interval,
         group="delta",
         views=NOT_LATEX,
-        tip="t interval of Δm",
+        tip="95 % t interval of Δm over seeds",
     ),
 )
-"""The columns of the leaderboard that precede its scores."""
+"""Columns of the leaderboard before the scores."""
 
 COMPARED = (
     TableColumn(
@@ -176,30 +176,38 @@ COMPARED = (
         show=lambda v: formatting.number(v, 2, sign=True),
     ),
     TableColumn(head="95 % interval", value=lambda c: c.difference.estimate, show=formatting.interval),
-    TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="seeds in common"),
-    TableColumn(head="p (Holm)", value=lambda c: c.p_holm, show=formatting.probability, tip="corrected per reference"),
+    TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="common seeds"),
+    TableColumn(
+        head="p (Holm)",
+        value=lambda c: c.p_holm,
+        show=formatting.probability,
+        tip="paired t test, Holm correction per reference",
+    ),
 )
-"""The columns of the pairwise comparisons."""
+"""Columns of the pairwise comparisons."""
 
 FOUND = (
     TableColumn(head="method", value=lambda line: line[0], group="name", text=True),
     TableColumn(head="seed", value=lambda line: line[1].seed, group="name"),
     TableColumn(
-        head="networks", value=lambda line: networks(line[1]), text=True, tip="in brackets: served by another network"
+        head="networks",
+        value=lambda line: networks(line[1]),
+        text=True,
+        tip="a task in parentheses is served by another network",
     ),
     TableColumn(
         head="search",
         value=lambda line: line[1].search_seconds,
         show=formatting.duration,
         group="cost",
-        tip="runs that only find the groups",
+        tip="training time of runs that only search for groups",
     ),
     TableColumn(
         head="groups",
         value=lambda line: line[1].group_seconds,
         show=formatting.duration,
         group="cost",
-        tip="all other runs of the row",
+        tip="training time of all other runs of the row",
     ),
     TableColumn(head="total", value=lambda line: line[1].total_seconds, show=formatting.duration, group="cost"),
     TableColumn(
@@ -207,14 +215,14 @@ FOUND = (
         value=lambda line: line[1].share,
         show=lambda v: formatting.number(v, 1),
         group="cost",
-        tip="total relative to a run per subset of tasks",
+        tip="total as a share of training every subset of tasks",
     ),
 )
-"""The columns of the groups of tasks; a row is a label and one `FoundGroups`."""
+"""Columns of the groups of tasks; a row is a label and one `FoundGroups`."""
 
 QUALITY = (
     METHOD,
-    TableColumn(head="ρ", value=lambda g: g.correlation, show=formatting.delta, tip="rank correlation"),
+    TableColumn(head="ρ", value=lambda g: g.correlation, show=formatting.delta, tip="Spearman rank correlation"),
     TableColumn(head="95 % interval", value=lambda g: g.correlation, show=formatting.interval),
     TableColumn(head="seeds", value=lambda g: g.correlation.n if g.correlation else None),
     TableColumn(head="groups compared", value=lambda g: _counts(g.found), tip="per seed"),
@@ -226,16 +234,16 @@ QUALITY = (
         tip="mean over seeds",
     ),
 )
-"""The columns of predicted against measured quality; a row is a `Grouping`."""
+"""Columns of predicted against measured quality; a row is a `Grouping`."""
 
 
 def grid(columns: Iterable[TableColumn], rows: Sequence[Any], view: str = "") -> tuple[Part, ...]:
-    """Returns the columns of a view as text; ``""``: those of every view."""
+    """Formats the columns that a view shows; ``""`` selects every column."""
     return tuple(column.part(rows) for column in columns if not view or view in column.views)
 
 
 def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
-    """Returns the main table: rank, label, Δm, one column per task, costs."""
+    """Builds the main table: rank, label, Δm, one column per task, costs."""
     scores = [
         Part(formatting.heading(board, c), tuple(formatting.score_cells(board.rows, c)), "score", c.protocol)
         for c in board.primary
@@ -244,7 +252,7 @@ def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
 
 
 def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
-    """Returns methods by conditions, with intervals, and costs."""
+    """Builds the table of methods by conditions, with intervals and costs."""
     scores = [
         TableColumn(head=name, value=partial(formatting.condition_cell, board, name), tip=board.quantity)
         for name in board.conditions
@@ -253,12 +261,12 @@ def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
 
 
 def comparison_grid(comparisons: Sequence[Comparison]) -> tuple[Part, ...]:
-    """Returns the pairwise comparisons; no row if there is nothing to compare."""
+    """Builds the table of pairwise comparisons; it has no rows if there is nothing to compare."""
     return grid(COMPARED, comparisons)
 
 
 def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
-    """Returns every metric of every task, those outside the ranking included."""
+    """Builds the table of every metric of every task, including those outside the ranking."""
     scores = [Part(formatting.metric(c), tuple(formatting.score_cells(board.rows, c)), "score") for c in board.columns]
     return (METHOD.part(board.rows), *scores)
 
@@ -272,14 +280,22 @@ def numbers_of(row: Any) -> Iterable[dict[str, object]]:
 
 
 def column_notes(rows: Sequence[Row]) -> list[str]:
-    """Returns the notes of the columns that hold a value."""
+    """Returns the notes of the columns that have a value."""
     return [
         f"{c.head}: {c.note}" for c in (*RANKING, *COSTS) if c.note and any(c.value(row) is not None for row in rows)
     ]
 
 
+def merged_costs() -> str:
+    """Says how the costs of several runs are combined, for a footnote."""
+    merged: dict[str, list[str]] = {}
+    for column in _costs("leaderboard"):
+        merged.setdefault({"sum": "sum", "max": "maximum"}[column.merge.__name__], []).append(column.head)
+    return "; ".join(f"{merge} of {', '.join(heads)}" for merge, heads in merged.items())
+
+
 def networks(found: FoundGroups) -> str:
-    """Returns the tasks of every network."""
+    """Lists the tasks of every network; parentheses mark tasks that another network serves."""
     lists = [
         [task if found.serves.get(task) == index else f"({task})" for task in group]
         for index, group in enumerate(found.groups)
@@ -288,7 +304,7 @@ def networks(found: FoundGroups) -> str:
 
 
 def problem_summary(board: Board) -> str:
-    """Returns the count of failed and unfinished runs, ``""`` if there is none."""
+    """Counts failed and unfinished runs; ``""`` if there are none."""
     return ", ".join(f"{count} {what}" for what, count in board.counts.items() if count)
 
 

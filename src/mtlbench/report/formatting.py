@@ -1,4 +1,4 @@
-"""Numbers as text, the same in every view."""
+"""Formats numbers identically in every view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Cell:
 
     Attributes:
         text: The value.
-        spread: What follows it, for example ``"± 0.01"``; may stand on a line of its own.
+        spread: Uncertainty after the value, for example ``"± 0.01"``; may go on its own line.
         best: Whether it is the best of its column.
     """
 
@@ -32,7 +32,7 @@ class Cell:
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:
-    """Returns a number with a fixed count of decimals, a true minus sign, and never a negative zero."""
+    """Formats a number with fixed decimals, a true minus sign, and no negative zero."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
     if float(text) == 0:
         text = f"{0:.{digits}f}"
@@ -40,26 +40,26 @@ def number(value: float, digits: int, sign: bool = False) -> str:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Returns how many decimals show about four figures of the largest value."""
+    """Returns the number of decimals that shows about four figures of the largest value."""
     largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
     return 3 if largest < 10 else 2 if largest < 100 else 1
 
 
 def numbers(values: Iterable[float | None]) -> list[str]:
-    """Returns a column of numbers with one count of decimals."""
+    """Formats a column of numbers with the same number of decimals."""
     every = list(values)
     digits = decimals(v for v in every if v is not None)
     return [BLANK if v is None else number(v, digits) for v in every]
 
 
 def metric(column: Column) -> str:
-    """Returns a metric in full: task, protocol, unit and direction."""
+    """Formats a metric in full: task, protocol, unit and direction."""
     unit = f" [{column.unit}]" if column.unit else ""
     return f"{column.task} {column.protocol}{unit} {column.arrow}"
 
 
 def score_cells(rows: Iterable[Row], column: Column) -> list[Cell]:
-    """Returns one column of scores."""
+    """Formats a column of scores."""
     every = [(row, row.cells.get(column.key)) for row in rows]
     means = [cell.mean for _, cell in every if cell]
     digits = decimals(means)
@@ -123,7 +123,7 @@ def parameters(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Returns seconds in the unit that suits them."""
+    """Formats seconds in a suitable unit."""
     return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.0f} s"
 
 

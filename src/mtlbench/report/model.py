@@ -1,8 +1,9 @@
-"""The leaderboard as plain records: what every view (terminal, Markdown, CSV, LaTeX, HTML, W&B) is made from."""
+"""Plain records of the leaderboard, shared by every view (terminal, Markdown, CSV, LaTeX, HTML, W&B)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from mtlbench.report.statistics import Difference, Estimate, spearman
 
@@ -29,21 +30,21 @@ class Column:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What the scores of this column are filed under."""
+        """Key of this column's scores."""
         return self.task, self.protocol
 
     @property
     def arrow(self) -> str:
-        """The direction that is better."""
+        """Arrow that points in the better direction."""
         return "↑" if self.higher_is_better else "↓"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one seed of a row costs, averaged over seeds.
+    """Costs of one seed of a row, averaged over seeds.
 
     Attributes:
-        values: By key of `mtlbench.report.columns.COSTS`, which says how several runs are merged; ``None`` if unknown.
+        values: Values by key of `mtlbench.report.columns.COSTS`; ``None`` if unknown.
         runs: Number of runs that serve the tasks.
         devices: Where it was measured, for example ``"cpu"``.
     """
@@ -55,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """One label of the suite.
+    """One row of the leaderboard: a label of the suite.
 
     Attributes:
         label: Name in the table.
@@ -93,7 +94,7 @@ class Comparison:
         reference: Row it is compared with.
         difference: Difference in points of Δm.
         p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
-        named: Whether the suite named this comparison beforehand. It stands alone, so nothing is corrected.
+        named: Whether the suite pre-registered this comparison. Its p-value needs no correction.
     """
 
     label: str
@@ -105,7 +106,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Problem:
-    """A run that has no result: a crash is a line with a reason, never an absence.
+    """A run without a result, listed with the reason so that no crash goes unnoticed.
 
     Attributes:
         label: Row that it belongs to.
@@ -124,7 +125,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class GroupQuality:
-    """How good it is to train a group of tasks together.
+    """Predicted and measured quality of training a group of tasks together.
 
     Attributes:
         group: At least two tasks.
@@ -146,10 +147,10 @@ class FoundGroups:
         seed: Seed.
         groups: Tasks of every network.
         serves: Index of the network that serves a task.
-        search_seconds: Training time of the runs that only served to find the groups.
+        search_seconds: Training time of the runs that only search for groups.
         group_seconds: Of all other runs of the row.
-        exhaustive_seconds: Of a run per subset of all tasks, where the study has them all.
-        qualities: Groups of which the study knows prediction and measurement.
+        exhaustive_seconds: Of one run for every subset of tasks, if the study has all of them.
+        qualities: Groups with both a prediction and a measurement.
     """
 
     seed: int
@@ -197,7 +198,7 @@ class Affinity:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What the plan of one row found out about groups of tasks.
+    """Groups of tasks that the plan of one row found.
 
     Attributes:
         label: Row.
@@ -205,7 +206,7 @@ class Grouping:
         correlation: Rank correlation of predicted and measured quality over seeds, ``None`` without any.
         share: Total time in per cent of the time for all subsets, over seeds.
         affinity: Its table of affinities, if it has one.
-        notes: What the plan says of itself.
+        notes: Remarks of the plan.
     """
 
     label: str
@@ -216,15 +217,34 @@ class Grouping:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of a table of a paper or repository.
+
+    Attributes:
+        recipe: How its authors prepared images and labels; comparable runs use the same.
+        method: Name, as its authors call it.
+        backbone: Encoder, ``""`` where the source does not say.
+        source: Where the numbers stand.
+        values: Score by (task, protocol) with its printed digits, in the unit of that protocol: shares in [0, 1].
+    """
+
+    recipe: str
+    method: str
+    backbone: str
+    source: str
+    values: dict[tuple[str, str], Decimal]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """What all tables of a study have.
+    """Fields that all tables of a study share.
 
     Attributes:
         suite: Name of the suite.
         title: One line about it.
-        rules: What was compared and how, as (word, text); printed above the table.
-        notes: How to read the table; printed beneath.
+        rules: What was compared and how, as (name, text); printed above the table.
+        notes: How to read the table; printed below it.
         problems: Runs without a result.
     """
 
@@ -251,7 +271,8 @@ class Leaderboard(Board):
         columns: All metrics; those with ``primary`` form the table.
         rows: Ranked rows first, best first.
         comparisons: Against the best row and against ``uniform``.
-        groupings: Rows whose plan looked for groups of tasks.
+        groupings: Rows whose plan searched for groups of tasks.
+        published: Comparable results of others.
     """
 
     baseline: str
@@ -259,6 +280,7 @@ class Leaderboard(Board):
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
     groupings: tuple[Grouping, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
 
     @property
     def primary(self) -> tuple[Column, ...]:
@@ -274,7 +296,7 @@ class ConditionRow:
         label: Name in the table.
         method: Method behind it.
         planned: Seeds that the suite asks for.
-        values: The number that the study is about, by condition and seed.
+        values: The studied quantity, by condition and seed.
         scores: All scores, by condition, metric and seed.
         cost: Costs of one seed and condition, ``None`` while none is done.
     """

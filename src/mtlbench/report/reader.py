@@ -1,4 +1,4 @@
-"""Reads the input of a report: the plan of a study and what its runs left behind."""
+"""Reads the input of a report: the plan of a study and the files of its runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mtlbench.errors import StoreError
 from mtlbench.runs.store import read_json
 
 FORMAT = 1
-"""The only format of ``study.json`` and ``result.json`` that is understood."""
+"""Supported format of ``study.json`` and ``result.json``."""
 
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What a report is made from: the files of a results folder as plain records.
+    """The files of a results folder as plain records.
 
     Attributes:
         folder: ``results/<suite>``.
@@ -68,6 +68,11 @@ def _inert(value: Any) -> Any:
     if isinstance(value, list):
         return [_inert(item) for item in value]
     return {_inert(key): _inert(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def read_specs(study: ReportInput) -> dict[str, dict[str, Any]]:
+    """Reads ``spec.json`` of every run with a result."""
+    return {run: spec for run in study.results if (spec := _inert(read_json(study.folder / run / "spec.json")))}
 
 
 def read_metrics(run: Path) -> Iterator[dict[str, Any]]:

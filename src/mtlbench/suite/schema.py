@@ -123,7 +123,7 @@ class Suite:
     baseline: str = "single_task"
     selection: str = "last"
     protocol: str = "delta_m@1"
-    # Two labels of methods: the one comparison named beforehand, whose p-value needs no correction.
+    # Two labels of methods: the pre-registered comparison, whose p-value needs no correction.
     named: list[str] = field(default_factory=list)
     # What varies besides method and seed: ``kind``, a file of `mtlbench.study.scenarios`, and its options.
     scenario: dict[str, Any] = field(default_factory=dict)

@@ -121,6 +121,7 @@ def _finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMo
         "seed": spec.seed,
         "tasks": list(spec.tasks),
         "split": split,
+        "images": {name: len(data.samples(name)) for name in ("train", split)},
         "steps": end.step,
         "scores": scores,
         "cost": cost,

@@ -1,4 +1,4 @@
-"""Affinities between tasks as heat maps: recipients by sources."""
+"""Heat maps of task affinities: recipients by sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtlbench.report.model import Affinity, Grouping
 
 
 def affinity_figures(groupings: Sequence[Grouping]) -> dict[str, go.Figure]:
-    """Returns one figure per kind of affinity, by title; rows that measured the very same share a map."""
+    """Returns one figure per kind of affinity, by title; rows with identical values share a map."""
     kinds: dict[str, dict[Affinity, list[str]]] = {}
     for grouping in groupings:
         if grouping.affinity:
@@ -25,7 +25,7 @@ def affinity_figures(groupings: Sequence[Grouping]) -> dict[str, go.Figure]:
 
 
 def heat_maps(maps: dict[Affinity, list[str]]) -> go.Figure:
-    """Returns one map per table, all on the same scale; what a task is to itself has no say in it."""
+    """Plots one map per table, all on one scale that ignores the diagonal."""
     wide = min(2, len(maps))
     high = math.ceil(len(maps) / wide)
     titles = [f"{safe(', '.join(labels))} (mean over seeds, n = {a.seeds})" for a, labels in maps.items()]

@@ -1,4 +1,4 @@
-"""Which task uses which expert: read from the runs' ``summary.json``, averaged over seeds, as figures and as a file."""
+"""Expert usage per task, read from the runs' ``summary.json``, as figures and as a JSON file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEPTH = [[0, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one label: the first seed's tables, because experts have no order that seeds could share.
+    """Expert usage of one label. Tables are those of the first seed, since experts have no common order across seeds.
 
     Attributes:
         tasks: T names.
@@ -44,13 +44,13 @@ class Usage:
 
 
 def read_usage(study: ReportInput) -> dict[str, Usage]:
-    """Returns the use of experts of every label, and condition if there are several, whose runs recorded it."""
+    """Reads the expert usage of every label (and condition, if there are several) that recorded it."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in study.plan["rows"]:
         for run in dict.fromkeys(entry["serving"].values()):
             experts = read_summary(study, run).get("experts")
             if experts:
-                # Under another condition a method is another one: perhaps on other tasks.
+                # Conditions are kept apart: their tasks may differ.
                 found[", ".join([entry["label"], *filter(None, [entry.get("condition")])])].append(experts)
     return {label: _usage(records) for label, records in found.items()}
 
@@ -73,23 +73,23 @@ def usage_json(usages: Mapping[str, Usage]) -> str:
 
 
 def usage_figures(usages: Mapping[str, Usage], series: Mapping[str, Mapping[str, Series]]) -> dict[str, go.Figure]:
-    """Returns every figure on experts that there is data for, by title."""
+    """Returns every figure about experts with data, by title."""
     found: dict[str, go.Figure] = {}
     for label, usage in usages.items():
-        found[f"{label}: share of a task's choices that an expert gets"] = heat_maps(usage)
+        found[f"{label}: expert usage per task"] = heat_maps(usage)
         if len(usage.tasks) > 2:
-            found[f"{label}: tasks by the experts they use"] = tree(usage)
+            found[f"{label}: task clustering by expert usage"] = tree(usage)
         if loads := load_over_time(series.get(label, {})):
-            found[f"{label}: load of every expert over training"] = loads
+            found[f"{label}: expert load over training"] = loads
     if similar := similarity(usages):
-        found = {"Similarity of tasks by their use of experts": similar, **found}
+        found = {"Task similarity by expert usage": similar, **found}
     if information := information_over_time(series):
-        found["Mutual information between tasks and experts over training, nats"] = information
+        found["Mutual information between tasks and experts over training"] = information
     return found
 
 
 def heat_maps(usage: Usage) -> go.Figure:
-    """Returns one map per layer, tasks by experts; experts sorted by the task that uses them most."""
+    """Plots one map per layer, tasks by experts; experts are sorted by the task that uses them most."""
     wide = min(4, len(usage.load))
     high = math.ceil(len(usage.load) / wide)
     figure = make_subplots(high, wide, subplot_titles=[safe(n) for n in usage.load], shared_yaxes=True)
@@ -111,7 +111,7 @@ def heat_maps(usage: Usage) -> go.Figure:
 
 
 def similarity(usages: Mapping[str, Usage]) -> go.Figure | None:
-    """Returns one matrix per label, tasks by tasks."""
+    """Plots the similarity of tasks, one matrix per label."""
     if not usages:
         return None
     wide = min(3, len(usages))
@@ -135,7 +135,7 @@ def similarity(usages: Mapping[str, Usage]) -> go.Figure | None:
 
 
 def tree(usage: Usage) -> go.Figure:
-    """Returns the tree of tasks by average linkage of 1 − similarity."""
+    """Plots the dendrogram of tasks (average linkage of 1 − similarity)."""
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
@@ -150,12 +150,14 @@ def tree(usage: Usage) -> go.Figure:
         distfun=lambda _: condensed,
         linkagefun=lambda x: linkage(x, "average"),
     )
-    figure.update_xaxes(title_text="1 − cosine")
+    figure.update_xaxes(title_text="1 − cosine similarity of expert usage")
+    # `create_dendrogram` fixes a width that is narrower than the page.
+    figure.layout.width, figure.layout.autosize = None, True
     return style(figure, 130 + 26 * len(usage.tasks), legend=False)
 
 
 def load_over_time(quantities: Mapping[str, Series]) -> go.Figure | None:
-    """Returns per layer the share of every expert over steps, one line each; a starving one is at the bottom."""
+    """Plots the load share of every expert over steps, one panel per layer; a starved expert lies at 0."""
     layers: dict[str, list[Series]] = defaultdict(list)
     for name, s in quantities.items():
         if name.startswith("experts/") and "/load/" in name:
@@ -182,7 +184,7 @@ def load_over_time(quantities: Mapping[str, Series]) -> go.Figure | None:
 
 
 def information_over_time(series: Mapping[str, Mapping[str, Series]]) -> go.Figure | None:
-    """Returns I(T; E) over steps, mean over layers, one line per label."""
+    """Plots I(T; E) in nats over steps, mean over layers, one line per label."""
     figure = go.Figure()
     for i, (label, quantities) in enumerate(series.items()):
         layers = [s for name, s in quantities.items() if name.endswith("/mutual_information")]
@@ -198,7 +200,7 @@ def information_over_time(series: Mapping[str, Mapping[str, Series]]) -> go.Figu
     if not figure.data:
         return None
     figure.update_xaxes(title_text="step")
-    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text="I(task; expert) in nats", rangemode="tozero")
     return style(figure, 360)
 
 

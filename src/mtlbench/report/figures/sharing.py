@@ -1,4 +1,4 @@
-"""Accuracy against computation and storage, where methods share computation: read from runs, as a figure and a file."""
+"""Accuracy against computation and storage of methods that share computation, as a figure and a JSON file."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def sharing_figures(points: Mapping[str, Sequence[Point]]) -> dict[str, go.Figur
             _draw(figure, label, known, COLOURS[i % len(COLOURS)], column=1, listed=True)
         _draw(figure, label, stored, COLOURS[i % len(COLOURS)], column=2, listed=not known)
     figure.update_xaxes(
-        title_text="MFLOPs per image, all tasks; counted, no time is saved", rangemode="tozero", row=1, col=1
+        title_text="MFLOPs per image, all tasks (counted, not measured)", rangemode="tozero", row=1, col=1
     )
-    figure.update_xaxes(title_text="million stored parameters, all tasks", rangemode="tozero", row=1, col=2)
+    figure.update_xaxes(title_text="stored parameters in millions, all tasks", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(title_text="Δm in %", row=1, col=1)
     unknown = [label for label, line in points.items() if any(p.flops is None for p in line)]
     title = f"{TITLE} (no FLOPs on record: {', '.join(unknown)})" if unknown else TITLE

@@ -1,4 +1,4 @@
-"""The look of the report's figures: colours, axes, escaped names."""
+"""Colours, axes and escaping shared by all figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import plotly.graph_objects as go
 
 COLOURS = ("#4c78a8", "#e4803a", "#54a24b", "#c8504f", "#8b6cb5", "#3aa6a0", "#b58b2e", "#d57aa5", "#7f7f7f", "#9c6b4e")
-"""Mid-tones that are legible on white and on near black."""
+"""Mid-tones legible on white and on near-black."""
 
 BIPOLAR = [[0, "rgba(200,80,79,1)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
 """Diverging colours of values that may be negative or positive."""
@@ -19,7 +19,7 @@ LINE = "rgba(128,128,128,0.28)"
 
 
 def style(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
-    """Makes a figure plain and transparent: the page decides what is light and what is dark."""
+    """Applies the common layout; the background is transparent, so the page sets light or dark mode."""
     clear = "rgba(0,0,0,0)"
     figure.update_layout(
         template="none",

@@ -1,4 +1,4 @@
-"""Figures of the report, as plotly figures that go to HTML and to W&B unchanged."""
+"""Plotly figures of scores, losses and gradients, used unchanged in HTML and in W&B."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from mtlbench.report.model import ConditionBoard, Leaderboard
 from mtlbench.report.statistics import Estimate, estimate
 
 SHOWN = 6
-"""Curves visible at first; the legend shows the others."""
+"""Number of curves visible at first; the legend switches on the others."""
 
 COSINE, WEIGHT = "gradient/cosine/", "gradient/weight/"
 
 UPDATES = {
-    "gradient/conflicts": "share of task pairs in conflict",
-    "gradient/similarity": "similarity of magnitudes",
+    "gradient/conflicts": "share of conflicting task pairs",
+    "gradient/similarity": "gradient magnitude similarity",
     "gradient/condition": "condition number",
-    "gradient/turn": "angle to the plain sum, degrees",
+    "gradient/turn": "angle to the sum of gradients, degrees",
 }
 
 AllSeries = Mapping[str, Mapping[str, Series]]
 
 
 def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
-    """Returns every figure there is data for, by title."""
+    """Returns every figure with data, by title."""
     tasks = [c.task for c in board.primary]
     found = {
         f"Gain over {board.baseline} per task": gains(board),
         "Δm against cost": cost(board),
-        "Training losses": curves(board, series, [f"loss/{t}" for t in tasks], tasks),
-        "Validation during training": curves(
+        "Training loss": curves(board, series, [f"loss/{t}" for t in tasks], tasks),
+        "Validation scores during training": curves(
             board,
             series,
             [f"val/{c.task}/{c.protocol}" for c in board.primary],
             [f"{c.task}: {c.protocol} {c.arrow}" for c in board.primary],
         ),
-        "What updates did": curves(board, series, list(UPDATES), list(UPDATES.values())),
-        "Weight of every gradient in the update": curves(board, series, [f"{WEIGHT}{t}" for t in tasks], tasks),
-        "Gradient cosine, mean over training": cosines(board, series, tasks),
-        "Gradient cosines over training": cosines_over_time(board, series),
+        "Gradient conflicts and update direction": curves(board, series, list(UPDATES), list(UPDATES.values())),
+        "Weight of each task's gradient in the update": curves(board, series, [f"{WEIGHT}{t}" for t in tasks], tasks),
+        "Gradient cosine between tasks, mean over training": cosines(board, series, tasks),
+        "Gradient cosine between tasks, over training": cosines_over_time(board, series),
     }
     return {title: figure for title, figure in found.items() if figure is not None}
 
 
 def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
-    """Returns what the study is about over its conditions, one line per label, with 95 % intervals."""
+    """Plots the studied quantity over conditions, one line per label, with 95 % intervals."""
     figure = go.Figure()
     for i, row in enumerate(board.rows):
         known = {c: estimate(row.values[c].values()) for c in board.conditions if row.values.get(c)}
@@ -71,7 +71,7 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
 
 
 def gains(board: Leaderboard) -> go.Figure | None:
-    """Returns the relative gain over single-task per task, paired by seed, with 95 % intervals."""
+    """Plots the relative gain over single-task training per task, paired by seed, with 95 % intervals."""
     tasks = [c.task for c in board.primary if any(c.task in row.gains for row in board.rows)]
     rows = [row for row in board.rows if row.gains][::-1]
     if not tasks:
@@ -92,7 +92,7 @@ def gains(board: Leaderboard) -> go.Figure | None:
             col=column,
         )
         figure.add_vline(x=0, line={"color": "rgba(128,128,128,0.8)", "width": 1}, row=1, col=column)  # type: ignore
-        figure.update_xaxes(title_text="gain in %" if column == 1 else "", row=1, col=column)
+        figure.update_xaxes(title_text="gain in %", row=1, col=column)
     return style(figure, 120 + 30 * len(rows), legend=False)
 
 
@@ -104,7 +104,7 @@ def _verdict(found: Estimate) -> str:
 
 
 def cost(board: Leaderboard) -> go.Figure | None:
-    """Returns the plot of Δm with its interval against seconds per step."""
+    """Plots Δm with its 95 % interval against seconds per step."""
     known = [
         (row, row.delta, row.cost.values["seconds_per_step"])
         for row in board.rows
@@ -149,7 +149,7 @@ def _cost_axis(figure: go.Figure, seconds: list[float]) -> None:
 
 
 def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list[str]) -> go.Figure | None:
-    """Returns small multiples over steps: one per quantity, one line per label, a band of one standard deviation."""
+    """Plots quantities over steps as small multiples: one line per label, with a band of one standard deviation."""
     kept = [(n, t) for n, t in zip(names, titles, strict=True) if any(labels_with(series, n))]
     if not kept:
         return None
@@ -176,7 +176,7 @@ def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list
 
 
 def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figure | None:
-    """Returns one matrix per label that logged its gradients: mean cosine between the tasks' gradients."""
+    """Plots the mean cosine between the tasks' gradients, one matrix per label that logged them."""
     logged = [r.label for r in board.rows if any(n.startswith(COSINE) for n in series.get(r.label, ()))]
     if not logged:
         return None
@@ -207,7 +207,7 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
 
 
 def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None:
-    """Returns one map per label, pairs of tasks by step: the matrix of cosines as it changes in training."""
+    """Plots gradient cosines over training, one map per label: pairs of tasks by step."""
     labels = [row.label for row in board.rows if any(n.startswith(COSINE) for n in series.get(row.label, ()))]
     first = _visible(board, labels)
     shown = [label for label in labels if label in first]

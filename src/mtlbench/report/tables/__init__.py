@@ -1,1 +1,1 @@
-"""What the tables of the report say: scores, ranks, costs and groups as plain values."""
+"""Computes the content of the tables: scores, ranks, costs and groups as plain values."""

@@ -20,7 +20,7 @@ Scores = dict[tuple[str, str], dict[int, float]]
 def build(
     study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
 ) -> ConditionBoard:
-    """Returns the table of a study; arguments and errors as of `leaderboard.build`."""
+    """Builds the table of a study; arguments and errors are those of `leaderboard.build`."""
     about, columns = study["scenario"], columns_of(study)
     known = known_states(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
@@ -76,7 +76,7 @@ def _wanted(column: Column, about: Record) -> bool:
 
 
 def _drops(scores: Scores, base: Scores, columns: Sequence[Column]) -> dict[int, float]:
-    """Returns by seed the mean relative loss in per cent, paired by seed, relative to the mean of the base."""
+    """Returns the mean relative loss by seed in per cent, paired by seed and relative to the mean of the base."""
     keys = [c.key for c in columns]
     seeds = [s for s in base[keys[0]] if all(s in base[k] and s in scores[k] for k in keys)] if keys else []
     means = {k: sum(base[k][s] for s in seeds) / len(seeds) for k in keys} if seeds else {}
@@ -89,7 +89,7 @@ def _drops(scores: Scores, base: Scores, columns: Sequence[Column]) -> dict[int,
 def _comparisons(
     rows: Sequence[ConditionRow], conditions: Sequence[str], reference: str, named: Sequence[str]
 ) -> list[tuple[str, Comparison]]:
-    """Returns every row against the reference; the pair that the suite named is corrected apart, over conditions."""
+    """Compares every row with the reference; the pre-registered pair is corrected separately, over conditions."""
     base = next(row for row in rows if row.label == reference)
     others = [row for row in rows if row is not base]
     first = [row for row in others if row.label in named]
@@ -111,23 +111,23 @@ def _difference(row: ConditionRow, base: ConditionRow, condition: str) -> Differ
 
 def _quantity(about: Record, columns: Sequence[Column]) -> str:
     if "target" not in about:
-        return "drop of the others % ↓"
+        return "drop of the other tasks in % ↓"
     return formatting.metric(next(c for c in columns if c.primary and c.task == about["target"]))
 
 
 def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
     lines = [
-        "Cells: mean over seeds and its 95 % t interval; n is shown if seeds are missing. Differences are paired by "
-        "seed; p from a paired t test, corrected by Holm over all rows and conditions.",
-        "Costs: mean over conditions and seeds. Runs that only prepare others count in the training time alone.",
+        "Cells show the mean over seeds and its 95 % t interval, and n if seeds are missing. Differences are paired by "
+        "seed; p-values of paired t tests are corrected by Holm over all rows and conditions.",
+        "Costs are means over conditions and seeds. Runs that only prepare others count towards training time alone.",
     ]
     if "target" not in about:
         lines.append(
-            "Drop: 100 · mean over tasks of ±(without − with) / mean of without; tasks outside Δm do not count."
+            "The drop is 100 · mean over tasks of ±(without − with) / mean of without. Tasks outside Δm do not count."
         )
     if named:
         lines.append(
-            f"* The suite named one comparison beforehand, {named[0]} against {named[1]}: its p is corrected over "
-            "conditions alone."
+            f"* Pre-registered comparison: {named[0]} against {named[1]}. Its p-values are corrected over conditions "
+            "alone."
         )
     return tuple(lines)

@@ -1,4 +1,4 @@
-"""The cost of a row, from the costs of its runs."""
+"""Computes the cost of a row from the costs of its runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 def runs_of(entry: Record) -> list[str]:
-    """Returns all runs of an entry of the study, once each and in order."""
+    """Returns the distinct runs of an entry, in order."""
     return list(dict.fromkeys([*entry["runs"], *entry["serving"].values()]))
 
 
@@ -35,7 +35,7 @@ def _costs(runs: Iterable[str], done: Mapping[str, Record]) -> list[Record]:
 
 
 def _mean(seeds: list[list[Record]], name: str, merge: Callable[[list[Any]], Any]) -> float | None:
-    """Returns the mean over seeds of what one seed costs; ``None`` as soon as one value is unknown."""
+    """Returns the mean over seeds of what one seed costs; ``None`` if any value is unknown."""
     values = [[cost.get(name) for cost in costs] for costs in seeds]
     if any(value is None for costs in values for value in costs):
         return None

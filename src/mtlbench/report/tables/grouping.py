@@ -1,4 +1,4 @@
-"""Which groups of tasks a plan found, what that cost, and how well its predictions rank groups."""
+"""The groups of tasks that a plan found, their cost, and how well its predictions rank groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Trained = dict[frozenset[str], Record]
 
 
 def groupings(study: Record, columns: Sequence[Column], done: Mapping[str, Record]) -> tuple[Grouping, ...]:
-    """Returns what every row whose plan ended with a grouping found, in the order of the suite.
+    """Returns the groupings that finished plans found, in the order of the suite.
 
     Args:
         study: Content of ``study.json``.
@@ -102,7 +102,7 @@ def _qualities(
 
 
 def _measured(study: Record, columns: Sequence[Column], trained: Trained) -> float | None:
-    """Returns the mean gain in per cent of a group over the single-task runs of its seed; None where a score lacks."""
+    """Returns a group's mean gain in per cent over single-task runs of its seed; None if a score is missing."""
     together = trained.get(frozenset(c.task for c in columns))
     scores: dict[str, float] = {}
     baseline: dict[str, float] = {}

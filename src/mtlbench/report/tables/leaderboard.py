@@ -9,6 +9,7 @@ from typing import Any
 from mtlbench.metrics.relative import delta_m
 from mtlbench.report.model import Column, Leaderboard, Row
 from mtlbench.report.notes import notes, rules
+from mtlbench.report.published import comparable
 from mtlbench.report.statistics import Difference, estimate, paired
 from mtlbench.report.tables.cost import cost_of
 from mtlbench.report.tables.grouping import groupings
@@ -25,6 +26,7 @@ def build(
     results: Mapping[str, Record],
     states: Mapping[str, str] | None = None,
     errors: Mapping[str, Record] | None = None,
+    specs: Mapping[str, Record] | None = None,
 ) -> Leaderboard:
     """Returns the leaderboard of a study.
 
@@ -34,6 +36,7 @@ def build(
         states: ``done``, ``failed``, ``running``, ``stale`` or ``todo`` per run id; a result counts only when
             its run is done. Default: done if there is a result.
         errors: Content of ``error.json`` per run id.
+        specs: Content of ``spec.json`` per run id; without it no published results are shown.
 
     Raises:
         StoreError: If a run reports another protocol or split than its column.
@@ -46,6 +49,8 @@ def build(
     rows = order(_finish(draft, baseline, columns) for draft in drafts)
     named = study.get("named") or ()
     named = named if set(named) <= {row.label for row in rows} else ()
+    serving = dict.fromkeys(run for e in study["rows"] for run in e["serving"].values() if run in done)
+    others, left_out = comparable(study["suite"], [((specs or {}).get(run, {}), done[run]) for run in serving])
     return Leaderboard(
         suite=study["suite"],
         title=study.get("title", ""),
@@ -53,10 +58,11 @@ def build(
         rules=rules(study, columns),
         columns=columns,
         rows=rows,
-        notes=notes(rows, named),
+        notes=(*notes(rows, named), *filter(None, [left_out])),
         comparisons=compare(rows, named),
         problems=tuple(problems_of(study["rows"], known, errors or {})),
         groupings=groupings(study, columns, done),
+        published=others,
     )
 
 
@@ -113,7 +119,7 @@ def _blank(row: Row, baseline: _Draft | None, scored: list[Column]) -> str:
     if not scored:
         return "no task of this suite enters Δm"
     if baseline is None:
-        return "Δm needs single-task runs: add single_task to the methods of the suite"
+        return "Δm needs single-task runs: add single_task to the suite's methods"
     absent = [str(s) for s in row.seeds if any(s not in baseline.scores[c.key] for c in scored)]
     return f"Δm needs single-task runs of seed {', '.join(absent)}" if absent else ""
 

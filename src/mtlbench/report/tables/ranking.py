@@ -1,4 +1,4 @@
-"""Ranks by mean Δm, where ties within noise share a rank, and pairwise comparisons."""
+"""Ranks rows by mean Δm, with shared ranks for ties within noise, and compares them in pairs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mtlbench.report.model import Comparison, Row
 from mtlbench.report.statistics import Difference, holm, paired
 
 REFERENCE = "uniform"
-"""Besides the best row, every row is compared with this one: does the method beat a plain sum of losses?"""
+"""Reference of the second family of comparisons: does a method beat a plain sum of losses?"""
 
 
 def order(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Returns rows with ranks, best first; rows without Δm follow in their own order, without a rank.
+    """Ranks rows, best first; rows without Δm follow in their original order, without a rank.
 
-    A row shares the rank above it unless it differs significantly from the first row of that rank. Were it compared
-    with its neighbour, small steps would chain: of thirty methods the best and one 4 points below shared a rank.
+    A row shares the rank above it unless it differs significantly from the first row of that rank. Comparing it with
+    its neighbour instead would chain small steps: of thirty methods, the best and one 4 points below shared a rank.
     """
     every = list(rows)
     ranked: list[Row] = []
@@ -29,11 +29,11 @@ def order(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def compare(rows: tuple[Row, ...], named: Sequence[str] = ()) -> tuple[Comparison, ...]:
-    """Returns all ranked rows against the best one and against `uniform`, each family corrected by Holm.
+    """Compares all ranked rows with the best row and with `uniform`; Holm corrects each family.
 
     Args:
         rows: Rows, best first.
-        named: Row and reference that the suite named beforehand; this comparison comes first.
+        named: Row and reference of the pre-registered comparison, which comes first.
     """
     ranked = [r for r in rows if r.delta]
     best = ranked[:1]

@@ -1,4 +1,4 @@
-"""What the records of a study say: its metrics, the scores and states of its runs, and what has no result."""
+"""Reads metrics, scores, run states and missing results from the records of a study."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def columns_of(study: Record) -> tuple[Column, ...]:
 def known_states(
     study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
 ) -> dict[str, str]:
-    """Returns the state of every run of a study: as given, else guessed from what it left behind."""
+    """Returns the state of every run: as given, or inferred from its files."""
     runs = {run for entry in study["rows"] for run in runs_of(entry)}
     guess = {run: "done" if run in results else "failed" if run in errors else "todo" for run in runs}
     return guess | dict(states or {})
 
 
 def by_label(entries: Iterable[Record]) -> dict[str, list[Record]]:
-    """Returns the entries of every row."""
+    """Groups the entries of a study by row."""
     grouped: dict[str, list[Record]] = {}
     for entry in entries:
         grouped.setdefault(entry["label"], []).append(entry)
@@ -41,7 +41,7 @@ def by_label(entries: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def score_of(result: Record, column: Column, split: str) -> float | None:
-    """Returns one cell, ``None`` where it is missing or not a number."""
+    """Returns the score of one run in a column, ``None`` if it is missing or not finite."""
     if result.get("split", split) != split:
         raise StoreError(
             f"A table holds scores of one split. This one is of {split!r}, run {result['run_id']} of "
@@ -60,7 +60,7 @@ def score_of(result: Record, column: Column, split: str) -> float | None:
 def problems_of(
     entries: Iterable[Record], states: Mapping[str, str], errors: Mapping[str, Record]
 ) -> Iterable[Problem]:
-    """Yields what has no result, run by run."""
+    """Yields every run without a result, with the reason."""
     for entry in entries:
         label, seed = entry["label"], entry["seed"]
         broken = [run for run in runs_of(entry) if states.get(run, "todo") != "done"]
@@ -69,9 +69,9 @@ def problems_of(
             after = consequence(entry, run) if state == "failed" else ""
             yield Problem(label, seed, run, state, _reason(state, errors.get(run)) + after)
         if entry.get("error"):
-            yield Problem(label, seed, "", "failed", f"its plan broke off: {entry['error']}")
+            yield Problem(label, seed, "", "failed", f"its plan failed: {entry['error']}")
         elif not broken and not entry["serving"]:
-            yield Problem(label, seed, "", "todo", "which run serves which task is not decided yet")
+            yield Problem(label, seed, "", "todo", "the plan has not yet decided which run serves which task")
 
 
 def _reason(state: str, error: Record | None) -> str:
@@ -80,5 +80,5 @@ def _reason(state: str, error: Record | None) -> str:
     return {
         "failed": "no error was recorded",
         "running": "still running",
-        "stale": "stopped without a result; run the suite again to resume it",
+        "stale": "stopped without a result; bench the suite again to resume it",
     }.get(state, "not started")

@@ -1,4 +1,4 @@
-"""The stages of a plan, from the records of a study: how far each is, and what a failed run keeps from happening."""
+"""The progress of each stage of a plan, and which runs a failure prevents."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 Record = Mapping[str, Any]
 
 WORDS = {"done": "done", "running": "running", "stale": "to resume", "failed": "failed", "todo": "to do"}
-"""State of a run, and how it is counted."""
+"""Name of each run state in counts."""
 
 
 def stages_of(entry: Record) -> list[list[str]]:
-    """Returns the runs of every stage that the plan of an entry has come to."""
+    """Returns the runs of every stage that a plan has reached."""
     whole = [list(entry["runs"])] if entry["runs"] else []
     return entry.get("stages") or whole
 
 
 def shown(entry: Record) -> bool:
-    """Whether the stages of an entry tell more than its runs: there are several, or more may follow.
+    """Whether to show the stages of an entry: there are several, or more may follow.
 
-    Most methods have a plan of one run of their own. Until it is done nothing in the files says that none follows,
-    but then there is nothing to tell either.
+    Most methods have a plan of a single run. Until it is done, the files do not say whether another follows, but there
+    is nothing to show either.
     """
     stages = stages_of(entry)
     if len(stages) != 1 or entry.get("error"):
@@ -32,13 +32,13 @@ def shown(entry: Record) -> bool:
 
 
 def counted(runs: Sequence[str], states: Mapping[str, str]) -> str:
-    """Returns how many runs of a stage are in which state."""
+    """Counts the runs of a stage by state."""
     found = [states.get(run, "todo") for run in runs]
     return ", ".join(f"{found.count(state)} {word}" for state, word in WORDS.items() if state in found)
 
 
 def ahead(entry: Record, states: Mapping[str, str]) -> str:
-    """Returns what is to be said of the stage after the last known one; ``""`` where the plan has ended."""
+    """Describes the stage after the last known one; ``""`` if the plan has ended."""
     stages = stages_of(entry)
     if entry["serving"] or not stages:
         return ""
@@ -46,13 +46,13 @@ def ahead(entry: Record, states: Mapping[str, str]) -> str:
         return f"failed: {entry['error']}"
     failed = [run for run in stages[-1] if states.get(run) == "failed"]
     if failed:
-        return f"failed: what follows depends on {', '.join(failed)}, which failed"
+        return f"failed: the next stage depends on {', '.join(failed)}, which failed"
     return f"known when stage {len(stages)} is done"
 
 
 def consequence(entry: Record, run: str) -> str:
-    """Returns what does not happen because a run of an entry failed; ``""`` where nothing follows it."""
+    """Describes what a failed run prevents; ``""`` if nothing depends on it."""
     if entry["serving"] or not shown(entry):
         return ""
     stage = next((i for i, runs in enumerate(stages_of(entry), start=1) if run in runs), 0)
-    return f" (stage {stage} of the plan of {entry['label']}; what depends on it is not run)" if stage else ""
+    return f" (stage {stage} of the plan of {entry['label']}; runs that depend on it are not started)" if stage else ""

@@ -1,4 +1,4 @@
-"""Groups of tasks as grids of text: who found which at what cost, and how well predictions rank groups."""
+"""The tables of task groups: what each plan found, its cost, and how well its predictions rank groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Section:
 
 
 def group_sections(groupings: Sequence[Grouping]) -> tuple[Section, ...]:
-    """Returns both tables; none without groupings."""
+    """Returns both tables about groups; none if there are no groupings."""
     if not groupings:
         return ()
     lines = [(g.label, found) for g in groupings for found in g.found]
@@ -36,16 +36,16 @@ def group_sections(groupings: Sequence[Grouping]) -> tuple[Section, ...]:
 
 
 _GROUP_NOTES = (
-    "Networks: the tasks that each trains on; a task in brackets is served by another network.",
-    "Search: training time of the runs that only served to find the groups. Groups: of the other runs. A run that "
-    "several rows share counts fully in each. Of all: total time in per cent of a run per subset of all tasks, where "
-    "the study holds them all.",
+    "Each network is listed with the tasks it trains on. A task in parentheses is served by another network.",
+    "Search is the training time of the runs that only search for groups; groups is that of all other runs. A run that "
+    "several rows share counts fully in each. Of all % is the total time relative to training one network for every "
+    "subset of tasks, if the study contains all of these runs.",
 )
 _QUALITY_NOTES = (
-    "ρ: Spearman's rank correlation, ties averaged, over all groups of two and more tasks that the study trained and "
-    "the row predicted; mean over seeds with its 95 % t interval, which may pass 1. Blank for fewer than three groups.",
-    "Predicted: mean over the group's tasks, from what the plan saw. Measured: mean over its tasks of the relative "
-    "gain over single-task training with the same seed, on the reported split.",
+    "ρ is Spearman's rank correlation (ties averaged) over all groups of two or more tasks that the study trained and "
+    "the row predicted: mean over seeds and its 95 % t interval, which may exceed 1. Blank for fewer than 3 groups.",
+    "Predicted quality is the mean over the group's tasks of the plan's prediction. Measured quality is the mean over "
+    "its tasks of the relative gain over single-task training with the same seed, on the reported split.",
 )
 
 
