@@ -326,7 +326,7 @@ def test_values_outside_their_range(top_k, gate, message):
         TaskRouter(D, E, 1, "token-task", ["a"])
     with pytest.raises(MethodError, match="noise"):
         TaskRouter(D, E, 1, "task", ["a"], noise=float("nan"))
-    with pytest.raises(MethodError, match="Lacks b"):
+    with pytest.raises(MethodError, match="Found none for b"):
         TaskRouter(D, E, 1, "description", ["a", "b"], descriptions={"a": [1.0]})
     with pytest.raises(MethodError, match="same length"):
         TaskRouter(D, E, 1, "description", ["a", "b"], descriptions={"a": [1.0], "b": [1.0, 2.0]})
