@@ -249,7 +249,7 @@ def test_upcycled_experts_reproduce_the_dense_mlp(init):
     routing = Routing(torch.zeros(N, 4), torch.full((N, 2), 0.5, dtype=torch.float64), chosen, 1)
     torch.testing.assert_close(sparse(tokens, routing), dense(tokens))
     for experts_, hidden in ((3, 16), (4, 12)):
-        with pytest.raises(MethodError, match="cut the dense MLP evenly"):
+        with pytest.raises(MethodError, match="divide the dense MLP evenly"):
             ExpertMlp(8, hidden, experts_).double().upcycle(dense, "split")
 
 

@@ -319,9 +319,9 @@ def test_the_plan_trains_teachers_first_and_they_are_the_runs_of_single_task():
 
 
 def test_a_run_outside_its_plan_is_refused(tmp_path):
-    with pytest.raises(MethodError, match="every task has a teacher.*teachers \\[\\].*mtlbench bench"):
+    with pytest.raises(MethodError, match="every task needs one teacher.*teachers \\[\\].*mtlbench bench"):
         trained(toy_spec("kd_mtl", steps=1), str(tmp_path))
-    with pytest.raises(MethodError, match="every task has a teacher.*teachers \\['depth'\\]"):
+    with pytest.raises(MethodError, match="every task needs one teacher.*teachers \\['depth'\\]"):
         made("kd_mtl").use_sources({"depth": dense()})
 
 
