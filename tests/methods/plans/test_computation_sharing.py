@@ -362,7 +362,7 @@ def test_gates_have_their_own_rate_and_no_decay():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"prune": 0.8, "sparsify": 0.3}, "at most 1 together"),
+        ({"prune": 0.8, "sparsify": 0.3}, "sum to at most 1"),
         ({"prune": -0.1}, "shares of the steps"),
         ({"prune": math.nan}, "shares of the steps"),
         ({"sparsity": -1.0}, "finite and >= 0"),
