@@ -1,14 +1,15 @@
 """Prints samples per second of the data pipeline on one core: ``python benchmarks/data.py [size] [images] [seconds]``.
 
-Five label maps with each image, from the cache and from files, against the plain pipeline: Pillow decodes the image and
-five PNG label maps, torchvision crops, resizes and flips them. Then: whether a training step waits for two workers.
+Each image has five label maps, read from the cache or from files. The reference is a plain pipeline in which Pillow
+decodes the image and five PNG label maps, and torchvision crops, resizes and flips them. The second part measures
+whether a training step waits for two workers.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before numpy loads its linear algebra: one core means one thread.
+# One core means one thread. This must be set before numpy loads its linear algebra.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
@@ -35,7 +36,7 @@ RECIPES = {
     "invpt": ScaledCrop(),
     "vandenhende": Pascal.RECIPES["vandenhende"],
 }
-"""The first does what the plain pipeline does."""
+"""The first recipe has the same steps as the plain pipeline."""
 
 LABELS = ("semseg", "parts", "saliency", "edges", "normals")
 
@@ -59,7 +60,7 @@ class Plain(Pascal):
 
 
 class Ids:
-    """A stand-in for the files of a data set that holds ids only."""
+    """A substitute for the files of a data set that holds only ids."""
 
     def __init__(self, ids: list[str]):
         self.all, self.folder = ids, None

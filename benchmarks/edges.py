@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/edges.py [--size 512] [--sample 5]
     OMP_NUM_THREADS=1 python benchmarks/edges.py --size 128 --assignment
 
-The reference matches every threshold anew, on the same thinned maps, and is timed at ``--sample`` of the 99: scipy's
-Hopcroft-Karp, or, with ``--assignment``, the assignment of least distance that BSDS solves. All must agree.
+The reference solves the matching of each threshold separately on the same thinned maps and is timed at ``--sample`` of
+the 99 thresholds. It uses scipy's Hopcroft-Karp or, with ``--assignment``, the least-distance assignment of BSDS. The
+benchmark fails if the results differ.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def borders(size: int, regions: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def predictions(edge: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns probability maps like those of a trained and an untrained network, and the truth itself."""
+    """Returns probability maps like those of a trained and of an untrained network, and the ground truth."""
     soft = ndimage.gaussian_filter(edge.astype(float), 1.5)
     trained = 8 * soft / soft.max() - 5 + 3 * ndimage.gaussian_filter(rng.normal(size=edge.shape), 1.5)
     return {
@@ -51,7 +52,7 @@ def assignment(predicted: np.ndarray, truth: np.ndarray, reach: float) -> int:
     p, t = len(predicted), len(truth)
     near = cKDTree(predicted).sparse_distance_matrix(cKDTree(truth), reach, output_type="coo_matrix")
     outlier = 100 * reach
-    # Every pixel has a partner of its own kind to fall back on; those partners may pair freely.
+    # Every pixel has a dummy partner, so that it may stay unmatched. Dummy partners may pair freely.
     row = np.concatenate([near.row, np.arange(p), p + np.arange(t), p + near.col])
     column = np.concatenate([near.col, t + np.arange(p), np.arange(t), t + near.row])
     cost = np.concatenate([near.data + 1e-9, np.full(p + t, outlier), np.full(len(near.row), 1e-9)])

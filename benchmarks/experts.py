@@ -1,8 +1,9 @@
 """Prints the cost of sparse experts: ``python benchmarks/experts.py [pairs]``.
 
-Forward and backward pass of a sparse MLP over a dense one of equal active FLOPs: k experts of width 4 D / k against one
-of 4 D. Routing is new in every pair, balanced (experts equally likely) or skewed (Zipf: expert i as likely as 1 / i);
-routing itself is not measured, dispatch is. All take turns in one process; times are CPU time, one thread.
+The cost is the time of a forward and backward pass of a sparse MLP relative to a dense one of equal active FLOPs: k
+experts of width 4 D / k against one MLP of width 4 D. Each pair has new routes, either balanced (all experts equally
+likely) or skewed (Zipf: expert i has probability proportional to 1 / i). Dispatch is measured, routing is not. Both
+networks take turns in one process. Times are CPU times of one thread.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def growth(pairs: int) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One size. ``zipf`` is the exponent of the experts' likelihoods, 0 if balanced."""
+    """One size. ``zipf`` is the exponent of the experts' probabilities, 0 if balanced."""
 
     tokens: int
     width: int

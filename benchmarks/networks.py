@@ -38,7 +38,7 @@ class Case:
         return Collate(self.tasks)(samples)
 
     def batch(self) -> Batch:
-        """Returns the batch; tasks that scenes do not have are copies of depth."""
+        """Returns the batch, in which tasks that scenes do not have are copies of depth."""
         return self._batch
 
     def method(self, name: str, **changes: Any) -> MTLMethod:
@@ -70,7 +70,7 @@ def _depths(count: int) -> dict[str, Task]:
 
 
 LARGE = Case("ViT-B 64 px, batch 1, 13 tasks", 1, 64, _depths(13), "vit_base_patch16_224", {})
-"""A row has 86 million numbers, so memory depends on the rows held and not on the image size."""
+"""A row has 86 million numbers, so memory depends on the number of rows and not on the image size."""
 
 
 def many_tasks(count: int) -> Case:

@@ -1,4 +1,4 @@
-"""Prints how long a bench takes if all its runs are done: ``python benchmarks/noop.py [repeats]``."""
+"""Prints the duration of a bench whose runs are all complete: ``python benchmarks/noop.py [repeats]``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Pairs steps of the real training loop with steps of bare PyTorch in one process, and parses the command line.
+"""Times steps of the training loop and of bare PyTorch alternately in one process, and parses the command line.
 
-Times are CPU time of the process (one thread), so that other load on the machine does not count.
+Times are CPU times of the process (one thread), so that other load on the machine does not affect them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mtlbench.training.trainer import build_trainer, quiet_lightning
 
 
 class OneBatch(MTLDataModule):
-    """Yields the same batch in every step, so that loading is not measured."""
+    """Yields the same batch in every step to exclude loading from the measurement."""
 
     def __init__(self, tasks: Mapping[str, Task], batch: Batch, steps: int):
         super().__init__(tasks=tasks, batch_size=len(batch["image"]), steps=steps)

@@ -1,9 +1,9 @@
-"""Prints the cost of look-aheads beyond that of their passes: ``python benchmarks/probes.py [PART ...] [--pairs 25]``.
+"""Prints the cost of look-aheads relative to their passes: ``python benchmarks/probes.py [PART ...] [--pairs 25]``.
 
-``tag``: `inter_task_affinity` at its default period, over ten uniform steps, one of them with T backward passes instead
-of one and T forward passes more. ``hydalearn``: a step, over one forward pass, T backward passes and T forward passes
-through the head of the main task. Both counts include the optimiser's step; nothing is previewed, moved, combined or
-copied in them. All steps take turns in one process.
+``tag`` compares `inter_task_affinity` at its default period with ten uniform steps, one of which has T backward passes
+instead of one and T additional forward passes. ``hydalearn`` compares a step with one forward pass, T backward passes
+and T forward passes through the head of the main task. Both references include the optimiser's step but no previews,
+moves, combinations or copies. All steps take turns in one process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Prints how fast scenes are rendered on one core: ``python benchmarks/renderer.py [size] [images] [repeats]``."""
+"""Prints the speed of the scene renderer on one core: ``python benchmarks/renderer.py [size] [images] [repeats]``."""
 
 from __future__ import annotations
 
 import os
 
-# Before numpy loads its linear algebra: one core means one thread.
+# One core means one thread. This must be set before numpy loads its linear algebra.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 

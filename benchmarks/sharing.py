@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sharing.py [--tokens 1024]
 
-Layers of a ViT-B. Unchanged tokens are left out by a gather; unchanged entries, which lie anywhere, by a sparse (CSR)
-matrix that is made anew in every pass; unchanged weights by one that is made once.
+The layers are those of a ViT-B. Unchanged tokens are skipped by a gather, unchanged entries at arbitrary positions by a
+sparse (CSR) matrix that is built in every pass, and unchanged weights by a sparse matrix that is built once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Returns the median CPU time of a call, after one that warms up."""
+    """Returns the median CPU time of a call, after one warm-up call."""
     work()
     times = []
     for _ in range(REPEATS):
@@ -36,18 +36,18 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def entries(shape: tuple[int, ...], share: float) -> Tensor:
-    """Returns a tensor with a share of its entries, anywhere, that are not zero."""
+    """Returns a tensor with the given share of non-zero entries at random positions."""
     return torch.randn(shape) * (torch.rand(shape) < share)
 
 
 def rows(shape: tuple[int, ...], share: float) -> Tensor:
-    """Returns a tensor with a share of its rows that are not zero."""
+    """Returns a tensor with the given share of non-zero rows."""
     return torch.randn(shape) * (torch.rand(shape[0], 1) < share)
 
 
 @torch.no_grad()
 def compare(name: str, tokens: int, inputs: int, outputs: int) -> None:
-    """Prints the time of every way over that of the dense product."""
+    """Prints the time of each variant divided by that of the dense product."""
     reference, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
     output, zero = reference @ weight.T, torch.zeros(tokens, inputs)
     dense = milliseconds(lambda: reference @ weight.T)

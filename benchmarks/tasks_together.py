@@ -1,8 +1,8 @@
-"""Prints the time saved by one pass of all tasks through experts: ``python benchmarks/tasks_together.py [pairs]``.
+"""Prints the time saved by running tasks together: ``python benchmarks/tasks_together.py [pairs]``.
 
-Forward and backward pass of `ExpertViT`: four blocks of width 192, every MLP with 16 experts, 4 per token, a router per
-task; no heads, so that experts and attention are what is timed. T tasks in one pass, and in passes of at most
-Forward and backward pass of `ExpertViT`: four blocks of width 192, 16 experts in every MLP, 4 per token, a router per
+Measures a forward and backward pass of `ExpertViT` with four blocks of width 192, 16 experts in every MLP, 4 experts
+per token and a router per task. There are no heads, so that only experts and attention are timed. T tasks run in one
+pass and in passes of about `TOKENS_PER_PASS` tokens, relative to T passes of one task each.
 """
 
 from __future__ import annotations

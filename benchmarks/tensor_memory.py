@@ -1,4 +1,4 @@
-"""Counts the peak memory of tensors, rather than that of the process, which keeps freed memory."""
+"""Counts the peak memory of tensors instead of that of the process, which keeps freed memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Counter(TorchDispatchMode):
 
 
 def peak_bytes(action: Callable[[], None]) -> int:
-    """Returns the peak number of bytes of tensors that an action allocates; its inputs do not count."""
+    """Returns the peak number of bytes of the tensors that an action allocates, excluding its inputs."""
     with _Counter() as counter:
         action()
     return counter.peak

@@ -334,7 +334,9 @@ def test_refusals_name_the_fault() -> None:
     chosen, values = case("random")
     with pytest.raises(MethodError, match="Unknown backend 'segmnt'. Did you mean 'segment'"):
         mlp(chosen, values, "segmnt")
-    with pytest.raises(MethodError, match=r"'grouped' needs one type of 16 or 32 bits; found torch.float64"):
+    with pytest.raises(
+        MethodError, match=r"'grouped' needs operands of one type with 16 or 32 bits; found torch.float64"
+    ):
         mlp(chosen, values, "grouped")
-    with pytest.raises(MethodError, match=r"whole 16 bytes; found \(6, 8\) in torch.float32"):
+    with pytest.raises(MethodError, match=r"multiples of 16 bytes; found \(6, 8\) in torch.float32"):
         mlp(*case("random", torch.float32, width=6, hidden=8), "grouped")

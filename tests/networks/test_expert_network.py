@@ -176,7 +176,7 @@ def test_other_encoders_are_refused(name):
     ("options", "message"),
     [
         ({"placement": [3]}, "3 blocks"),
-        ({"placement": [1, 1]}, "each once"),
+        ({"placement": [1, 1]}, "each at most once"),
         ({"placement": "alternate"}, "Unknown placement"),
         ({"attention_placement": "evn"}, "Did you mean 'even'"),
         ({"placement": "none"}, "At least one block"),

@@ -58,7 +58,7 @@ def test_what_survives(load, threshold, top_k, kept):
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, 2.0, float("nan")])
 def test_a_threshold_that_keeps_nothing_is_refused(threshold):
-    with pytest.raises(MethodError, match="no expert can reach 1"):
+    with pytest.raises(MethodError, match="no expert can exceed"):
         surviving([0.5, 0.5], threshold, 1)
 
 
@@ -211,17 +211,17 @@ def test_damaged_files(tmp_path):
     method = trained("mod_squad")
     kept = kept_experts(method.network, list(TASKS), "depth", 0.02)
     description = describe(TASKS["depth"], method.spec.model, method.options, kept, {})
-    with pytest.raises(StoreError, match="Extract again"):
+    with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
     save(extract(method.network, "depth", kept), {**description, "format": 99}, tmp_path)
     with pytest.raises(StoreError, match="format 99"):
         load_extracted(tmp_path)
     other = {name: list(range(len(experts) + 1)) for name, experts in kept.items()}
     (tmp_path / "model.json").write_text(json.dumps({**description, "kept": other}))
-    with pytest.raises(StoreError, match="Extract again"):
+    with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"{}")
-    with pytest.raises(StoreError, match="Extract again"):
+    with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
 
 
@@ -254,7 +254,7 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     for chosen, message in (
         ((str(other), "--task", "left"), "trained by 'uniform'"),
         ((str(run), "--task", "lft"), "Did you mean 'left'"),
-        ((str(run), "--task", "left", "--threshold", "1"), "no expert can reach 1"),
+        ((str(run), "--task", "left", "--threshold", "1"), "no expert can exceed"),
         ((str(run), "--out", "x"), "--task and --threshold"),
         ((str(run), *words, "--export"), "Give --out with --export"),
         ((str(tmp_path / "nowhere"), "--task", "left"), "is not a run's folder"),

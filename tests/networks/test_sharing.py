@@ -86,7 +86,7 @@ def test_without_references_it_is_timms_network(name, options):
 )
 def test_other_encoders_are_refused(name):
     size = (224, 224)
-    with pytest.raises(SuiteError, match="plain vision transformers"):
+    with pytest.raises(SuiteError, match="plain vision transformer"):
         ReferencedViT(build_encoder(name, image_size=size))
 
 

@@ -74,5 +74,6 @@ def test_a_batch_names_image_task_rule_and_value() -> None:
     with pytest.raises(DataError, match=r"s1: semseg: classes are 0..4, or 255 for ignore. Found 7"):
         Collate({"semseg": task})([sample(0, 4), sample(1, 7)])
     wrong = {**sample(2, 1), "targets": {"semseg": torch.ones(SIZE)}}
-    with pytest.raises(DataError, match=r"s2: semseg: the label must be torch.int64 of shape \(6, 7\), found torch.float32"):
+    rule = r"s2: semseg: the label must be torch.int64 of shape \(6, 7\), found torch.float32"
+    with pytest.raises(DataError, match=rule):
         Collate({"semseg": task})([wrong])

@@ -1,4 +1,4 @@
-"""Task grouping: decides which tasks share a network, from tables of quality. Does not import torch."""
+"""Task grouping: chooses the tasks that share a network from tables of quality. Does not import torch."""
 
 from mtlbench.grouping.assignment import Cover, Group, Table, best_cover, subsets
 from mtlbench.grouping.plans import Grouping

@@ -1,9 +1,9 @@
-"""Finds the best choice of networks for a table of their quality, by exact dynamic programming over sets of tasks.
+"""Finds the best networks to train, given a table of their quality, by dynamic programming over sets of tasks.
 
-The total of a choice, Σ_j max over its groups S ∋ j of table[S][j], is also the best over all ways to *partition* the
+The total of a choice, Σ_j max over its groups S ∋ j of table[S][j], equals the maximum over all *partitions* of the
 tasks into parts A, one per chosen network: Σ_A max_{S ⊇ A} Σ_{j ∈ A} table[S][j]. The inner maximum is one pass over
-all pairs A ⊆ S, the outer one a recursion over sets of tasks. Both take about 3^T steps for any numbers. Trying all
-choices of b out of 2^T − 1 groups would take far too many (T = 13, b = 5: 3 · 10^17).
+all pairs A ⊆ S, and the outer one is a recursion over sets of tasks. Both take about 3^T steps whatever the values. An
+enumeration of all choices of b out of 2^T − 1 groups would be infeasible (T = 13, b = 5: 3 · 10^17).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Group = tuple[str, ...]
 """Tasks that share a network, in the order of the suite."""
 
 Table = Mapping[Group, Mapping[str, float]]
-"""Quality of a group's network for each of its tasks: higher is better; not finite if it cannot serve the task."""
+"""Quality of a group's network for each of its tasks. Higher is better; a non-finite value excludes the task."""
 
 ROUNDING = 1e-9
-"""Tolerance by which costs may exceed the budget, so that three networks of cost 1/3 cost 1."""
+"""Tolerance by which costs may exceed the budget, so that three networks of cost 1/3 fit a budget of 1."""
 
 MOST_TASKS = 16
-"""Most tasks whose subsets are searched; as many take seconds."""
+"""Largest number of tasks whose subsets are searched. The search then takes seconds."""
 
 
 @dataclass(frozen=True)
 class Cover:
-    """A choice of networks in which each task is served by one.
+    """A choice of networks and, for each task, the network that serves it.
 
     Attributes:
         groups: Tasks of every network.
-        serves: Index of the network that serves a task, the one best for it.
-        total: Sum of the quality that each task gets.
+        serves: Index of the network that serves each task, the one that is best for it.
+        total: Sum over tasks of the quality of the serving network.
         small: Tasks that have a small network of their own.
     """
 
@@ -60,8 +60,8 @@ def subsets(tasks: Sequence[str], largest: int | None = None) -> list[Group]:
     """
     if len(tasks) > MOST_TASKS:
         raise MethodError(
-            f"Groups are chosen among all subsets, of at most {MOST_TASKS} tasks. Found {len(tasks)}. Name fewer tasks "
-            "in the suite."
+            f"Groups are chosen among all subsets of at most {MOST_TASKS} tasks. Found {len(tasks)} tasks. Name fewer "
+            "tasks in the suite."
         )
     sizes = range(1, (largest or len(tasks)) + 1)
     return [group for size in sizes for group in combinations(tasks, size)]
@@ -76,11 +76,11 @@ def best_cover(
 ) -> Cover:
     """Returns the choice of groups with the largest total that costs at most ``budget``.
 
-    Ties are broken by lower cost, then by fewer networks, then by smaller groups and the order of
-    the tasks decide. Sums are exact (values are rounded to a grid of 2^-52 of their range), so that equal is equal.
+    Ties are broken by lower cost, then by fewer networks, then by smaller groups and the order of the tasks. Values are
+    rounded to a grid of 2^-52 of their range, which makes their sums exact, so that equal totals compare equal.
 
     Args:
-        tasks: All tasks; each must be served.
+        tasks: All tasks, each of which must be served.
         table: Quality of the groups to choose from.
         budget: Largest total cost; a group of two or more tasks costs 1.
         single_cost: Cost of a group of one task, above 0.
@@ -98,7 +98,7 @@ def best_cover(
         groups += [(task,) for task in small]
         rows += [{task: quality} for task, quality in small.items()]
     values = _on_grid([[row.get(task, math.nan) for task in tasks] for row in rows])
-    # Groups of cost 1 by index; networks that cost `single_cost` are a choice of their own.
+    # Only groups of cost 1 take part in the recursion. Networks of cost `single_cost` are added afterwards.
     masks = {
         index: sum(1 << tasks.index(task) for task in group)
         for index, group in enumerate(groups)
@@ -110,6 +110,7 @@ def best_cover(
     served, parts = _partitions(worth, min(int(budget + ROUNDING), len(tasks)))
     networks, mask = _cheapest_best(served, alone, budget, single_cost)
 
+    # The remaining tasks have networks of their own. Then the recursion is followed backwards, one part at a time.
     chosen = [single[task] for place, task in enumerate(tasks) if not mask >> place & 1]
     while mask:
         part = int(parts[networks, mask])
@@ -128,7 +129,7 @@ def _in_order(tasks: Sequence[str], groups: Iterable[Group]) -> list[Group]:
 
 
 def _on_grid(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """Returns values (groups, tasks), -inf where there is none, rounded such that no sum over tasks rounds again."""
+    """Returns values (groups, tasks), -inf if missing, rounded so that sums over tasks are exact."""
     values = np.array(rows, dtype=np.float64)
     values[~np.isfinite(values)] = -np.inf
     finite = values[np.isfinite(values)]
@@ -138,7 +139,7 @@ def _on_grid(rows: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _within(mask: int, values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all subsets of a set of tasks, ascending, and the sum of their values."""
+    """Returns all subsets of a set of tasks in ascending order, and the sum of the values of each."""
     found, sums = np.zeros(1, dtype=np.int64), np.zeros(1)
     for place in range(mask.bit_length()):
         if mask >> place & 1:
@@ -148,7 +149,7 @@ def _within(mask: int, values: Sequence[float] | np.ndarray) -> tuple[np.ndarray
 
 
 def _best_servers(tasks: int, masks: Mapping[int, int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for every set of tasks the most that one group of cost 1 gives it, and the index of that group."""
+    """Returns, for every set of tasks, the best total of one group of cost 1 and the index of that group."""
     worth, server = np.full(1 << tasks, -np.inf), np.zeros(1 << tasks, dtype=np.int64)
     for index, mask in masks.items():
         parts, sums = _within(mask, values[index])
@@ -159,12 +160,13 @@ def _best_servers(tasks: int, masks: Mapping[int, int], values: np.ndarray) -> t
 
 
 def _partitions(worth: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the most that n networks give a set of tasks, (most + 1, sets), and the part of its first task."""
+    """Returns the best total of n networks for every set of tasks, (most + 1, sets), and the part of its first task."""
     served = np.full((most + 1, len(worth)), -np.inf)
     served[0, 0] = 0.0
     first = np.zeros(served.shape, dtype=np.int64)
     nothing = np.zeros(len(worth).bit_length())
     for mask in range(1, len(worth)):
+        # The part that holds the first task is fixed, so that each partition is visited once.
         lowest = mask & -mask
         parts = _within(mask ^ lowest, nothing)[0] | lowest
         totals = worth[parts] + served[:-1, mask ^ parts]
@@ -175,7 +177,7 @@ def _partitions(worth: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cheapest_best(served: np.ndarray, alone: Sequence[float], budget: float, single_cost: float) -> tuple[int, int]:
-    """Returns how many larger networks to take and which tasks they serve; the others have one of their own."""
+    """Returns the number of larger networks and the tasks that they serve; other tasks have their own networks."""
     every, sums = _within(served.shape[1] - 1, alone)
     singles = np.array([int(mask).bit_count() for mask in every])[::-1]
     networks = np.arange(len(served))[:, None]
@@ -183,8 +185,8 @@ def _cheapest_best(served: np.ndarray, alone: Sequence[float], budget: float, si
     totals = np.where(cost <= budget + ROUNDING, served + sums[::-1], -np.inf)
     if not np.isfinite(totals.max()):
         raise MethodError(
-            f"Each task needs a network with a finite score, within the budget. None of the choices of cost {budget:g} "
-            "serves all tasks. Allow more networks, or look into the runs' scores."
+            f"Each task needs a network with a finite score within the budget. No choice of cost {budget:g} serves all "
+            "tasks. Allow more networks, or check the scores of the runs."
         )
     order = np.lexsort(((networks + singles).ravel(), cost.ravel(), -totals.ravel()))
     row, mask = divmod(int(order[0]), served.shape[1])

@@ -1,4 +1,4 @@
-"""`GroupingMethod`: base of the methods that split the tasks among several networks."""
+"""`GroupingMethod`, the base of methods that split the tasks among several networks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mtlbench.runs.spec import RunSpec
 
 
 class GroupingMethod(MTLMethod):
-    """Groups tasks and trains ordinary runs, which other plans share: `single_task` for one task, ``train`` for more.
+    """Groups tasks and trains each group as an ordinary run: `single_task` for one task, ``train`` for several.
 
-    Outside its plan it trains on the plain sum of the losses.
+    Other plans share these runs. Outside its plan the method trains on the plain sum of the losses.
 
     Args:
         spec: See `MTLMethod`.
-        networks: Largest number of networks, at least 1; capped at the number of tasks.
-        train: Method or balancer, with its defaults, that trains a group of two or more tasks.
+        networks: Largest number of networks, at least 1 and capped at the number of tasks.
+        train: Method or balancer that trains a group of two or more tasks, with its default arguments.
     """
 
     def __init__(self, spec: MethodSpec, *, networks: int = 2, train: str = "uniform"):
@@ -30,10 +30,10 @@ class GroupingMethod(MTLMethod):
 
     @classmethod
     def plan(cls, spec: RunSpec) -> Plan:
-        """Yields the runs of the search, then those of the chosen groups; ends with the grouping's record.
+        """Yields the runs of the search, then those of the chosen groups, and returns the record of the grouping.
 
         Raises:
-            MethodError: If there is one task only, or an argument is out of range.
+            MethodError: If there is only one task, or an argument is out of range.
         """
         arguments: dict[str, Any] = registry.defaults(cls, spec.method["arguments"])
         grouping = Grouping.of(spec, arguments.pop("networks"), arguments.pop("train"))
@@ -41,10 +41,10 @@ class GroupingMethod(MTLMethod):
 
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
-        """Searches the groups and trains them; defined by subclasses.
+        """Searches for the best groups and trains them. Subclasses define it.
 
         Args:
-            grouping: Makes runs of groups, and tables of results.
+            grouping: Turns groups into runs and results into tables.
             arguments: The method's further hyper-parameters.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""`Grouping`, which the plans of task grouping share: it turns groups into runs and results into tables."""
+"""`Grouping`, the part that all plans of task grouping share: it turns groups into runs and results into tables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mtlbench.runs.plan import Ending, Plan, Result
 from mtlbench.runs.spec import RunSpec
 
 ALONE = -1e6
-"""Score of a task alone if only pairs are scored, so that any group is better."""
+"""Score of a task alone if only pairs are scored. It makes any group better than a task alone."""
 
 MOST_PREDICTIONS = 127
-"""Most predictions that a record holds: as many as seven tasks have subsets."""
+"""Largest number of predictions in a record: the number of non-empty subsets of seven tasks."""
 
 Measured = Generator[list[RunSpec], list[Result], dict[Group, Result]]
 
@@ -31,9 +31,9 @@ class Grouping:
         spec: The run that the suite names.
         networks: Largest number of networks.
         alone: Method of a run on one task, see `registry.record`.
-        together: Method of a run on two or more.
+        together: Method of a run on two or more tasks.
         searched: Runs of the search, by id.
-        small: Changes of the section ``model`` that make a small network of one task; None without such networks.
+        small: Changes of the section ``model`` that make a small network of one task; None if there are none.
     """
 
     spec: RunSpec
@@ -45,7 +45,7 @@ class Grouping:
 
     @classmethod
     def of(cls, spec: RunSpec, networks: int, train: str) -> Grouping:
-        """Returns the grouping for a suite's entry; the number of networks is capped at that of tasks.
+        """Returns the grouping of a suite's entry, with at most as many networks as tasks.
 
         Raises:
             MethodError: If the tasks cannot be grouped as the entry asks.
@@ -54,13 +54,13 @@ class Grouping:
         name = spec.method["name"]
         if len(spec.tasks) < 2:
             raise MethodError(
-                f"Grouping needs two tasks or more. {name} found {', '.join(spec.tasks) or 'none'}. Use single_task."
+                f"Grouping needs at least two tasks. {name} found {', '.join(spec.tasks) or 'none'}. Use single_task."
             )
         if spec.method.get("balancer"):
             rule = spec.method["balancer"]["name"]
             raise MethodError(
-                f"{name} trains its groups by the method or balancer that `train` names. It was given the balancer "
-                f"{rule}. Write train: {rule}."
+                f"{name} trains its groups with the method or balancer that `train` names. It was given the balancer "
+                f"{rule}. Write train: {rule} instead."
             )
         _check_train(train)
         return cls(spec, min(networks, len(spec.tasks)), registry.record("single_task"), registry.record(train))
@@ -80,14 +80,14 @@ class Grouping:
         return replace(run, model={**run.model, **(self.small or {})})
 
     def probe(self, name: str, **arguments: Any) -> Generator[list[RunSpec], list[Result], Result]:
-        """Trains all tasks together by a method that measures; returns the result."""
+        """Trains all tasks together with a measuring method and returns the result."""
         run = self.spec.with_method(registry.record(name, **arguments))
         self.searched[run.run_id] = run
         (result,) = yield [run]
         return result
 
     def measure(self, groups: Sequence[Group]) -> Measured:
-        """Trains groups; returns their results."""
+        """Trains groups and returns their results."""
         results = yield from self._search([self.run(group) for group in groups])
         return dict(zip(groups, results, strict=True))
 
@@ -96,11 +96,11 @@ class Grouping:
         return (yield runs)
 
     def by_affinity(self, name: str, what: str, **arguments: Any) -> Plan:
-        """Groups by a table of pairs that one run measures; a task scores the mean over the others of its group.
+        """Groups by the affinity of pairs, measured in one run. A task's score is the mean over the rest of its group.
 
         Args:
-            name: Balancer whose ``summary`` holds ``affinity``, [recipient][source].
-            what: What the table is, for the report.
+            name: Balancer whose ``summary`` holds ``affinity``, indexed [recipient][source].
+            what: Description of the table for the report.
             **arguments: Its hyper-parameters.
         """
         groups = subsets(self.tasks)
@@ -108,15 +108,16 @@ class Grouping:
         pairs = _checked_pairs(self.tasks, (result.get("summary") or {}).get("affinity"), name)
         table = from_pairs(groups, pairs, ALONE)
         cover = best_cover(self.tasks, table, self.networks)
+        # A task alone has an artificial score, which is no prediction.
         known = {group: values if len(group) > 1 else {} for group, values in table.items()}
         return (yield from self.end(cover, known, pairs, what))
 
     def by_all(self, split: str, single_cost: float = 1.0) -> Plan:
-        """Groups by the gains of all subsets, each of them trained.
+        """Groups by the measured gains of all subsets, each of which is trained.
 
         Args:
-            split: ``"validation"``, or ``"scores"`` for those that are reported.
-            single_cost: Cost of a network of one task, or of a small one where there are such; see `best_cover`.
+            split: ``"validation"``, or ``"scores"`` for the reported scores.
+            single_cost: Cost of a network of one task, or of a small one if there are any; see `best_cover`.
         """
         groups = subsets(self.tasks)
         singles: list[Group] = [(task,) for task in self.tasks]
@@ -127,11 +128,11 @@ class Grouping:
         reduced = dict(zip(singles, found[len(groups) :], strict=False))
         alone = self._small_gains(results, reduced, "scores" if reported else "validation") if self.small else None
         cover = best_cover(self.tasks, table, self.networks, single_cost, alone)
-        # A score that is reported is no prediction of itself.
+        # A reported score does not predict itself.
         return (yield from self.end(cover, {} if reported else table, note=note))
 
     def gains(self, results: Mapping[Group, Result], split: str) -> tuple[Table, bool, str]:
-        """Returns relative gains over single tasks, whether they are of the reported scores, and a note on that."""
+        """Returns the relative gains over single tasks, whether they use the reported scores, and a note about it."""
         if split == "scores":
             note = "Upper bound: chosen by the scores that are reported."
         elif all(result.get("validation") for result in results.values()):
@@ -144,7 +145,7 @@ class Grouping:
     def _small_gains(
         self, results: Mapping[Group, Result], reduced: Mapping[Group, Result], split: str
     ) -> dict[str, float]:
-        """Returns what a small network of each task gains over the full one of the same task, as a rule below 0."""
+        """Returns the gain of each task's small network over its full one, which is usually negative."""
         full = {group: results[group][split] for group in reduced}
         table = relative_gains(self.spec.tasks, {group: result[split] for group, result in reduced.items()}, full)
         return {task: gain for row in table.values() for task, gain in row.items()}
@@ -157,7 +158,7 @@ class Grouping:
         what: str = "",
         note: str = "",
     ) -> Plan:
-        """Trains the chosen groups that the search did not train; returns which run serves which task."""
+        """Trains the chosen groups that the search did not train, and returns the run that serves each task."""
         runs = [
             self.small_run(group[0]) if len(group) == 1 and group[0] in cover.small else self.run(group)
             for group in cover.groups
@@ -177,7 +178,7 @@ class Grouping:
             "note": note,
         }
         if self.small:
-            # For the report, which must not take them for full networks of the same task.
+            # The report must not mistake these runs for full networks of the same task.
             record |= {"small": sorted(cover.small), "small_runs": [self.small_run(t).run_id for t in self.tasks]}
         if pairs:
             rows = [[pairs[a, b] for b in self.tasks] for a in self.tasks]
@@ -187,9 +188,12 @@ class Grouping:
 
 
 def check_networks(networks: int) -> None:
-    """Refuses a number of networks below 1."""
+    """Raises a MethodError if the number of networks is below 1."""
     if not networks >= 1:
-        raise MethodError(f"networks of a grouping method must be a whole number of at least 1. Found {networks}.")
+        raise MethodError(
+            f"networks of a grouping method must be a whole number of at least 1. Found {networks}. Use 1 to train "
+            "all tasks together."
+        )
 
 
 def _check_train(name: str) -> None:
@@ -200,15 +204,18 @@ def _check_train(name: str) -> None:
     except MethodError as error:
         raise MethodError(f"train of a grouping method: {error}") from error
     if issubclass(method, MTLMethod) and method.plan.__code__ is not own.__code__:
-        raise MethodError(f"train must name a method or balancer of one run. {name} needs several. Use uniform.")
+        raise MethodError(
+            f"train must name a method or balancer that trains in one run. {name} needs several. Use uniform."
+        )
 
 
 def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
-    """Returns the table by pair, the diagonal included."""
+    """Returns the affinity table by pair, including the diagonal."""
     size = len(tasks)
     if not isinstance(affinity, list) or [len(row) for row in affinity] != [size] * size:
         raise MethodError(
-            f"{name} must report the affinity of {size} × {size} tasks in its summary. Found {affinity!r}."
+            f"The summary of {name} must hold an affinity table of {size} × {size} tasks. Found {affinity!r}. Return "
+            "one row per recipient from summary()."
         )
     pairs = {
         (a, b): math.nan if v is None else float(v)
@@ -218,14 +225,14 @@ def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
     unknown = [f"{b} → {a}" for (a, b), value in pairs.items() if a != b and not math.isfinite(value)]
     if unknown:
         raise MethodError(
-            f"Groups are chosen by a finite affinity of every pair. {name} has none for {', '.join(unknown)}: no step "
-            "that measured had labels of both, or a loss diverged. Measure more often (every), or train longer."
+            f"Grouping needs a finite affinity for every pair. {name} has none for {', '.join(unknown)}: no measured "
+            "step had labels of both tasks, or a loss diverged. Measure more often (every), or train longer."
         )
     return pairs
 
 
 def _capped(predicted: Table, chosen: Sequence[Group]) -> list[dict[str, Any]]:
-    """Selects the predictions that a record holds: those of the chosen groups, then of the smallest."""
+    """Selects the predictions for a record: those of the chosen groups, then those of the smallest groups."""
     order = [*(group for group in chosen if group in predicted), *(g for g in predicted if g not in set(chosen))]
     kept = set(order[:MOST_PREDICTIONS])
     return [

@@ -1,4 +1,4 @@
-"""Tables of quality: measured gains of groups, predictions from pairs, and a random partition as the control."""
+"""Tables of quality: measured gains of groups and predictions from pairs, and a random partition as a control."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtlbench.errors import MethodError
 from mtlbench.grouping.assignment import Group, Table
 
 Pairs = Mapping[tuple[str, str], float]
-"""``{(recipient, source): value}``, the pairs of a task with itself included."""
+"""``{(recipient, source): value}``, including the pair of each task with itself."""
 
 
 def relative_gains(
@@ -21,24 +21,24 @@ def relative_gains(
 ) -> Table:
     """Returns the gain of each task of a group over its single-task run, relative to that run's score.
 
-    The score is that of the task's first protocol, signed so that more is better. If the single-task score is 0, the
+    The score is that of the task's first protocol, signed so that higher is better. If the single-task score is 0, the
     gain is the plain difference. A group without a finite score for a task has gain NaN and cannot serve it.
 
     Args:
-        tasks: Description of every task, see `RunSpec.tasks`.
+        tasks: Description of every task; see `RunSpec.tasks`.
         scores: ``{group: {task: {protocol id: value}}}``.
-        singles: The same for every task alone, which gains are measured against; None if ``scores`` holds them.
+        singles: Scores of every task alone, in the same form; None if ``scores`` holds them.
 
     Raises:
-        MethodError: If a task has no finite score alone.
+        MethodError: If a task's single-task score is not finite.
     """
     references = scores if singles is None else singles
     alone = {task: _score(references[(task,)], task, tasks) for task in tasks}
     for task, value in alone.items():
         if not math.isfinite(value):
             raise MethodError(
-                f"Gains are measured against a finite score of every task alone. The single-task run of {task} has "
-                f"{value}. Train longer, or leave the task out."
+                f"Gains need a finite single-task score of every task. The single-task run of {task} has {value}. "
+                "Train longer, or leave the task out."
             )
     return {
         group: {task: _gain(_score(found, task, tasks), alone[task]) for task in group}
@@ -47,12 +47,12 @@ def relative_gains(
 
 
 def from_pairs(groups: Iterable[Group], pairs: Pairs, alone: float) -> Table:
-    """Returns the quality of groups as means over pairs: of j in S, the mean over i in S, i ≠ j.
+    """Returns the quality of groups from pairs: for j in S, the mean over all i ≠ j in S.
 
     Args:
         groups: The groups.
-        pairs: Value of every pair; that of a task with itself is not used.
-        alone: Quality of a group of one.
+        pairs: Value of every pair. The pair of a task with itself is not used.
+        alone: Quality of a group of one task.
     """
     return {
         group: {
@@ -66,7 +66,7 @@ def from_pairs(groups: Iterable[Group], pairs: Pairs, alone: float) -> Table:
 
 
 def random_partition(tasks: Sequence[str], networks: int, seed: int) -> list[Group]:
-    """Returns groups drawn from the seed, whose sizes differ by at most one."""
+    """Returns a partition drawn from the seed, with group sizes that differ by at most one."""
     drawn = list(tasks)
     random.Random(f"random_grouping {seed}").shuffle(drawn)
     groups = [set(drawn[start::networks]) for start in range(networks)]

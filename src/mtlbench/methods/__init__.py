@@ -1,1 +1,1 @@
-"""One file per method: its name is the file's name, and it holds one subclass of `MTLMethod` or `Balancer`."""
+"""The shipped methods, one per file. A file has the method's name and one subclass of `MTLMethod` or `Balancer`."""

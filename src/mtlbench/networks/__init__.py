@@ -1,1 +1,1 @@
-"""Networks: encoders, decoders and experts. What every network gives a method stands in `base`."""
+"""Networks: encoders, decoders and experts. `base` defines the interface between a network and a method."""

@@ -1,4 +1,4 @@
-"""ASTMT: a shared network that every task modulates in a separate forward pass."""
+"""ASTMT: a shared network that runs once per task, modulated by that task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Modulation(nn.Module):
         """Builds the layer.
 
         Args:
-            channels: Of the map.
+            channels: Channels of the map.
             reduction: See `SqueezeExcite`.
         """
         super().__init__()
@@ -54,7 +54,7 @@ class ASTMTNetwork(DenseNetwork):
             model: Further arguments of `DenseNetwork`.
 
         Raises:
-            SuiteError: The encoder cannot be built or cannot run stage by stage.
+            SuiteError: The encoder cannot be built, or cannot run stage by stage.
         """
         super().__init__(tasks, decoder_channels=decoder_channels, **model)
         self.stages = Stages(self.encoder)

@@ -17,10 +17,10 @@ class Outputs:
     Attributes:
         predictions: Raw prediction per task: (B, channels, H, W) at image size, or (B, channels).
         representation: Tensor through which the shared parameters reach all heads, for rules that use its gradient;
-            None if there is no single one.
+            None if there is no single such tensor.
         statistics: Values that a regulariser of the method needs, for example router probabilities.
-        auxiliary: Deep supervision: per task, pairs of a weight and a further prediction of the same shape. Their
-            weighted losses are added to the task's loss before balancing; evaluation ignores them.
+        auxiliary: Deep supervision: for each task, pairs of a weight and a further prediction of the same shape. Their
+            weighted losses are added to the task's loss before balancing. Evaluation ignores them.
     """
 
     predictions: dict[str, Tensor]
@@ -56,6 +56,7 @@ class MTLNetwork(nn.Module, ABC):
             task: Task whose gates are new.
             related: Task of the same network whose gates are trained.
         """
+        # The head comes first in `task_modules`. It is left out, because tasks may differ in output channels.
         for new, known in zip(self.task_modules(task)[1:], self.task_modules(related)[1:], strict=True):
             new.load_state_dict(known.state_dict())
 

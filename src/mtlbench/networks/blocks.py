@@ -14,7 +14,7 @@ from mtlbench.seeding import seed_of
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Returns a GroupNorm with at most 8 groups of at least 4 channels, so that it can normalise a 1 x 1 map."""
+    """Returns a GroupNorm with at most 8 groups of at least 4 channels, which can normalise even a 1 x 1 map."""
     return nn.GroupNorm(math.gcd(8, max(1, channels // 4)), channels)
 
 
@@ -24,14 +24,14 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns a map (B, C, h, w) resampled bilinearly to ``size``; the map itself if it has that size already."""
+    """Returns a map (B, C, h, w) resampled bilinearly to ``size``, or the map itself if it already has that size."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Casts a tensor to float32 or better: losses, metrics and resampling need more than autocast's precision."""
+    """Casts a tensor to at least float32, because losses, metrics and resampling need more precision than autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -39,12 +39,13 @@ def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]
     """Builds one module per task, whose initial weights do not depend on the other tasks.
 
     Args:
-        label: Place in the network; modules at different places get different weights.
-        names: Tasks.
-        build: Makes the module of a task.
+        label: Position in the network. Modules at different positions get different weights.
+        names: Names of the tasks.
+        build: Builds the module of a task.
     """
     modules = nn.ModuleDict()
     for name in names:
+        # Each task has its own seed, so adding or removing a task changes no other task's weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(label, torch.initial_seed(), name))
             modules[name] = build(name)
@@ -58,7 +59,7 @@ class Residual(nn.Module):
         """Builds the block.
 
         Args:
-            body: From ``inputs`` to ``outputs`` channels.
+            body: Module that maps ``inputs`` to ``outputs`` channels.
             inputs: Input channels.
             outputs: Output channels.
         """
@@ -101,8 +102,8 @@ class SqueezeExcite(nn.Module):
         """Builds the gate.
 
         Args:
-            channels: Of the map.
-            reduction: Channels divided by hidden width; the hidden width is at least 4.
+            channels: Channels of the map.
+            reduction: Channels divided by the hidden width, which is at least 4.
         """
         super().__init__()
         hidden = max(4, channels // reduction)
@@ -114,7 +115,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Predictor(nn.Conv2d):
-    """1 x 1 convolution to a task's channels, then bilinear upsampling to the image."""
+    """1 x 1 convolution to a task's channels, then bilinear upsampling to image size."""
 
     def __init__(self, width: int, outputs: int, image_size: Sequence[int]) -> None:
         """Builds the layer.
@@ -134,10 +135,10 @@ class Predictor(nn.Conv2d):
 
 
 class Pyramid(nn.Module):
-    """Projects the maps of an encoder to equal channels at falling resolution.
+    """Projects the maps of an encoder to an equal number of channels at decreasing resolution.
 
-    A CNN's maps keep their strides. Those of a vision transformer, all on one grid, are resampled to strides 4, 8,
-    16, ..., shallow ones to the fine strides.
+    The maps of a CNN keep their strides. Those of a vision transformer, which share one grid, are resampled to strides
+    4, 8, 16, ..., with the shallowest map at the finest stride.
 
     Attributes:
         sizes: Height and width of each map, finest first.
@@ -147,8 +148,8 @@ class Pyramid(nn.Module):
         """Builds the projections.
 
         Args:
-            encoder: Gives the maps.
-            width: Channels of the results.
+            encoder: Encoder whose maps are projected.
+            width: Channels of the projected maps.
             image_size: Height and width of images.
         """
         super().__init__()

@@ -1,4 +1,4 @@
-"""Cross-stitch units: a task's map becomes a channel-wise linear combination of the maps of all tasks."""
+"""Cross-stitch units: channel-wise linear combinations of the maps of all tasks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class StitchUnit(nn.Module):
-    """f'_i = Σ_j a_ij f_j with one a_ij per channel: row i of the stitch of one stage."""
+    """f'_i = Σ_j a_ij f_j with one a_ij per channel: the unit of task i after one stage."""
 
     def __init__(self, channels: int, tasks: int, index: int, *, own: float, other: float) -> None:
         """Builds the unit.
 
         Args:
-            channels: C.
-            tasks: T.
-            index: i.
+            channels: Channels C of the maps.
+            tasks: Number of tasks T.
+            index: Index i of the unit's task.
             own: Initial a_ii.
             other: Initial a_ij, j ≠ i.
         """

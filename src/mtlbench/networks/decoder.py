@@ -1,4 +1,4 @@
-"""The decoder: a neck that all tasks share, and one head per task."""
+"""The decoder: a neck shared by all tasks, and one head per task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtlbench.tasks import Task
 
 
 class ConvBlock(nn.Sequential):
-    """3 x 3 convolution, GroupNorm, GELU. GroupNorm does not depend on how a batch is split over ranks."""
+    """3 x 3 convolution, GroupNorm and GELU. Unlike BatchNorm, GroupNorm is independent of the split over ranks."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         """Builds the block.
@@ -30,9 +30,9 @@ class ConvBlock(nn.Sequential):
 
 
 class Neck(nn.Module):
-    """Projects all maps, adds them at the finest scale and mixes them. All tasks share it.
+    """Projects all maps, adds them at the finest scale and mixes them with a convolution. All tasks share it.
 
-    A grid coarser than stride 4 is upsampled once, by 2, before the convolution.
+    If the finest grid is coarser than stride 4, the sum is upsampled by 2 before the convolution.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
@@ -52,7 +52,7 @@ class Neck(nn.Module):
         """Returns (B, width, h, w).
 
         Args:
-            maps: Of the encoder, finest first.
+            maps: Maps of the encoder, finest first.
         """
         projected = [project(m) for project, m in zip(self.project, maps, strict=True)]
         size = projected[0].shape[-2:]
@@ -63,7 +63,7 @@ class Neck(nn.Module):
 
 
 class DenseHead(nn.Sequential):
-    """Predicts values per pixel: 3 x 3 convolution block, 1 x 1 convolution, bilinear upsampling."""
+    """Predicts values per pixel by a 3 x 3 convolution block, a 1 x 1 convolution and bilinear upsampling."""
 
     def __init__(self, width: int, outputs: int, image_size: tuple[int, int]) -> None:
         """Builds the head.
@@ -82,7 +82,7 @@ class DenseHead(nn.Sequential):
 
 
 class VectorHead(nn.Linear):
-    """Predicts values per image: the mean of the neck's map, then a linear layer."""
+    """Predicts values per image by a linear layer on the mean of the neck's map."""
 
     def forward(self, shared: Tensor) -> Tensor:
         """Returns (B, outputs), at least float32."""
@@ -90,7 +90,7 @@ class VectorHead(nn.Linear):
 
 
 def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int]) -> nn.ModuleDict:
-    """Returns one head per task, each reached by its task only.
+    """Returns one head per task. Initial weights of a head do not depend on the other tasks.
 
     Args:
         tasks: Tasks by name.

@@ -14,7 +14,7 @@ from mtlbench.tasks import Task
 
 
 class DenseNetwork(MTLNetwork):
-    """Shared encoder and neck, one head per task. The encoder runs once for any number of tasks."""
+    """A shared encoder and neck with one head per task. The encoder runs once, whatever the number of tasks."""
 
     def __init__(
         self,

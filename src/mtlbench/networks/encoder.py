@@ -1,4 +1,4 @@
-"""Encoders: one interface to every timm network that returns feature maps, CNN or vision transformer."""
+"""Encoders: one interface to all timm networks that return feature maps, both CNNs and vision transformers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from mtlbench.errors import SuiteError
 
 MAPS = 4
-"""Number of feature maps that an encoder returns; fewer if the network has fewer."""
+"""Largest number of feature maps that an encoder returns."""
 
 RESERVED = ("features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained")
 """Options of timm that the encoder sets itself."""
 
 
 class Encoder(nn.Module):
-    """Image to feature maps at several scales (CNN) or several depths at one scale (vision transformer).
+    """Maps images to features at several scales (CNN) or at several depths on one scale (vision transformer).
 
-    Every trainable parameter reaches a map. Parameters that timm keeps beyond that are frozen, because DDP waits for
-    the gradient of each trainable parameter.
+    Every trainable parameter affects a map. Other parameters of the timm network are frozen, because DDP waits for the
+    gradient of each trainable parameter.
 
     Attributes:
         trunk: The timm network that returns feature maps.
         channels: Channels of each map.
-        strides: Pixels between neighbours of each map, ascending.
+        strides: Pixels between neighbouring positions of each map, ascending.
     """
 
     mean: Tensor
@@ -45,10 +45,10 @@ class Encoder(nn.Module):
 
         Args:
             trunk: As made by ``timm.create_model(..., features_only=True)``.
-            image_size: Height and width in pixels, used to see which parameters reach a map.
+            image_size: Height and width in pixels, used to find the parameters that affect a map.
 
         Raises:
-            SuiteError: Patches do not tile the image.
+            SuiteError: The patches do not tile the image.
         """
         super().__init__()
         self.trunk = trunk
@@ -56,7 +56,11 @@ class Encoder(nn.Module):
         patch = self.strides[0]
         if len(set(self.strides)) == 1 and any(side % patch for side in image_size):
             # timm would silently drop the last pixels, and predictions would be stretched.
-            raise SuiteError(f"image_size must be a multiple of the encoder's patch, {patch}; found {image_size}.")
+            near = [max(patch, round(side / patch) * patch) for side in image_size]
+            raise SuiteError(
+                f"image_size must be a multiple of the encoder's patch size, {patch}. Found {list(image_size)}. Use "
+                f"{near}, for example."
+            )
         # Swin and related networks return (B, H, W, C).
         self.channels_last = getattr(trunk, "output_fmt", Format.NCHW) == Format.NHWC
         self.channels, unused = _trace(trunk, image_size, self.channels_last)
@@ -64,11 +68,11 @@ class Encoder(nn.Module):
             trunk.get_parameter(name).requires_grad_(False)
         config = trunk.pretrained_cfg
         for name in ("mean", "std"):
-            # Not persistent: a constant of the architecture, not a weight.
+            # Not persistent, because they are constants of the architecture and not weights.
             self.register_buffer(name, torch.tensor(config[name]).view(3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Scales to [0, 1] and standardises with the mean and deviation of the weights' training data.
+        """Scales an image to [0, 1] and standardises it as the pretrained weights expect.
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
@@ -98,8 +102,8 @@ def build_encoder(
         options: Further keyword arguments of ``timm.create_model``, for example ``{"depth": 4}``.
 
     Raises:
-        SuiteError: The name or an option is unknown, the network returns no feature maps or does not take the image
-            size, the weights are absent, cannot be fetched or do not fit.
+        SuiteError: The name or an option is unknown, the network returns no feature maps or rejects the image size, or
+            the weights are absent, cannot be downloaded or do not fit.
     """
     encoder_exists(name)
     arguments = dict(options or {})
@@ -107,12 +111,12 @@ def build_encoder(
     if _config(name).fixed_input_size:
         arguments["img_size"] = tuple(image_size)
     size = f"{image_size[0]} x {image_size[1]} pixels"
-    with _as_suite_error(f"Encoder {name!r} cannot be built with {arguments}. Mend `encoder_options`"):
+    with _as_suite_error(f"Encoder {name!r} cannot be built with {arguments}. Correct `encoder_options`"):
         arguments["out_indices"] = _map_indices(name, arguments)
         trunk = timm.create_model(name, features_only=True, **arguments) if weights is None else None
     if weights == "timm":
-        hint = f"Pretrained weights of {name!r} cannot be fetched or do not fit. Check the connection, or download "
-        with _as_suite_error(f"{hint}them elsewhere and give the file's path as `weights`"):
+        hint = f"Pretrained weights of {name!r} cannot be downloaded or do not fit. Check the connection, or download "
+        with _as_suite_error(f"{hint}them on another machine and set `weights` to the file's path"):
             trunk = timm.create_model(name, features_only=True, pretrained=True, **arguments)
     elif weights is not None:
         trunk = _from_file(name, Path(weights), arguments)
@@ -121,17 +125,20 @@ def build_encoder(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuses options that timm would silently ignore and options that the encoder sets itself.
+    """Checks for options that timm would silently ignore and options that the encoder sets itself.
 
     Raises:
-        SuiteError: With the reason.
+        SuiteError: An option is reserved or has no value.
     """
     reserved = sorted(set(options) & set(RESERVED))
     if reserved:
-        raise SuiteError(f"encoder_options of {name!r} must not hold {', '.join(reserved)}: the encoder sets it.")
+        raise SuiteError(
+            f"encoder_options of {name!r} must not hold options that mtlbench sets itself. Found "
+            f"{', '.join(reserved)}. Remove them."
+        )
     empty = [key for key, value in options.items() if value is None]
     if empty:
-        hint = " YAML wants a space after the colon." if any(":" in str(key) for key in empty) else ""
+        hint = " YAML needs a space after the colon." if any(":" in str(key) for key in empty) else ""
         raise SuiteError(f"encoder_options of {name!r} must have values. {', '.join(map(repr, empty))} has none.{hint}")
 
 
@@ -142,7 +149,7 @@ def encoder_exists(name: str) -> None:
         name: timm's name, with or without a tag.
 
     Raises:
-        SuiteError: timm does not know the name or tag; the message suggests close matches.
+        SuiteError: timm does not know the name or tag. The message suggests close matches.
     """
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
@@ -191,8 +198,9 @@ def _config(name: str) -> PretrainedCfg:
 
 
 def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
-    """Returns which of the network's maps to take: depths evenly spaced, or the last stages from stride 4 on."""
-    # Built once for its table of maps, without a trace in the generator. (The meta device would need timm 1.0.24.)
+    """Returns the indices of the maps to use: evenly spaced depths, or the last stages of stride 4 and above."""
+    # The network is built once to read its table of maps, without changing the state of the generator. (The meta device
+    # would need timm 1.0.24.)
     with torch.random.fork_rng(devices=[]):
         trunk: Any = timm.create_model(name, features_only=True, out_indices=1, **arguments)
     strides = [stage["reduction"] for stage in trunk.feature_info.info]
@@ -204,13 +212,13 @@ def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
 
 
 def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tuple[list[int], list[str]]:
-    """Runs the network on the meta device: shapes and a graph, no arithmetic.
+    """Runs the network on the meta device, which yields shapes and a graph without arithmetic.
 
     Returns:
-        Channels of each map, and the names of trainable parameters that reach none.
+        Channels of each map, and the names of the trainable parameters that affect no map.
     """
-    # A copy, because some networks keep tensors of the last image; `eval`, because one small image has no batch
-    # statistics.
+    # A copy is used because some networks keep tensors of the last image, and `eval` because BatchNorm in training mode
+    # rejects one small image.
     shadow = copy.deepcopy(trunk).to("meta").eval()
     trainable = {name: p for name, p in shadow.named_parameters() if p.requires_grad}
     with torch.enable_grad():  # The caller may build or load a network under `no_grad`.
@@ -222,13 +230,16 @@ def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tupl
 
 
 def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
-    """Builds the network with the weights of a local file and checks that the file covers all of them."""
+    """Builds the network with the weights of a local file and checks that the file holds all of them."""
     _existing(path)
-    with _as_suite_error(f"{path} is no checkpoint that holds tensors only. Save a state dict"):
+    with _as_suite_error(f"{path} is not a checkpoint of tensors only. Save a state dict"):
         state = load_state_dict(str(path), weights_only=True)
 
     def build(seed: int) -> Any:
-        with torch.random.fork_rng(devices=[]), _as_suite_error(f"{path} does not fit encoder {name!r}. Give its own"):
+        with (
+            torch.random.fork_rng(devices=[]),
+            _as_suite_error(f"{path} does not fit encoder {name!r}. Use a checkpoint of it"),
+        ):
             torch.manual_seed(seed)
             overlay = {"state_dict": dict(state), "custom_load": False}
             made: Any = timm.create_model(
@@ -237,15 +248,15 @@ def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
         made.pretrained_cfg.pop("state_dict", None)
         return made
 
-    # timm loads leniently and renames many foreign formats on the way. So the outcome is tested rather than the
-    # names: a tensor that still depends on the seed was not in the file.
+    # timm loads leniently and converts many formats, so names cannot be compared. Instead the network is built with
+    # two seeds: a tensor that depends on the seed was not in the file.
     trunk, other = build(0), build(1)
     pairs = zip(trunk.named_parameters(), other.parameters(), strict=True)
     missing = [key for (key, a), b in pairs if not torch.equal(a, b)]
     if missing:
         raise SuiteError(
             f"{path} lacks {len(missing)} tensors of encoder {name!r}, for example {_few(missing)}. "
-            f"Its own begin {_few(list(state))}. Give a checkpoint of this encoder."
+            f"It holds, for example, {_few(list(state))}. Use a checkpoint of this encoder."
         )
     return trunk
 
@@ -256,13 +267,13 @@ def _few(names: Sequence[str]) -> str:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise SuiteError(f"`weights` is null, 'timm' or a checkpoint file; {str(path)!r} is none of them.")
+        raise SuiteError(f"`weights` must be null, 'timm' or the path of an existing file. Found {str(path)!r}.")
     return path
 
 
 @contextmanager
 def _as_suite_error(remedy: str) -> Iterator[None]:
-    # timm, the hub and torch raise anything from AssertionError to HTTPError; users get one kind of error.
+    # timm, the hub and torch raise anything from AssertionError to HTTPError. Users get one kind of error.
     try:
         yield
     except SuiteError:

@@ -1,4 +1,4 @@
-"""Runs an encoder stage by stage, for networks that read or change its maps between stages."""
+"""Runs an encoder stage by stage, for networks that read or change its maps between the stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class State:
 
     Attributes:
         map: (B, C, h, w).
-        prefix: (B, n, C), a transformer's tokens without a position in the image (class token, registers), or None.
+        prefix: (B, n, C), tokens of a transformer that have no position in the image (class token, registers), or None.
     """
 
     map: Tensor
@@ -40,19 +40,19 @@ class State:
 class Stages:
     """A view of an encoder as stages, one per map. The encoder keeps its parameters and their names.
 
-    ``state = start(image)``, then ``state = run(i, state)`` for every stage i; the maps after each stage are those
-    that ``encoder(image)`` returns. Make the view after changing blocks of the encoder, not before.
+    Call ``state = start(image)``, then ``state = run(i, state)`` for every stage i. The maps after each stage are those
+    that ``encoder(image)`` returns. Create the view after changing blocks of the encoder, not before.
 
     Attributes:
-        blocks: The modules of each stage in their order: a CNN's stem belongs to its first stage, a transformer's
-            patch embedding to `start`. A stage that is not a plain sequence (Swin, ConvNeXt) counts as one block.
+        blocks: The modules of each stage in order. A CNN's stem belongs to its first stage, and a transformer's patch
+            embedding to `start`. A stage that is not a plain sequence (Swin, ConvNeXt) counts as one block.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         """Splits the encoder into stages.
 
         Args:
-            encoder: Any CNN or hierarchical transformer that timm runs layer by layer, or a plain ViT.
+            encoder: A CNN or hierarchical transformer that timm runs layer by layer, or a plain ViT.
 
         Raises:
             SuiteError: The encoder cannot be run by stages.
@@ -89,9 +89,10 @@ class Stages:
 
         Args:
             stage: Index of the stage.
-            state: After the stage before, perhaps with another map, or after the blocks before ``part``.
-            part: Which of ``blocks[stage]`` to run.
+            state: State after the previous stage, perhaps with another map, or after the blocks before ``part``.
+            part: The part of ``blocks[stage]`` to run.
         """
+        # A map is the interface between stages, so each kind of encoder converts from and to its own layout.
         blocks = self.blocks[stage][part]
         if self.plain:
             tokens = _through(blocks, _to_tokens(state))
@@ -104,14 +105,14 @@ class Stages:
 
 
 def _is_plain_vit(trunk: Any) -> bool:
-    # Related networks (EVA, BEiT, Hiera) pass more than tokens from block to block, in a forward pass of their own.
+    # Related networks (EVA, BEiT, Hiera) have their own forward pass, which hands more than tokens to each block.
     model = getattr(trunk, "model", None)
     plain = getattr(type(model), "forward_intermediates", None) is VisionTransformer.forward_intermediates
     return plain and not trunk.norm
 
 
 def _layers(trunk: Any) -> tuple[list[nn.Module], list[int]]:
-    """Returns the layers that timm runs one after another, and the indices of those whose output is a map."""
+    """Returns the layers in the order in which timm runs them, and the indices of those whose output is a map."""
     if isinstance(trunk, FeatureListNet) and not trunk.concat:
         return list(trunk.values()), [i for i, name in enumerate(trunk) if name in trunk.return_layers]
     if isinstance(trunk, (EfficientNetFeatures, MobileNetV3Features)) and trunk.feature_hooks is None:
@@ -137,8 +138,9 @@ def _through(blocks: list[nn.Module], x: Tensor) -> Tensor:
         x = block(x)
         if not isinstance(x, Tensor):
             raise SuiteError(
-                f"This method runs the encoder stage by stage, one tensor between blocks; {type(block).__name__} "
-                f"returns a {type(x).__name__}. Choose another `model.encoder`, for example 'resnet18'."
+                "This method runs the encoder stage by stage and needs one tensor between blocks. "
+                f"{type(block).__name__} returns a {type(x).__name__}. Choose another `model.encoder`, for example "
+                "'resnet18'."
             )
     return x
 

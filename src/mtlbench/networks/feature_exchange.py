@@ -1,4 +1,4 @@
-"""Feature exchange: decoders in which dense tasks refine each other's features, on one shared encoder."""
+"""Feature exchange: decoders on one shared encoder in which dense tasks refine each other's features."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class ExchangeDecoder(nn.Module, ABC):
     def forward(
         self, maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Predicts the named tasks, from the features of all tasks.
+        """Predicts the named tasks from the features of all tasks.
 
         Args:
-            maps: Of the encoder, finest first.
+            maps: Maps of the encoder, finest first.
             tasks: Names of the tasks to predict.
 
         Returns:
-            Final predictions (B, channels, H, W) by task, and intermediate ones by task; none of these in evaluation.
+            Final predictions (B, channels, H, W) by task, and intermediate predictions by task (none in evaluation).
         """
 
     @abstractmethod
     def owned(self, task: str) -> list[nn.Module]:
-        """Returns the modules that only this task reaches if there are several tasks."""
+        """Returns the modules that only this task reaches in a network of several tasks."""
 
 
 BuildDecoder = Callable[[Mapping[str, Task], Encoder, int, tuple[int, int]], ExchangeDecoder]
@@ -44,9 +44,9 @@ BuildDecoder = Callable[[Mapping[str, Task], Encoder, int, tuple[int, int]], Exc
 
 
 class ExchangeNetwork(MTLNetwork):
-    """One encoder, an `ExchangeDecoder` for dense tasks, a linear head on mean encoder maps for whole-image tasks.
+    """One encoder with an `ExchangeDecoder` for dense tasks and linear heads for whole-image tasks.
 
-    Whole-image tasks take no part in the exchange.
+    The heads of whole-image tasks read the means of the encoder's maps. These tasks take no part in the exchange.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ExchangeNetwork(MTLNetwork):
         """
         super().__init__()
         if not auxiliary >= 0:
-            raise MethodError(f"auxiliary, the weight of intermediate predictions, must be >= 0; found {auxiliary}.")
+            raise MethodError(f"auxiliary, the weight of intermediate predictions, must be >= 0. Found {auxiliary}.")
         height, width = image_size
         size = (height, width)
         self.auxiliary = auxiliary
@@ -101,23 +101,23 @@ class ExchangeNetwork(MTLNetwork):
         return Outputs({task: predictions[task] for task in tasks}, auxiliary=weighted)
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the modules that only this task reaches; the whole decoder if it is the only dense task."""
+        """Returns the modules that only this task reaches, which is the whole decoder for the only dense task."""
         if task in self.image_heads:
             return [self.image_heads[task]]
-        decoder = cast(ExchangeDecoder, self.decoder)  # a dense task has one
+        decoder = cast(ExchangeDecoder, self.decoder)  # Exists, because the task is dense.
         return [decoder] if len(self.dense) == 1 else decoder.owned(task)
 
 
 class FeatureExchange(nn.Module):
-    """f_i + Σ_{a≠i} σ(W_ia f_a) ⊙ V_ia f_a, with 3 x 3 convolutions W, V of each ordered pair of tasks."""
+    """f_i + Σ_{a≠i} σ(W_ia f_a) ⊙ V_ia f_a with 3 x 3 convolutions W and V for each ordered pair of tasks."""
 
     def __init__(self, label: str, tasks: Sequence[str], channels: int) -> None:
         """Builds the convolutions.
 
         Args:
-            label: Place in the network, for `per_task`.
+            label: Position in the network; see `per_task`.
             tasks: Tasks that exchange features.
-            channels: Of every task's feature.
+            channels: Channels of every task's feature.
         """
         super().__init__()
 
@@ -136,7 +136,7 @@ class FeatureExchange(nn.Module):
 
         Args:
             features: (B, channels, h, w) by task.
-            task: Receiver.
+            task: Task that receives.
         """
         gates: Any = self.gates[task]
         values: Any = self.values[task]

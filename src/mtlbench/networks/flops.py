@@ -1,4 +1,4 @@
-"""FLOPs of one forward pass, products of experts included."""
+"""Counts the FLOPs of one forward pass, including the products of experts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mtlbench.networks.experts.dispatch import flop_mapping
 
 
 def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> int:
-    """Counts the FLOPs of a forward pass, two per multiply-add; of the experts, only active ones count.
+    """Counts the FLOPs of a forward pass, two per multiply-add. Of the experts, only the active ones count.
 
     Args:
-        network: Any.
+        network: Any network.
         image: (B, 3, H, W) uint8.
         tasks: Names of the tasks to predict.
     """
@@ -28,5 +28,5 @@ def forward_flops(network: MTLNetwork, image: Tensor, tasks: Sequence[str]) -> i
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    # PyTorch counts attention on accelerators only.
+    # PyTorch has no formula for attention on a CPU.
     return sdpa_flop_count(query, key, value)

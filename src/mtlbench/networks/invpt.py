@@ -18,10 +18,10 @@ from mtlbench.networks.feature_exchange import ExchangeDecoder
 from mtlbench.tasks import Task
 
 STRIDES = (16, 8, 4)
-"""Strides of the three stages, for any encoder."""
+"""Strides of the three stages, whatever the encoder."""
 
 FEWEST = 8
-"""Smallest number of channels of a stage: LayerNorm of two or three channels keeps little but their signs."""
+"""Smallest number of channels of a stage. LayerNorm over two or three channels keeps little more than their signs."""
 
 
 def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
@@ -29,21 +29,21 @@ def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _pooled(maps: Tensor, factor: int) -> Tensor:
-    """Returns the means (B, T, C, ⌈h/factor⌉, ⌈w/factor⌉) of windows of (B, T, C, h, w)."""
+    """Returns the window means (B, T, C, ⌈h/factor⌉, ⌈w/factor⌉) of maps (B, T, C, h, w)."""
     means = F.avg_pool2d(maps.flatten(0, 1), factor, ceil_mode=True, count_include_pad=False)
     return means.unflatten(0, maps.shape[:2])
 
 
 def _tokens(maps: Tensor) -> Tensor:
-    """Returns (B, T·h·w, C), tasks one after another, of (B, T, C, h, w)."""
+    """Returns maps (B, T, C, h, w) as tokens (B, T·h·w, C), one task after the other."""
     return maps.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
 class JointAttention(nn.Module):
-    """x + attention of each place of each task to the places of all tasks.
+    """Adds to x the attention of each position of each task to the positions of all tasks.
 
-    Queries are means over 2 x 2 places, keys and values over ``pool`` x ``pool``. A coarser stage passes its scores
-    on: softmax(Q Kᵀ/√d + β ⊙ upsampled(scores)) V with β learned per head, from 1.
+    Queries are means over 2 x 2 positions, keys and values over ``pool`` x ``pool``. The scores of the coarser stage
+    enter as softmax(Q Kᵀ/√d + β ⊙ upsampled(scores)) V with a learned β per head, initially 1.
     """
 
     def __init__(self, channels: int, heads: int, pool: int, *, first: bool) -> None:
@@ -53,13 +53,15 @@ class JointAttention(nn.Module):
             channels: C, a multiple of ``heads``.
             heads: Attention heads.
             pool: Side of the windows of keys and values.
-            first: No stage is before this one.
+            first: Whether this is the first stage, which receives no scores.
         """
         super().__init__()
         self.heads, self.pool = heads, pool
         self.norm = nn.LayerNorm(channels)
         self.query, self.value, self.out = (nn.Linear(channels, channels) for _ in range(3))
-        self.key = nn.Linear(channels, channels, bias=False)  # Softmax would cancel a bias: its gradient is noise.
+        self.key = nn.Linear(
+            channels, channels, bias=False
+        )  # Softmax cancels a bias of the keys, so its gradient would be noise.
         self.passing = None if first else nn.Parameter(torch.ones(heads))
 
     def forward(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -67,8 +69,9 @@ class JointAttention(nn.Module):
 
         Args:
             x: (B, T, C, h, w).
-            previous: Scores of the stage before, for as many keys.
+            previous: Scores of the previous stage, for the same number of keys.
         """
+        # LayerNorm needs the channels last, and the maps of all tasks are normalised with the same weights.
         normed = self.norm(x.movedim(2, -1)).movedim(-1, 2)
         asking = _pooled(normed, 2)
         shape = (asking.shape[1], *asking.shape[3:])  # (T, h/2, w/2)
@@ -78,6 +81,7 @@ class JointAttention(nn.Module):
             for layer, tokens in ((self.query, _tokens(asking)), (self.key, known), (self.value, known))
         )
         scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+        # All stages pool their keys to the same stride, so scores differ only in the grid of the queries.
         if previous is not None and self.passing is not None:
             scores = scores + self.passing[:, None, None] * _upsampled(previous, shape[1:]).flatten(2, 4)
         mixed = self.out((scores.softmax(3) @ values).transpose(1, 2).flatten(2))  # (B, T·h/2·w/2, C)
@@ -87,7 +91,7 @@ class JointAttention(nn.Module):
 
 
 def _upsampled(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns scores (B, heads, T, h, w, keys) with the queries' grid resampled to ``size``."""
+    """Resamples the queries' grid (h, w) of scores (B, heads, T, h, w, keys) to ``size``."""
     as_maps = scores.permute(0, 1, 2, 5, 3, 4)
     return resize(as_maps.flatten(0, 2), size).unflatten(0, as_maps.shape[:3]).permute(0, 1, 2, 4, 5, 3)
 
@@ -102,9 +106,9 @@ class Stage(nn.Module):
 
         Args:
             index: 0, 1 or 2.
-            channels: Of each stage.
+            channels: Channels of each stage.
             heads: Attention heads.
-            skips: Channels of the encoder's maps that enter here.
+            skips: Channels of the encoder's maps that enter this stage.
             size: Height and width of this stage's maps.
         """
         super().__init__()
@@ -116,12 +120,12 @@ class Stage(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c))
 
     def forward(self, x: Tensor, maps: Sequence[Tensor], scores: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the maps of all tasks (B, T, channels, *size), and the attention's scores.
+        """Returns the maps of all tasks (B, T, channels, *size) and the attention scores.
 
         Args:
-            x: (B, T, C, h, w) of the stage before.
-            maps: Of the encoder, those that enter here.
-            scores: Of the stage before.
+            x: Maps (B, T, C, h, w) of the previous stage.
+            maps: The encoder's maps that enter this stage.
+            scores: Scores of the previous stage.
         """
         x = self.up(resize(x.flatten(0, 1), self.size)).unflatten(0, x.shape[:2])
         for project, m in zip(self.skips, maps, strict=True):
@@ -131,7 +135,7 @@ class Stage(nn.Module):
 
 
 class InvPTDecoder(ExchangeDecoder):
-    """Preliminary features and predictions per task, three joint stages, one head per task on all of them."""
+    """Preliminary features and predictions per task, three joint stages, and one head per task on their sum."""
 
     stages: Any
 
@@ -142,23 +146,24 @@ class InvPTDecoder(ExchangeDecoder):
 
         Args:
             tasks: Dense tasks by name.
-            encoder: Gives the maps. The deepest enters the first stage, the one before the second, the others the
-                third.
-            width: Channels of the first stage; the others have a half and a quarter of it, but at least `FEWEST`.
+            encoder: Encoder whose maps are decoded. The deepest map enters the first stage, the second deepest the
+                second, and the others the third.
+            width: Channels of the first stage. The others have half and a quarter of it, but at least `FEWEST`.
             image_size: Height and width of predictions.
             heads: Attention heads, >= 1.
 
         Raises:
-            MethodError: ``width`` is too small, or the channels of some stage are no multiple of ``heads``.
+            MethodError: ``width`` is too small, or the channels of a stage are not a multiple of ``heads``.
         """
         super().__init__()
         channels = [max(FEWEST, width >> i) for i in range(3)]
         if heads < 1 or width < FEWEST or any(c % heads for c in channels):
             raise MethodError(
                 f"decoder_channels must be at least {FEWEST}, and heads must divide the channels of every stage. Found "
-                f"decoder_channels={width}, which makes {channels}, and heads={heads}. Change one."
+                f"decoder_channels={width}, which gives stages of {channels}, and heads={heads}. Change one of them."
             )
         sizes = [(math.ceil(image_size[0] / stride), math.ceil(image_size[1] / stride)) for stride in STRIDES]
+        # The deepest map is the input of the first stage, so only the other maps enter through skips.
         skips = [[], encoder.channels[-2:-1], encoder.channels[:-2]]
         self.base = sizes[0]
         self.project = conv(encoder.channels[-1], width, 1)
@@ -176,17 +181,18 @@ class InvPTDecoder(ExchangeDecoder):
         """Predicts the named tasks; in training, also from their preliminary features."""
         base = resize(self.project(maps[-1]), self.base)
         features = {task: block(base) for task, block in self.initial.items()}
+        # The joint stages need the features of all tasks, even if only some are predicted.
         joined = dict(zip(features, self.joint(torch.stack(list(features.values()), 1), maps).unbind(1), strict=True))
         predictions = {task: self.heads[task](joined[task]) for task in tasks}
         initial = {task: [self.supervise[task](features[task])] for task in tasks} if self.training else {}
         return predictions, initial
 
     def joint(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """Returns (B, T, width, h, w) at stride 4: the sum of all stages' maps.
+        """Returns the sum of the maps of all stages at stride 4, (B, T, width, h, w).
 
         Args:
-            x: (B, T, width, h, w), preliminary features.
-            maps: Of the encoder.
+            x: Preliminary features (B, T, width, h, w).
+            maps: Maps of the encoder.
         """
         scores, total = None, torch.zeros((), dtype=x.dtype, device=x.device)
         for stage, fuse, entering in zip(self.stages, self.fuse, ([], maps[-2:-1], maps[:-2]), strict=True):

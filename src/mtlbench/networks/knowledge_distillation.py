@@ -1,4 +1,4 @@
-"""Knowledge distillation: where networks are tapped, the student's adapters, and the distance to its teachers."""
+"""Knowledge distillation: the tapped features, the student's adapters, and the distance to the teachers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from mtlbench.networks.blocks import conv, full_precision, per_task
 from mtlbench.networks.dense import DenseNetwork
 
 EPSILON = 1e-6
-"""Added to squared norms, so that a zero feature has a zero direction and a finite gradient."""
+"""Constant added to squared norms, which gives a zero feature a zero direction and a finite gradient."""
 
 
 def taps(network: DenseNetwork, image: Tensor) -> dict[str, Tensor]:
-    """Returns the features that are distilled, without running a head.
+    """Returns the distilled features without running a head.
 
     Args:
-        network: A dense network: a teacher, or the student itself.
+        network: A dense network, either a teacher or the student.
         image: (B, 3, H, W) uint8, RGB.
 
     Returns:
-        ``encoder``: the encoder's last map (B, C, h, w); ``decoder``: what heads read (B, decoder_channels, h', w').
+        ``encoder``: the encoder's last map (B, C, h, w); ``decoder``: the heads' input (B, decoder_channels, h', w').
     """
     maps = network.encoder(network.encoder.normalise(image))
     return {"encoder": maps[-1], "decoder": network.neck(maps)}
 
 
 class TappedNetwork(DenseNetwork):
-    """`DenseNetwork` that also returns its taps, as ``Outputs.statistics["taps"]``. All tasks share them."""
+    """`DenseNetwork` that also returns its taps in ``Outputs.statistics["taps"]``. All tasks share the taps."""
 
     def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
@@ -45,9 +45,9 @@ class TappedNetwork(DenseNetwork):
 
 
 class Adapters(nn.Module):
-    """Linear maps of the student's channels, one per task and tap: one feature cannot match T teachers at once."""
+    """Linear maps of the student's channels, one per task and tap, as one feature cannot match T teachers at once."""
 
-    # By task and tap; mypy takes what such containers hold for plain modules.
+    # Indexed by task and tap. mypy would treat the entries as plain modules.
     maps: Any
 
     def __init__(self, tasks: Sequence[str], channels: Mapping[str, int]) -> None:
@@ -63,10 +63,10 @@ class Adapters(nn.Module):
         )
 
     def forward(self, task: str, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """Returns the sum over taps of the `direction_distance` of adapted student to teacher, 0-d.
+        """Returns the `direction_distance` between adapted student and teacher, summed over the taps, 0-d.
 
         Args:
-            task: Whose teacher it is.
+            task: Task of the teacher.
             student: Taps of the student.
             teacher: Taps of the teacher, of equal shapes.
         """
@@ -78,12 +78,12 @@ def direction_distance(one: Tensor, other: Tensor) -> Tensor:
     """Returns the mean over images and pixels of ‖x/‖x‖ − y/‖y‖‖², 0-d, in 0..4: 2 − 2 cos(x, y).
 
     Args:
-        one: x, (B, C, h, w); norms are over channels.
+        one: x, (B, C, h, w). Norms are over the channels.
         other: y, of the same shape.
     """
     return (_direction(one) - _direction(other)).square().sum(1).mean()
 
 
 def _direction(x: Tensor) -> Tensor:
-    x = full_precision(x)  # A sum of squares overflows float16, and bfloat16 rounds it.
+    x = full_precision(x)  # A sum of squares overflows in float16 and is inexact in bfloat16.
     return x * (x.square().sum(1, keepdim=True) + EPSILON).rsqrt()

@@ -1,4 +1,4 @@
-"""MTAN: a shared encoder, with a chain of attention masks per task on the maps of its stages."""
+"""MTAN: a shared encoder with a chain of attention masks per task on the maps of its stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AttentionMask(nn.Sequential):
         """Builds the layers.
 
         Args:
-            inputs: Channels to read.
+            inputs: Channels of the input.
             channels: Channels C of the mask.
         """
         inner = max(4, channels // 4)
@@ -37,18 +37,18 @@ def _mask(inputs: int, channels: int, task: str) -> nn.Module:
 
 
 class MTANNetwork(DenseNetwork):
-    """`DenseNetwork` in which every task sees the encoder's maps through its own masks. The encoder runs once.
+    """`DenseNetwork` in which every task reads the encoder's maps through its own masks. The encoder runs once.
 
     The mask of a stage reads the map before the stage's last block. From the second stage on, it also reads the task's
-    masked map of the stage before, refined by a block that all tasks share. If the stage has a single block, or if
-    that map has another shape, the mask reads the stage's output instead.
+    masked map of the previous stage, refined by a block that all tasks share. If the stage has a single block, or if
+    the map before its last block has another shape, the mask reads the stage's output instead.
 
     Attributes:
-        masks: Per stage, the mask of each task.
-        refine: Blocks between stages.
+        masks: The mask of each task, for each stage.
+        refine: Shared blocks between consecutive stages.
     """
 
-    # By stage and task; mypy takes what such containers hold for plain modules.
+    # Indexed by stage and task. mypy would treat the entries as plain modules.
     masks: Any
 
     def __init__(self, tasks: Mapping[str, Task], **model: Any) -> None:
@@ -65,7 +65,7 @@ class MTANNetwork(DenseNetwork):
         self.stages = Stages(self.encoder)
         channels = self.encoder.channels
         self.refine = nn.ModuleList(bottleneck(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
-        # The first stage has no predecessor, whose masked map the later ones read besides.
+        # Later masks also read the masked map of the previous stage, which the first stage does not have.
         sizes = [(channels[0], channels[0]), *((2 * c, c) for c in channels[1:])]
         self.masks = nn.ModuleList(
             per_task(f"mask {s}", tasks, functools.partial(_mask, *size)) for s, size in enumerate(sizes)
@@ -80,7 +80,7 @@ class MTANNetwork(DenseNetwork):
         """Returns the masked map of every stage, each of the map's own shape.
 
         Args:
-            pairs: Per stage, the map that masks read and the map that they mask, (B, C, h, w) each.
+            pairs: For each stage, the map that masks read and the map that they mask, (B, C, h, w) each.
             task: Name of the task.
         """
         seen: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""MTI-Net's decoder: tasks exchange features at every scale of a pyramid."""
+"""MTI-Net's decoder, in which tasks exchange features at every scale of a pyramid."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class FeaturePropagation(nn.Module):
         """Builds the module.
 
         Args:
-            label: Place in the network, for `per_task`.
-            tasks: Tasks, T.
+            label: Position in the network; see `per_task`.
+            tasks: Names of the T tasks.
             width: Channels C of a task's feature.
         """
         super().__init__()
@@ -34,10 +34,10 @@ class FeaturePropagation(nn.Module):
         self.select = per_task(f"{label} select", tasks, lambda _: SqueezeExcite(width))
 
     def mask(self, stacked: Tensor) -> Tensor:
-        """Returns the softmax over tasks, for each channel and place.
+        """Returns the softmax over tasks for each channel and position.
 
         Args:
-            stacked: (B, T, C, h, w) features; the result is of that shape.
+            stacked: Features (B, T, C, h, w). The result has the same shape.
         """
         return self.logits(stacked.flatten(1, 2)).view_as(stacked).softmax(1)
 
@@ -49,14 +49,14 @@ class FeaturePropagation(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Joins one task's features of all scales at the finest scale and predicts."""
+    """Joins one task's features of all scales at the finest scale and predicts the task."""
 
     def __init__(self, scales: int, width: int, outputs: int, image_size: Sequence[int]) -> None:
         """Builds the head.
 
         Args:
             scales: Number of scales.
-            width: Channels at each.
+            width: Channels at each scale.
             outputs: Channels to predict.
             image_size: Height and width of the prediction.
         """
@@ -71,9 +71,9 @@ class Aggregation(nn.Module):
 
 
 class MTIDecoder(ExchangeDecoder):
-    """Features per scale and task from coarse to fine, an exchange within each scale, one head per task."""
+    """Features per scale and task, computed from coarse to fine; an exchange within each scale; one head per task."""
 
-    # One entry per scale, finest first; mypy takes what a ModuleList holds for plain modules.
+    # One entry per scale, finest first. mypy would treat the entries as plain modules.
     features: Any
     propagate: Any
     distil: Any
@@ -84,7 +84,7 @@ class MTIDecoder(ExchangeDecoder):
 
         Args:
             tasks: Dense tasks by name.
-            encoder: Gives the maps.
+            encoder: Encoder whose maps are decoded.
             width: Channels of a task's feature, at every scale.
             image_size: Height and width of predictions.
         """
@@ -104,7 +104,7 @@ class MTIDecoder(ExchangeDecoder):
         self.features = nn.ModuleList(features(s) for s in range(scales))
         # Entry s passes features from scale s + 1 to scale s.
         self.propagate = nn.ModuleList(FeaturePropagation(f"propagate {s}", names, width) for s in range(scales - 1))
-        # The name stands in checkpoints, and the label seeds the weights.
+        # Checkpoints contain this name, and the label seeds the weights. Neither can be renamed.
         self.distil = nn.ModuleList(FeatureExchange(f"distil {s}", names, width) for s in range(scales))
         self.supervise = nn.ModuleList(
             per_task(f"supervise {s}", names, lambda t: Predictor(width, tasks[t].channels, image_size))
@@ -116,7 +116,7 @@ class MTIDecoder(ExchangeDecoder):
         """Returns the features (B, width, h, w) by task of each scale, finest first.
 
         Args:
-            maps: Of the encoder, finest first.
+            maps: Maps of the encoder, finest first.
         """
         levels = self.pyramid(maps)
         found: list[dict[str, Tensor]] = []

@@ -1,4 +1,4 @@
-"""MTLoRA: a frozen transformer with shared and task-specific low-rank changes."""
+"""MTLoRA: a frozen transformer with shared and task-specific low-rank updates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtlbench.tasks import Task
 
 
 class LowRank(nn.Module):
-    """scale · B A dropout(x). B is initially zero."""
+    """The low-rank update scale · B A dropout(x), with B initially zero."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float) -> None:
         """Builds the two matrices.
@@ -27,9 +27,9 @@ class LowRank(nn.Module):
         Args:
             inputs: Input channels.
             outputs: Output channels.
-            rank: Rows of A; no more than ``inputs`` and ``outputs``, beyond which nothing is gained.
+            rank: Rows of A, capped at ``inputs`` and ``outputs``. A larger rank would add nothing.
             scale: Factor on the product.
-            dropout: Share of inputs that are dropped while training.
+            dropout: Share of inputs that are dropped in training.
         """
         super().__init__()
         rank = min(rank, inputs, outputs)
@@ -45,7 +45,7 @@ class LowRank(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a shared low-rank change plus that of the running task, if any.
+    """A frozen linear layer plus a shared low-rank update and that of the running task, if there is one.
 
     Attributes:
         running: Task of the forward pass, or None for the stream that all tasks share.
@@ -55,9 +55,9 @@ class LoRALinear(nn.Module):
         """Wraps a layer.
 
         Args:
-            base: W, with its bias.
-            shared: Change for every stream.
-            own: Change by task; empty where streams of tasks do not pass.
+            base: The layer W with its bias.
+            shared: Update for every stream.
+            own: Updates by task; empty in blocks that run only once for all tasks.
         """
         super().__init__()
         self.base, self.shared, self.own = base, shared, own
@@ -70,22 +70,22 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Blocks that multiply by a layer's weight themselves would pass the change by.
+        """Not available, because a block that uses the weight directly would bypass the updates.
 
         Raises:
             SuiteError: Always.
         """
         raise SuiteError(
-            "MTLoRA changes what linear layers return; this encoder reads their weights instead. Choose "
+            "MTLoRA changes the outputs of linear layers, but this encoder reads their weights instead. Choose "
             "`model.encoder` among vit_*, deit_* and swin_*."
         )
 
 
 class MTLoRANetwork(DenseNetwork):
-    """`DenseNetwork` on a frozen encoder whose linear layers have low-rank changes.
+    """`DenseNetwork` on a frozen encoder whose linear layers have low-rank updates.
 
-    The last block of every stage runs once for each task, with the task's changes, and makes the task's map; once
-    more, without them, for the next stage. All other blocks run once.
+    The last block of every stage runs once for each task, with the updates of the task, to produce the task's map. It
+    runs once more without them for the next stage. All other blocks run once.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class MTLoRANetwork(DenseNetwork):
 
         Args:
             tasks: Tasks by name.
-            rank: Of the shared change.
-            task_rank: Of a task's change.
+            rank: Rank of the shared updates.
+            task_rank: Rank of a task's updates.
             scale: Factor on both.
-            dropout: On the input of both.
+            dropout: Dropout on the input of both.
             model: Arguments of `DenseNetwork`.
 
         Raises:
-            SuiteError: The encoder is no transformer that runs stage by stage.
+            SuiteError: The encoder is not a transformer that runs stage by stage.
         """
         super().__init__(tasks, **model)
         self.encoder.requires_grad_(False)
@@ -121,6 +121,7 @@ class MTLoRANetwork(DenseNetwork):
 
         for i, blocks in enumerate(self.stages.blocks):
             for k, block in enumerate(blocks):
+                # Only the last block of a stage runs per task.
                 owners = list(tasks) if k == len(blocks) - 1 else []
                 for name, layer in _linear_layers(block, needed=bool(owners)):
                     own = per_task(f"lora {i} {k} {name}", owners, functools.partial(change, layer, task_rank))
@@ -141,7 +142,7 @@ class MTLoRANetwork(DenseNetwork):
         return Outputs({task: self.heads[task](self.neck(maps[task])) for task in tasks})
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head and low-rank changes."""
+        """Returns the task's head and low-rank updates."""
         return [*super().task_modules(task), *(layer.own[task] for layer in self.layers if task in layer.own)]
 
     @contextmanager
@@ -156,7 +157,7 @@ class MTLoRANetwork(DenseNetwork):
 
 
 def _parts(block: nn.Module) -> list[nn.Module]:
-    """Returns a Swin stage as a sequence, so that its last block can be told apart; other blocks unchanged."""
+    """Splits a Swin stage into its blocks, so that the last one can run separately; returns other blocks unchanged."""
     return [block.downsample, *block.blocks] if isinstance(block, SwinTransformerStage) else [block]
 
 
@@ -164,7 +165,7 @@ def _linear_layers(block: nn.Module, *, needed: bool) -> list[tuple[str, nn.Line
     found = [(name, module) for name, module in block.named_modules() if type(module) is nn.Linear]
     if needed and not found:
         raise SuiteError(
-            f"MTLoRA changes linear layers of transformer blocks; {type(block).__name__} of this encoder has none. "
+            f"MTLoRA changes the linear layers of transformer blocks. {type(block).__name__} of this encoder has none. "
             "Choose `model.encoder` among vit_*, deit_* and swin_*."
         )
     return found

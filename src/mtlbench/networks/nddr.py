@@ -1,4 +1,4 @@
-"""NDDR units: a 1 x 1 convolution that reduces the concatenated maps of all tasks to one map."""
+"""NDDR units: 1 x 1 convolutions that reduce the concatenated maps of all tasks to one map."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class NDDRUnit(nn.Module):
         """Builds the unit.
 
         Args:
-            channels: C.
-            tasks: T.
-            index: i.
-            own: Diagonal of the block of W_i that reads f_i; zero off the diagonals.
-            other: Diagonal of the other blocks.
+            channels: Channels C of the maps.
+            tasks: Number of tasks T.
+            index: Index i of the unit's task.
+            own: Initial diagonal of the block of W_i that reads f_i. Off-diagonal entries are 0.
+            other: Initial diagonal of the other blocks.
         """
         super().__init__()
         self.reduce = conv(tasks * channels, channels, 1)

@@ -1,4 +1,4 @@
-"""PAD-Net's decoder: it predicts every task, exchanges features between tasks, and predicts again."""
+"""PAD-Net's decoder, which predicts every task, exchanges features between the tasks, and predicts again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mtlbench.tasks import Task
 
 
 class PADDecoder(ExchangeDecoder):
-    """Neck, initial features and predictions of every task, an exchange between features, final heads."""
+    """A neck, initial features and predictions of every task, an exchange of features, and final heads."""
 
     def __init__(self, tasks: Mapping[str, Task], encoder: Encoder, width: int, image_size: tuple[int, int]) -> None:
         """Builds the decoder.
 
         Args:
             tasks: Dense tasks by name.
-            encoder: Gives the maps.
+            encoder: Encoder whose maps are decoded.
             width: Channels of the neck and of a task's feature.
             image_size: Height and width of predictions.
         """
@@ -31,7 +31,7 @@ class PADDecoder(ExchangeDecoder):
             "initial", tasks, lambda _: nn.Sequential(bottleneck(width, width), bottleneck(width, width))
         )
         self.supervise = per_task("supervise", tasks, lambda t: Predictor(width, tasks[t].channels, image_size))
-        # The name stands in checkpoints, and the label seeds the weights.
+        # Checkpoints contain this name, and the label seeds the weights. Neither can be renamed.
         self.distil = FeatureExchange("distil", list(tasks), width)
         self.heads = per_task("head", tasks, lambda t: DenseHead(width, tasks[t].channels, image_size))
 

@@ -1,4 +1,4 @@
-"""Parallel encoders, one per task, that exchange features after each stage."""
+"""Parallel encoders, one per task, which exchange features after each stage."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ The unit takes the T maps (B, C, h, w) of a stage and returns the next map of it
 class ColumnNetwork(MTLNetwork):
     """T single-task networks (columns) whose maps pass through fusion units after each stage of the encoder.
 
-    All columns start from the weights of the single-task network of the same seed; only heads differ. Every column
-    runs, even if a single task is asked for.
+    All columns start from the weights of the single-task network of the same seed and differ only in their heads. Every
+    column runs, even if a single task is requested.
 
     Attributes:
-        units: Per stage, the unit of each task.
+        units: The unit of each task, for each stage.
     """
 
-    # Encoder and neck by task, units by stage and task; mypy takes what such containers hold for plain modules.
+    # Encoders and necks are indexed by task, units by stage and task. mypy would treat the entries as plain modules.
     encoders: Any
     necks: Any
     units: Any
@@ -66,7 +66,7 @@ class ColumnNetwork(MTLNetwork):
         for i, units in enumerate(self.units):
             states = {task: self.stages[task].run(i, state) for task, state in states.items()}
             maps = [state.map for state in states.values()]
-            # After the last stage a map reaches its own task only, so the other columns need no unit.
+            # After the last stage a map reaches only its own task, so the units of other columns are skipped.
             going = self.names if i < len(self.units) - 1 else tasks
             states = {task: states[task].with_map(units[task](maps)) for task in going}
             for task, state in states.items():
@@ -79,5 +79,5 @@ class ColumnNetwork(MTLNetwork):
         return [p for block in blocks for p in block.parameters() if p.requires_grad]
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, neck and last fusion unit; everything else reaches other columns."""
+        """Returns the task's head, neck and last fusion unit. All other modules reach other columns."""
         return [self.heads[task], self.necks[task], self.units[-1][task]]

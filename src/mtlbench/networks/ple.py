@@ -1,4 +1,4 @@
-"""PLE (progressive layered extraction): levels of shared and private experts."""
+"""PLE (progressive layered extraction): several levels of shared and private experts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mtlbench.tasks import Task
 
 
 class Extraction(nn.Module):
-    """One level: a gate per task over shared and own experts and, except in the last level, one over all experts."""
+    """One level, with a gate per task over shared and own experts and, except in the last level, one over all."""
 
-    # By task; mypy takes what a ModuleDict holds for plain modules.
+    # Indexed by task. mypy would treat the entries as plain modules.
     private: Any
     gates: Any
 
@@ -28,11 +28,11 @@ class Extraction(nn.Module):
         """Builds the level.
 
         Args:
-            level: Index of the level, for the seeds of modules that tasks own.
-            tasks: Names of all tasks, T.
+            level: Index of the level, which enters the seeds of the modules that tasks own.
+            tasks: Names of all T tasks.
             width: Channels of all maps.
-            shared: Shared experts.
-            private: Experts of each task.
+            shared: Number of shared experts.
+            private: Number of experts of each task.
             last: Whether this is the last level, which needs no common map.
         """
         super().__init__()
@@ -53,7 +53,7 @@ class Extraction(nn.Module):
         Args:
             common: Common map.
             own: Map of each task.
-            tasks: Tasks whose maps are needed: all of them unless this is the last level.
+            tasks: Tasks whose maps are needed: all of them except in the last level.
         """
         shared = [expert(common) for expert in self.shared]
         private = {task: [expert(own[task]) for expert in self.private[task]] for task in tasks}
@@ -67,7 +67,7 @@ class Extraction(nn.Module):
 class PLENetwork(DenseNetwork):
     """`DenseNetwork` with levels of experts between neck and heads."""
 
-    # Of `Extraction`.
+    # Modules of type `Extraction`.
     levels: Any
 
     def __init__(
@@ -84,7 +84,7 @@ class PLENetwork(DenseNetwork):
 
         Args:
             tasks: Tasks by name.
-            levels: Levels >= 1; 1 is CGC.
+            levels: Number of levels >= 1; one level is CGC.
             shared: Shared experts per level, >= 1.
             private: Experts per task and level, >= 0.
             decoder_channels: Channels of neck, experts and heads.
@@ -97,8 +97,8 @@ class PLENetwork(DenseNetwork):
         super().__init__(tasks, decoder_channels=decoder_channels, **model)
         if not (levels >= 1 and shared >= 1 and private >= 0):
             raise MethodError(
-                "levels and shared must be at least 1, and private at least 0; "
-                f"found levels={levels}, shared={shared}, private={private}."
+                "levels and shared must be at least 1, and private at least 0. "
+                f"Found levels={levels}, shared={shared}, private={private}. Correct the values that are too small."
             )
         self.names, self.has_private = list(tasks), private > 0
         self.levels = nn.ModuleList(
@@ -119,10 +119,10 @@ class PLENetwork(DenseNetwork):
         return list(self.levels[-1].shared.parameters())
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, its experts of the last level, and the gates that no other task reaches.
+        """Returns the task's head, its experts in the last level, and the gates that no other task reaches.
 
         A gate's mixture feeds the task's experts of the next level, and all experts except those of the last level
-        reach the common map.
+        affect the common map, so earlier gates reach other tasks if there are private experts.
         """
         gated = self.levels[-2:] if self.has_private else self.levels
         return [self.heads[task], self.levels[-1].private[task], *(level.gates[task] for level in gated)]

@@ -1,4 +1,4 @@
-"""Public contract checks for methods, networks and data modules, with the toy data that they run on."""
+"""Public contract checks for methods, networks and data modules, and the toy data that they use."""
 
 from mtlbench.testing.contracts import (
     TOLERANCE,

@@ -1,7 +1,7 @@
-"""Contract checks for methods, networks and data modules. Shipped ones pass the same checks as your own.
+"""Contract checks for methods, networks and data modules. The shipped ones pass the same checks.
 
-`check_method` trains tiny networks in float64 through the very code that the bench runs, in one process and on two
-ranks, stopped and resumed. `mtlbench check module:Class` prints what they find.
+`check_method` trains tiny networks in float64 with the code that the bench runs: in one process, on two ranks, and
+stopped and resumed. `mtlbench check module:Class` prints the findings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtlbench.testing.toy import ToyData, sourced, toy_spec, trained
 from mtlbench.training.build import build_method
 
 TOLERANCE = 1e-9
-"""Largest relative difference of weights between one process and two ranks, in float64."""
+"""Largest allowed relative difference of weights between one process and two ranks, in float64."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Finding:
 
 
 def difference(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> float:
-    """Returns the largest difference of two sets of weights, relative to the largest weight of each tensor.
+    """Returns the largest difference between two sets of weights, relative to the largest weight of each tensor.
 
-    Infinite if a tensor is missing on one side, or finite on one side only.
+    The result is infinite if a tensor is missing in one set, or an entry is finite in only one set.
     """
     if one is None or other is None or one.keys() != other.keys():
         return float("inf")
@@ -65,14 +65,14 @@ def check_method(
 ) -> list[Finding]:
     """Runs the contract tests on a method or balancer.
 
-    Labels are ragged, one task is absent on one rank and then on all, clipping is on, and a regulariser on global
-    statistics is added to those of the method.
+    The conditions are hard on purpose: some labels are missing, one task is absent first on one rank and then on all,
+    gradients are clipped, and a regulariser on global statistics is added to those of the method.
 
     Args:
         target: A name or ``module:Class``.
-        pool: Two ranks to use; started and closed here if not given.
+        pool: Pool of two ranks. If None, a pool is started and closed here.
         arguments: Hyper-parameters that differ from the defaults.
-        balancer: Balancer to go with a method that takes one.
+        balancer: Balancer for a method that takes one.
     """
     own = pool or RankPool(2)
     try:
@@ -80,6 +80,7 @@ def check_method(
             spec = functools.partial(
                 toy_spec, target, arguments=arguments, balancer=balancer, local={"regularise": True}
             )
+            # Two checks compare with the uninterrupted run, which is trained once.
             straight = functools.cache(lambda: _trained_alone(spec(), folder + "/one"))
             checks: dict[str, Callable[[], str | None]] = {
                 "parameters are shared or owned, never both": lambda: _ownership(spec()),
@@ -108,7 +109,7 @@ def _ownership(spec: RunSpec) -> str | None:
 
 
 def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
-    """Checks a network's partition of parameters by gradients; returns what is wrong, or None.
+    """Checks by gradients that a network's parameters are shared or owned; returns the fault, or None.
 
     Args:
         network: An `MTLNetwork` for 16 × 24 images.
@@ -120,7 +121,10 @@ def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
     every = [id(p) for group in (shared, *owned.values()) for p in group]
     trainable = {id(p) for p in network.parameters() if p.requires_grad}
     if len(every) != len(set(every)) or set(every) != trainable:
-        return "shared_parameters and task_parameters must split the trainable parameters: each in exactly one set."
+        return (
+            "shared_parameters and task_parameters must partition the trainable parameters. Found a parameter in no "
+            "set or in several. Return each in exactly one set."
+        )
     label = {id(p): name for name, p in network.named_parameters()}
     image = torch.randint(0, 256, (4, 3, 16, 24), dtype=torch.uint8)
     outputs = network(image, names)
@@ -131,12 +135,17 @@ def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
         found = torch.autograd.grad(_sum(predictions[name]), others, retain_graph=True, allow_unused=True)
         touched = [label[id(p)] for p, g in zip(others, found, strict=True) if g is not None and g.abs().max() > 0]
         if touched:
-            return f"{touched[0]} is said to belong to another task, and yet {name} depends on it."
+            return (
+                f"A parameter of task_parameters must affect its own task only. {touched[0]} belongs to another task, "
+                f"but {name} depends on it. Make it shared."
+            )
     total = _sum([p.square() for found in predictions.values() for p in found])
     learnt = [p for p in network.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(total, learnt, allow_unused=True)
     idle = [label[id(p)] for p, g in zip(learnt, gradients, strict=True) if g is None]
-    return f"{idle[0]} gets no gradient from any task; ranks would wait for it." if idle else None
+    if not idle:
+        return None
+    return f"Every trainable parameter must reach a task, or ranks wait for it. {idle[0]} gets no gradient. Freeze it."
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
@@ -145,9 +154,9 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 def _one_task(spec: RunSpec, folder: str) -> str | None:
     weights = _trained_alone(spec, folder) or {}
-    # A balancer's state may hold NaN for "not known yet"; a network's may not.
+    # A balancer's state may hold NaN for a value that is not known yet. A network's weights must be finite.
     bad = [name for name, value in weights.items() if name.startswith("network.") and not value.isfinite().all()]
-    return f"{bad[0]} is not finite after three steps." if bad else None
+    return f"Weights must be finite. {bad[0]} is not, after three steps on one task." if bad else None
 
 
 def _trained_alone(spec: RunSpec, folder: str, **options: Any) -> dict[str, Tensor] | None:
@@ -159,7 +168,7 @@ def _ranks(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str, pool:
     gap = difference(straight, two)
     if not gap <= TOLERANCE:
         return (
-            f"Weights differ by {gap:.1e} (relative) after 20 steps; at most {TOLERANCE:.0e} is allowed. Draw random "
+            f"Weights may differ by at most {TOLERANCE:.0e} (relative) after 20 steps. Found {gap:.1e}. Draw random "
             "numbers from ctx.generator only, and read nothing but the arguments of the hook."
         )
     return None
@@ -167,9 +176,11 @@ def _ranks(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str, pool:
 
 def _resume(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str) -> str | None:
     if _trained_alone(spec, folder + "/broken", stop_at=10) is not None:
-        return "The run did not stop when asked."
+        return "The run must stop when asked. It went on to its last step."
     gap = difference(straight, _trained_alone(spec, folder + "/broken"))
-    return f"Weights differ by {gap:.1e} (relative). What the method remembers must be a buffer." if gap else None
+    if not gap:
+        return None
+    return f"A resumed run must equal an uninterrupted one. Weights differ by {gap:.1e}. Keep state in buffers."
 
 
 def check_data_module(target: str, root: str | None = None, **options: Any) -> list[Finding]:
@@ -177,8 +188,8 @@ def check_data_module(target: str, root: str | None = None, **options: Any) -> l
 
     Args:
         target: ``module:Class``.
-        root: Folder of its data.
-        **options: Its options.
+        root: Folder of the data.
+        **options: Options of the data module.
     """
     cls = registry.load(target)
     data: MTLDataModule = cls(root, **options)
@@ -197,7 +208,7 @@ def _samples(data: MTLDataModule) -> str | None:
     for split in data.SPLITS:
         samples = data.samples(split)
         if not len(samples):
-            return f"Split {split} is empty."
+            return f"Every split must have samples. Split {split} is empty."
         for index in range(min(4, len(samples))):
             fault = _sample_fault(samples[index], data)
             if fault:
@@ -208,14 +219,14 @@ def _samples(data: MTLDataModule) -> str | None:
 def _sample_fault(sample: Sample, data: MTLDataModule) -> str | None:
     image = sample["image"]
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        return f"image must be uint8 (3, H, W); found {image.dtype} {tuple(image.shape)}."
+        return f"image must be uint8 (3, H, W). Found {image.dtype} {tuple(image.shape)}."
     for name, target in sample["targets"].items():
         if name not in data.tasks:
-            return f"target {name!r} is no task of this run."
+            return f"Targets must be tasks of this run. Found {name!r}. Return those in self.tasks only."
         blank = data.tasks[name].blank(*image.shape[-2:])
         if target.shape != blank.shape or target.dtype != blank.dtype:
             wanted, found = (f"{t.dtype} {tuple(t.shape)}" for t in (blank, target))
-            return f"target {name} must be {wanted}; found {found}."
+            return f"target {name} must be {wanted}. Found {found}."
     return None
 
 
@@ -223,16 +234,16 @@ def _repeatable(data: MTLDataModule) -> str | None:
     sample = data.samples("train")[0]
     again = [data.augment(data.samples("train")[0], np.random.default_rng(7)) for _ in range(2)]
     if not torch.equal(sample["image"], data.samples("train")[0]["image"]):
-        return "samples('train')[0] differs between two readings."
+        return "Reading must be deterministic. samples('train')[0] differs between two readings."
     for key in again[0]["targets"]:
         if not torch.equal(again[0]["targets"][key].nan_to_num(), again[1]["targets"][key].nan_to_num()):
-            return f"augment with equal generators gives different {key}: draw from the generator alone."
+            return f"augment gives different {key} with equal generators. Draw from the generator only."
     same = torch.equal(again[0]["image"], again[1]["image"])
-    return None if same else "augment with equal generators gives different images: draw from the generator alone."
+    return None if same else "augment gives different images with equal generators. Draw from the generator only."
 
 
 def _batch(data: MTLDataModule) -> str | None:
     samples = data.samples("train")
     batch = Collate(data.tasks)([samples[i] for i in range(min(4, len(samples)))])
     empty = [name for name, task in data.tasks.items() if task.count(batch["targets"][name]) != batch["counts"][name]]
-    return f"counts of {empty} do not match their targets." if empty else None
+    return f"Counts must equal the valid labels of the batch. Those of {', '.join(empty)} differ." if empty else None

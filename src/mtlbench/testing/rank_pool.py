@@ -1,4 +1,4 @@
-"""A pool of processes that form the ranks of one gloo group, to test distributed training on any machine."""
+"""A pool of processes that form the ranks of one gloo group, for tests of distributed training on any machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mtlbench.errors import MtlbenchError
 
 
 class RankError(MtlbenchError):
-    """A function failed on some rank; the message carries that rank's traceback."""
+    """Raised if a function fails on some rank. The message contains that rank's traceback."""
 
 
 class RankPool:
-    """Runs functions on all ranks at once. The processes stay alive between calls.
+    """Runs functions on all ranks at once, in processes that stay alive between calls.
 
     Args:
         world: Number of ranks.
-        timeout: Seconds that one call may take.
+        timeout: Longest duration of one call in seconds.
     """
 
     def __init__(self, world: int, timeout: float = 300.0):
@@ -30,10 +30,10 @@ class RankPool:
         self._ranks: list[tuple[Any, Any]] = []
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """Returns what ``function(*args, **kwargs)`` returned on each rank.
+        """Calls ``function(*args, **kwargs)`` on each rank and returns the results in the order of the ranks.
 
         Raises:
-            RankError: If it raised on some rank or took too long; the pool starts anew with the next call.
+            RankError: If it failed on some rank or took too long. The next call starts new processes.
         """
         if not self._ranks:
             self._start()
@@ -42,7 +42,7 @@ class RankPool:
                 pipe.send((function, args, kwargs))
         except OSError as error:
             self.close()
-            raise RankError(f"A rank died since the last call: {error}. The next call starts the pool anew.") from error
+            raise RankError(f"A rank died since the last call: {error}. Call again to start new ranks.") from error
         answers: dict[int, Any] = {}
         waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
         while waiting:
@@ -52,7 +52,10 @@ class RankPool:
                 answers[rank] = self._answer(rank, pipe)
             if not ready:
                 self.close()
-                raise RankError(f"Ranks {sorted(waiting.values())} did not answer within {self.timeout:.0f} s.")
+                raise RankError(
+                    f"Ranks {sorted(waiting.values())} did not answer within {self.timeout:.0f} s. Raise `timeout`, or "
+                    "check that all ranks enter the same collectives."
+                )
         return [answers[rank] for rank in range(self.world)]
 
     def close(self) -> None:
@@ -69,7 +72,7 @@ class RankPool:
         except EOFError:
             ok, value = False, "the process died"
         if not ok:
-            # The other ranks may wait for this one in a collective indefinitely.
+            # The other ranks may wait indefinitely for this one in a collective, so all are ended.
             self.close()
             raise RankError(f"Rank {rank}: {value}")
         return value
@@ -77,6 +80,7 @@ class RankPool:
     def _start(self) -> None:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["mtlbench.training.worker"])
+        # The system chooses a free port for the rendezvous.
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Toy data and tiny float64 runs for the contract checks, in one process, on several ranks, or interrupted."""
+"""Toy data and tiny float64 runs for the contract checks: in one process, on several ranks, or interrupted."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from mtlbench.training.run import train
 
 
 class ToyData(MTLDataModule):
-    """Random images, 16 × 24 pixels, with labels that are ragged on purpose.
+    """Random images of 16 × 24 pixels, some of whose labels are missing on purpose.
 
-    Sample p of a step's batch goes to rank p mod 2 when there are two. In every fourth step task ``shape`` has no
-    label on odd p, so that it is absent on one rank; in the step after that it has none at all.
+    With two ranks, sample p of a step's batch goes to rank p mod 2. In every fourth step task ``shape`` has no label on
+    odd p, so that it is absent on one rank. In the step after that it has no label at all.
 
     Args:
-        ragged: Leave labels out; otherwise all are there.
-        size: Training samples.
+        ragged: Whether labels are left out.
+        size: Number of training samples.
         **common: See `MTLDataModule`.
     """
 
@@ -51,7 +51,7 @@ class ToyData(MTLDataModule):
         self.ragged, self.size = ragged, size
 
     def samples(self, split: str) -> Samples:
-        """Returns samples that are a function of split and index."""
+        """Returns samples that depend only on split and index."""
         return _ToySamples(split, self.size if split == "train" else 7, self)
 
     def train_dataloader(self) -> DataLoader:
@@ -166,13 +166,13 @@ def toy_spec(target: str, *, steps: int = 20, arguments: Mapping[str, Any] | Non
 
 
 def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None = None) -> dict[str, Tensor] | None:
-    """Trains a run in this process (one of ``world`` ranks); returns its final weights, or None if stopped.
+    """Trains a run in this process, one of ``world`` ranks; returns its final weights, or None if it was stopped.
 
     Args:
-        spec: The run. With ``regularise`` in its local section the method gets a further regulariser.
-        folder: Root of the store; an interrupted run in it is resumed.
+        spec: The run. If its local section sets ``regularise``, the method gets a further regulariser.
+        folder: Root of the store. An interrupted run in it is resumed.
         world: Number of ranks.
-        stop_at: Ask to stop at this step, as a signal would.
+        stop_at: Step at which the run is asked to stop, as a signal would do.
     """
     run = RunFolder(Path(folder), spec.run_id)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None =
 
 
 def sourced(spec: RunSpec, folder: str) -> RunSpec:
-    """Returns a run with the sources that its method expects: plain networks of one step, trained if missing.
+    """Returns a run with the sources that its method expects: plain networks trained for one step if missing.
 
     Args:
         spec: The run.
@@ -208,7 +208,7 @@ def sourced(spec: RunSpec, folder: str) -> RunSpec:
 
 @contextmanager
 def _regularised(target: Any, *, active: bool) -> Iterator[None]:
-    """Gives a method a further regulariser: the squared mean of every prediction, over the batches of all ranks."""
+    """Adds a regulariser to a method: the squared mean of every prediction over the batches of all ranks."""
     cls = target if issubclass(target, MTLMethod) else MTLMethod
     own, inherited = cls.regularisation, "regularisation" not in vars(cls)
 
@@ -216,6 +216,7 @@ def _regularised(target: Any, *, active: bool) -> Iterator[None]:
         means = torch.stack([prediction.mean() for prediction in outputs.predictions.values()])
         return {**own(self, outputs, batch), "squared mean": 0.1 * global_mean(means).square().sum()}
 
+    # The class is changed, not an instance, because `train` builds the method itself.
     if not active:
         yield
         return

@@ -114,8 +114,8 @@ def test_any_balancer(balancer, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": 6}, "2, 4, 8.*found 6"),
-        ({"experts": 1, "top_k": 1}, "found 1"),
+        ({"experts": 6}, "2, 4, 8.*Found 6"),
+        ({"experts": 1, "top_k": 1}, "Found 1"),
         ({"top_k": 5}, "top_k=5, experts=4"),
         ({"top_k": 0}, "top_k=0"),
         ({"gamma": 0.0}, "gamma must be positive"),

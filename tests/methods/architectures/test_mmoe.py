@@ -96,5 +96,5 @@ def test_any_balancer(balancer, tmp_path):
 
 
 def test_no_expert_is_refused():
-    with pytest.raises(MethodError, match="experts must be at least 1; found 0"):
+    with pytest.raises(MethodError, match="experts must be at least 1. Found 0"):
         network("mmoe", experts=0)

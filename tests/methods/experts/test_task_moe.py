@@ -32,7 +32,7 @@ def test_descriptions_stand_in_for_embeddings():
     method = build(TaskMoE, experts=4, gate="description", descriptions=told)
     assert all(not router.embeddings for router in method.network.routers)
     assert set(method(images())) == set(TASKS)
-    with pytest.raises(MethodError, match="Lacks normals, kind"):
+    with pytest.raises(MethodError, match="Found none for normals, kind"):
         build(TaskMoE, gate="description", descriptions={"depth": [1.0]})
 
 

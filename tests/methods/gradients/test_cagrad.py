@@ -101,7 +101,7 @@ def test_tasks_may_change_places():
 
 @pytest.mark.parametrize("c", [1.0, -0.1, 1.5, float("nan")])
 def test_c_out_of_range_is_refused(c):
-    with pytest.raises(MethodError, match=r"cagrad: c must lie in \[0, 1\)\. Found"):
+    with pytest.raises(MethodError, match=r"cagrad: c must be in \[0, 1\)\. Found"):
         make_balancer("cagrad", c=c)
 
 

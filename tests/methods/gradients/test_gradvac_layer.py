@@ -96,5 +96,5 @@ def test_scale_and_arguments():
     gradients = rows(*CONFLICT)
     assert_close(made(scale="mean").direction(gradients), made().direction(gradients) / 2)
     for wrong in (-0.1, 1.5, float("nan")):
-        with pytest.raises(MethodError, match="gradvac_layer: beta must lie in"):
+        with pytest.raises(MethodError, match="gradvac_layer: beta must be in"):
             make_balancer("gradvac_layer", beta=wrong)

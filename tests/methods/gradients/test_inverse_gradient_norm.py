@@ -125,7 +125,7 @@ def test_a_resumed_rule_continues_bit_for_bit():
 
 def test_what_is_refused():
     for beta in (-0.1, 1.0, float("nan")):
-        with pytest.raises(MethodError, match="inverse_gradient_norm: beta must lie in"):
+        with pytest.raises(MethodError, match="inverse_gradient_norm: beta must be in"):
             make_balancer(NAME, beta=beta)
     with pytest.raises(MethodError, match="Unknown scale 'raw'"):
         make_balancer(NAME, scale="raw")

@@ -83,5 +83,5 @@ def test_tasks_may_change_places():
 
 @pytest.mark.parametrize("reg", [-1e-9, float("nan"), float("inf")])
 def test_reg_out_of_range_is_refused(reg):
-    with pytest.raises(MethodError, match="upgrad: reg must be finite and not negative"):
+    with pytest.raises(MethodError, match="upgrad: reg must be at least 0 and finite"):
         make_balancer("upgrad", reg=reg)

@@ -60,7 +60,7 @@ def test_no_network_is_refused(networks):
 
 
 def test_one_task_is_refused():
-    with pytest.raises(MethodError, match="two tasks or more. random_grouping found far. Use single_task"):
+    with pytest.raises(MethodError, match="at least two tasks. random_grouping found far. Use single_task"):
         begin(spec("random_grouping", tasks=["far"]))
 
 
@@ -71,7 +71,7 @@ def test_an_unknown_way_to_train_is_refused():
 
 @pytest.mark.parametrize("train", ["single_task", "tag"])
 def test_a_plan_cannot_train_a_group(train):
-    with pytest.raises(MethodError, match=f"train must .* of one run. {train} needs several"):
+    with pytest.raises(MethodError, match=f"train must .* in one run. {train} needs several"):
         begin(spec("random_grouping", train=train))
 
 

@@ -117,5 +117,5 @@ def test_the_diagonal_may_be_unknown():
 def test_a_run_that_tells_nothing_is_refused(summary):
     plan = begin(spec("tag"))
     next(plan)
-    with pytest.raises(MethodError, match="affinity of 4 × 4 tasks"):
+    with pytest.raises(MethodError, match="affinity table of 4 × 4 tasks"):
         plan.send([{"summary": summary}])

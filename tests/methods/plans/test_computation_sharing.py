@@ -261,7 +261,7 @@ def test_bfloat16_trains(tmp_path):
 
 
 def test_a_run_without_a_base_is_refused(tmp_path):
-    with pytest.raises(MethodError, match="was given none"):
+    with pytest.raises(MethodError, match="This run has none"):
         trained(small(), str(tmp_path))
 
 
@@ -296,7 +296,7 @@ def test_the_papers_values_are_the_defaults():
 def test_factors_by_layer_reach_the_network_and_are_checked():
     assert built(layers={"qkv": 0.5}).network.encoder.factors["block1.qkv"] == 0.5
     for wrong in ({"qkv": -1.0}, {"qkv": "a"}, {"qkv": math.nan}, 3):
-        with pytest.raises(MethodError, match="layers maps layers to finite numbers"):
+        with pytest.raises(MethodError, match="layers must map layers to finite factors"):
             built(layers=wrong)
     with pytest.raises(SuiteError, match="Unknown place 'kqv'"):
         built(layers={"kqv": 1.0})
@@ -362,7 +362,7 @@ def test_gates_have_their_own_rate_and_no_decay():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"prune": 0.8, "sparsify": 0.3}, "at most 1 together"),
+        ({"prune": 0.8, "sparsify": 0.3}, "sum to at most 1"),
         ({"prune": -0.1}, "shares of the steps"),
         ({"prune": math.nan}, "shares of the steps"),
         ({"sparsity": -1.0}, "finite and >= 0"),

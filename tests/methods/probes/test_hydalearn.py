@@ -144,7 +144,7 @@ def test_the_main_task_by_name():
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_arguments_out_of_range_are_refused(value):
-    with pytest.raises(MethodError, match=r"w_min must lie in \[0, 1\]"):
+    with pytest.raises(MethodError, match=r"w_min must be in \[0, 1\]"):
         made(w_min=value)
 
 

@@ -1,4 +1,4 @@
-"""Aligned-MTL on any Gramian: of the shared parameters (`aligned_mtl`) or the representation (`aligned_mtl_ub`)."""
+"""The rule shared by `aligned_mtl` (Gramian of the shared parameters) and `aligned_mtl_ub` (of the representation)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Aligned(GradientRule):
     """Makes the singular values of the Jacobian equal; see `mtlbench.methods.gradients.aligned_mtl`.
 
     Args:
-        alignment: Which eigenvalue of the Gramian all of them become.
+        alignment: The eigenvalue of the Gramian to which all others are set: ``"min"``, ``"median"`` or ``"rmse"``.
         **conventions: See `GradientRule`.
     """
 

@@ -1,4 +1,4 @@
-"""Directions with the same projection on every task's unit gradient, which `imtl_g`, `imtl` and `config` seek."""
+"""Directions that project equally on every task's unit gradient, as `imtl_g`, `imtl` and `config` need."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from torch import Tensor
 
 
 def unit_projections(gramian: Tensor, precision: torch.dtype = torch.float64) -> Tensor:
-    """Returns weights v (A,) with ⟨Σ_j v_j g_j, g_i⟩ = ‖g_i‖ for every task i, or nearest to it in least squares.
+    """Returns weights v (A,) with ⟨Σ_j v_j g_j, g_i⟩ = ‖g_i‖ for every task i, or their least-squares approximation.
 
-    It is v_i = p_i / ‖g_i‖ with p = C⁺ 1, where C holds the cosines. The pseudo-inverse of cosines, unlike that of
-    the Gramian, does not take a small gradient for a dependent one, and the direction Σ v_i g_i stays the same when
-    a task is scaled. A task whose gradient is zero has v_i = 0; so have all if every common direction is ruled out.
+    The solution is v_i = p_i / ‖g_i‖ with p = C⁺ 1, where C is the matrix of cosines. Unlike the pseudo-inverse of the
+    Gramian, that of the cosines does not mistake a small gradient for a dependent one, and the direction Σ v_i g_i does
+    not change when a task is scaled. A task with a zero gradient has v_i = 0. All weights are 0 if no common direction
+    exists.
 
     Args:
         gramian: (A, A) float64.
-        precision: In which the gradients were computed: how near to dependent they may be told apart.
+        precision: Data type in which the gradients were computed. It sets the tolerance for linear dependence.
 
     Example:
         >>> unit_projections(torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64))

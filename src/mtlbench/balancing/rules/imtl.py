@@ -1,4 +1,4 @@
-"""The two parts of impartial multi-task learning: of losses (`imtl_l`, `imtl`) and of gradients (`imtl_g`, `imtl`)."""
+"""The two parts of impartial multi-task learning: loss balance (`imtl_l`) and gradient balance (`imtl_g`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtlbench.balancing.rules.equal_projection import unit_projections
 
 
 def log_scaled(losses: Tensor, s: Tensor) -> Tensor:
-    """Returns Σ_i (e^{s_i} L_i - s_i), lowest over s where every scaled loss e^{s_i} L_i is 1.
+    """Returns Σ_i (e^{s_i} L_i - s_i), whose minimum over s makes every scaled loss e^{s_i} L_i equal to 1.
 
     Args:
         losses: (A,).
@@ -23,13 +23,13 @@ def log_scaled(losses: Tensor, s: Tensor) -> Tensor:
 
 
 def equal_projections(gramian: Tensor, precision: torch.dtype = torch.float64) -> Tensor:
-    """Returns weights w (A,), Σ w = 1, whose direction has the same projection on every task's unit gradient.
+    """Returns weights w (A,) of sum 1 whose direction has the same projection on every task's unit gradient.
 
-    Weights may be negative. All are 0 where there is no such direction, or none with a sum other than 0.
+    Weights may be negative. All weights are 0 if no such direction exists or if its weights sum to 0.
 
     Args:
         gramian: (A, A) float64.
-        precision: In which the gradients were computed.
+        precision: Data type in which the gradients were computed.
 
     Example:
         >>> equal_projections(torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The rule that `mgda` and `mgda_ub` share; they differ in what the rows are gradients of."""
+"""The rule shared by `mgda` (gradients of the shared parameters) and `mgda_ub` (of the representation)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MinNorm(GradientRule):
     """Convex combination of the normalised gradients with the smallest norm.
 
     Args:
-        normalise: By what a gradient is divided first: ``"none"``, ``"l2"`` ‖g_i‖, ``"loss"`` L_i, or ``"loss+"``
-            L_i ‖g_i‖.
+        normalise: Divisor of each gradient before the search: ``"none"``, ``"l2"`` ‖g_i‖, ``"loss"`` L_i, or
+            ``"loss+"`` L_i ‖g_i‖.
         **conventions: See `GradientRule`.
     """
 
@@ -45,8 +45,8 @@ class MinNorm(GradientRule):
             losses = ctx.losses.detach().double().cpu().numpy()
             if (losses < 0).any():
                 raise MethodError(
-                    f"{type(self).__name__}: normalise={self.normalise!r} divides by losses, which must not be "
+                    f"{type(self).__name__}: normalise={self.normalise!r} divides by the losses, which must not be "
                     f"negative. Found {losses.tolist()}. Use 'none' or 'l2'."
                 )
             divisors = divisors * losses
-        return np.where(divisors > 0, divisors, 1.0)  # A zero gradient or loss has no scale to take out.
+        return np.where(divisors > 0, divisors, 1.0)  # A zero gradient or loss has no scale to divide by.

@@ -1,4 +1,4 @@
-"""What rules that look ahead share: relative decrease of losses, and means over pairs of tasks that outlive a run."""
+"""Shared parts of rules that look ahead: the relative decrease of losses, and means over pairs of tasks."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from mtlbench.errors import MethodError
 
 
 def relative_decrease(before: Tensor, after: Tensor) -> Tensor:
-    """Returns (before - after) / |before|, which is 1 - after / before for positive losses.
+    """Returns (before - after) / |before|, which equals 1 - after / before for positive losses.
 
-    Not finite where ``before`` is 0, or one of the two is not finite.
+    The result is not finite where ``before`` is 0 or either input is not finite.
     """
     return (before - after) / before.abs()
 
 
 class Probe(Balancer):
-    """Base of measuring runs: training is the plain sum, and every few steps pairs of tasks are looked at.
+    """Base of measuring runs, which train on the plain sum of the losses and measure pairs of tasks every few steps.
 
-    The summary has ``affinity``, rows of recipients and columns of sources in the order of the run's tasks, each the
-    mean over the steps that had a value (None without any), and ``probes``, how many these were.
+    The summary holds ``affinity``, with a row per recipient and a column per source in the order of the run's tasks.
+    Each entry is the mean over the steps that had a value, or None if there was none. ``probes`` holds the number of
+    these steps per pair.
 
     Args:
-        every: Optimiser steps from one measurement to the next, at least 1; the first is at step 0.
+        every: Optimiser steps between measurements, at least 1. The first measurement is at step 0.
 
     Raises:
         MethodError: If ``every`` is out of range.
@@ -39,21 +40,21 @@ class Probe(Balancer):
     def __init__(self, every: int = 10):
         super().__init__()
         if every < 1:
-            raise MethodError(f"{type(self).__name__}: every must be at least 1. Found {every}.")
+            raise MethodError(f"{type(self).__name__}: every must be at least 1. Found {every}. Use 1 for every step.")
         self.every = every
 
     def configure(self, tasks: int) -> None:
-        """Creates sums and counts (T, T)."""
+        """Creates the sums and counts of all pairs, (T, T) each."""
         super().configure(tasks)
         self.register_buffer("totals", torch.zeros(tasks, tasks))
         self.register_buffer("counts", torch.zeros(tasks, tasks, dtype=torch.int64))
 
     def due(self, step: int) -> bool:
-        """Returns whether pairs are measured in this step."""
+        """Returns whether this step measures the pairs."""
         return step % self.every == 0
 
     def note(self, values: Tensor, active: Sequence[int]) -> None:
-        """Adds the values (A, A) of one step, [recipient][source]; those that are not finite are not counted."""
+        """Adds the values (A, A) of one step, indexed [recipient][source]. Values that are not finite are ignored."""
         place = torch.tensor(active, device=self.totals.device)
         values = values.to(self.totals)
         known = values.isfinite()
@@ -61,7 +62,7 @@ class Probe(Balancer):
         self.counts[place[:, None], place] += known
 
     def summary(self) -> dict[str, Any]:
-        """Returns mean values and their numbers; see the class."""
+        """Returns the means and the number of values behind each; see the class."""
         totals, counts = self.totals.double().tolist(), self.counts.tolist()
         means = [[t / n if n else None for t, n in zip(*row, strict=True)] for row in zip(totals, counts, strict=True)]
         return {"affinity": means, "probes": counts}

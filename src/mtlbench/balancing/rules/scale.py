@@ -1,4 +1,4 @@
-"""Scale of rules on losses: so that one learning rate suits every rule."""
+"""The scale of rules on losses, set so that one learning rate suits every rule."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mtlbench.errors import MethodError, unknown_name
 
 
 def known_scale(rule: str, scale: str, known: Sequence[str] = ("sum", "raw")) -> str:
-    """Returns the scale that a rule was given.
+    """Returns the scale that a rule was given after checking its name.
 
     Raises:
-        MethodError: If the rule does not know it.
+        MethodError: If the rule has no such scale.
     """
     if scale not in known:
         raise MethodError(f"{rule}: {unknown_name('scale', scale, known)}")
@@ -21,10 +21,11 @@ def known_scale(rule: str, scale: str, known: Sequence[str] = ("sum", "raw")) ->
 
 
 def sum_scaled(value: Tensor, weights: Tensor) -> Tensor:
-    """Returns a combined loss times a constant, so that its weights sum to the number of tasks.
+    """Returns the combined loss multiplied by a constant that makes its weights sum to the number of tasks.
 
     Args:
         value: Combined loss.
-        weights: (A,) its derivatives by the losses.
+        weights: (A,) derivatives of ``value`` with respect to the losses.
     """
+    # Detached: the factor must scale the gradient, not contribute to it.
     return value * (len(weights) / weights.detach().sum())

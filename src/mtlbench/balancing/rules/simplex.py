@@ -1,4 +1,4 @@
-"""The probability simplex, where the weights of rules with one budget for all tasks live."""
+"""The probability simplex, the set of weights that are non-negative and sum to 1."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def read_share(weights: Tensor, active: Sequence[int]) -> np.ndarray:
 
 
 def write_share(weights: Tensor, active: Sequence[int], share: np.ndarray) -> None:
-    """Redistributes the weight that the active tasks hold of (T,), in place; absent tasks keep theirs.
+    """Redistributes the total weight of the active tasks among them, in place. Absent tasks keep their weights.
 
     Args:
-        weights: (T,) on the simplex; stays there.
-        active: Indices of A tasks.
+        weights: (T,) on the simplex, before and after the call.
+        active: Indices of the A active tasks.
         share: (A,) on the simplex.
     """
     held = weights[list(active)].sum()

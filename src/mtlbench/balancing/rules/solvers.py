@@ -1,7 +1,7 @@
-"""Small exact solvers for rules on the Gramian, in NumPy and float64, for two to about forty tasks.
+"""Exact solvers for rules on the Gramian, in NumPy and float64, for two to about forty tasks.
 
-M = G Gᵀ is the Gramian (T, T) of gradients g_i. Everything is put in terms of gradients of unit length, for which M is
-a matrix of cosines: then norms that differ by many orders of magnitude cost no digits.
+M = G Gᵀ is the Gramian (T, T) of gradients g_i. The solvers work with gradients of unit length, for which M is the
+matrix of cosines, so that norms that differ by many orders of magnitude cost no digits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from scipy.optimize import brentq, lsq_linear, nnls
 Array = NDArray[np.float64]
 
 DOUBLE = float(np.finfo(np.float64).eps)
-"""Rounding of the gradients unless a caller knows better. A Gramian squares the condition number: of gradients rounded
-to ε, what is shorter than about √ε of their length cannot be told from zero."""
+"""Default for the relative rounding error ε of the gradients. A Gramian squares the condition number: if gradients are
+rounded to ε, a combination shorter than about √ε of their length cannot be distinguished from zero."""
 
 STATIONARY = 1e-4
-"""`conflict_averse` divides by ‖Σ w_i g_i‖ only above this share of Σ w_i ‖g_i‖."""
+"""Share of Σ w_i ‖g_i‖ above which `conflict_averse` may divide by ‖Σ w_i g_i‖."""
 
 
 def lengths(gramian: Array) -> Array:
@@ -26,7 +26,7 @@ def lengths(gramian: Array) -> Array:
 
 
 def min_norm(gramian: Array) -> Array:
-    """Returns the w (T,) ≥ 0 with Σ w = 1 that minimises ‖Σ w_i g_i‖. Where several do, it is one of them.
+    """Returns the w (T,) ≥ 0 with Σ w = 1 that minimises ‖Σ w_i g_i‖; any one of them if there are several.
 
     Example:
         >>> min_norm(np.array([[1.0, -1.0], [-1.0, 2.0]])).round(9).tolist()
@@ -36,12 +36,13 @@ def min_norm(gramian: Array) -> Array:
         return _nearest(_points(gramian))
     if len(gramian) == 1:
         return np.ones(1)
+    # For two gradients, w_1 is proportional to ‖g_2‖² - ⟨g_1, g_2⟩ and vice versa, clipped at the ends of the segment.
     shares = np.maximum(gramian.diagonal()[::-1] - gramian[0, 1], 0.0)
     return shares / shares.sum() if shares.any() else np.full(2, 0.5)
 
 
 def regularised(gramian: Array, reg: float) -> Array:
-    """Returns M / trace M + reg · I; a zero M is not divided.
+    """Returns M / trace M + reg · I, or reg · I if M is zero.
 
     Example:
         >>> regularised(np.diag([1.0, 3.0]), 0.5).tolist()
@@ -59,6 +60,7 @@ def dual_cone(gramian: Array, preferences: Array) -> Array:
         >>> dual_cone(np.array([[1.0, -1.0], [-1.0, 2.0]]), np.diag([0.5, 0.5])).round(9).tolist()
         [[0.5, 0.25], [0.5, 0.5]]
     """
+    # Multipliers are needed only where u conflicts with some gradient.
     lacking = np.maximum(0, -preferences @ gramian)
     if len(gramian) <= 2:  # At most one product is negative, because uᵀMu is not.
         return preferences + lacking / _positive(gramian.diagonal())
@@ -71,11 +73,11 @@ def dual_cone(gramian: Array, preferences: Array) -> Array:
 def conflict_averse(gramian: Array, c: float, precision: float = DOUBLE) -> Array:
     """Returns weights (T,) ≥ 0 of the d with ‖d - ḡ‖ ≤ c ‖ḡ‖ that maximises min_i ⟨g_i, d⟩; ḡ is the mean gradient.
 
-    It is d = ḡ + s · g_w / ‖g_w‖, s = c ‖ḡ‖, g_w = Σ w_i g_i, where w on the simplex minimises ⟨ḡ, g_w⟩ + s ‖g_w‖.
-    Near stationarity g_w is nearly zero and its direction is lost in rounding. There d itself is searched for
-    (`_best_in_ball`), and `_small_weights` give it. Where several d are best up to rounding, it is the one closest to
-    ḡ. Zero gradients count in ḡ alone. If independent unit gradients have a combination of length σ, the ball may be
-    exceeded by some ε / σ² of its radius: a Gramian does not hold more.
+    The solution is d = ḡ + s · g_w / ‖g_w‖ with s = c ‖ḡ‖ and g_w = Σ w_i g_i, where w on the simplex minimises
+    ⟨ḡ, g_w⟩ + s ‖g_w‖. Near stationarity g_w is nearly zero and rounding destroys its direction. In that case
+    `_best_in_ball` searches for d itself and `_small_weights` expresses it by weights. If several d are optimal up to
+    rounding, the one closest to ḡ is returned. Zero gradients affect ḡ only. If independent unit gradients have a
+    combination of length σ, d may exceed the ball by about ε / σ² of its radius, the accuracy of a Gramian.
 
     Args:
         gramian: (T, T).
@@ -96,21 +98,23 @@ def conflict_averse(gramian: Array, c: float, precision: float = DOUBLE) -> Arra
         worst[some] = _worst_pair(gramian[np.ix_(some, some)], (gramian @ mean)[some], radius)
     else:
         worst[some] = _worst(points[:, some], points @ mean, radius)
+    # The dual solution is accurate while g_w is clearly longer than the rounding errors of its terms.
     length = _length(gramian, worst)
     if length > max(STATIONARY, 30 * precision**0.5) * (worst @ norms):
         return mean + radius / length * worst
     weights = mean.copy()
     best = _best_in_ball(points[:, some], points @ mean, radius, precision)
     weights[some] = _small_weights(points[:, some], best, precision)
+    # Rounding may have left the ball, so the step from ḡ is shortened to the radius.
     change = weights - mean
     return mean + change * min(1.0, radius / (float(np.linalg.norm(points @ change)) or radius))
 
 
 def alpha_fair(gramian: Array, alpha: float, precision: float = DOUBLE) -> Array:
-    """Returns the w (T,) > 0 with M w = w^(-1/α), the minimum of a convex function; 0 for zero gradients.
+    """Returns the w (T,) > 0 with M w = w^(-1/α), which minimises a convex function; 0 for zero gradients.
 
-    Zero means shorter than 1e-12 times the longest. If convex combinations of the gradients reach zero there is no
-    solution: eigenvalues of the cosines then count as `ridge` of the precision at least, which bounds the weights.
+    A gradient counts as zero if it is shorter than 1e-12 times the longest. If some convex combination of the gradients
+    is zero, no solution exists. Eigenvalues of the cosines are then raised to `ridge`, which bounds the weights.
 
     Args:
         gramian: (T, T).
@@ -133,11 +137,11 @@ def alpha_fair(gramian: Array, alpha: float, precision: float = DOUBLE) -> Array
 
 
 def ridge(precision: float) -> float:
-    """Returns the least eigenvalue of cosines that `alpha_fair` works with: 1e-8 in float64, about 1e-6 in float32."""
+    """Returns the smallest eigenvalue of cosines that `alpha_fair` uses: 1e-8 in float64, about 1e-6 in float32."""
     return max(1e-8, 8 * precision)
 
 
-# ---- inside ---------------------------------------------------------------------------------------------------------
+# ---- Private functions ----------------------------------------------------------------------------------------------
 
 
 def _positive(values: Array) -> Array:
@@ -154,7 +158,7 @@ def _pair(share: float) -> Array:
 
 
 def _points(gramian: Array) -> Array:
-    """Returns columns (T, T) that have this Gramian, without directions that are but rounding errors."""
+    """Returns columns (T, T) with this Gramian, after removing directions that consist of rounding errors."""
     norms = lengths(gramian)
     scale = _positive(norms)
     values, vectors = np.linalg.eigh(gramian / np.outer(scale, scale))
@@ -163,17 +167,17 @@ def _points(gramian: Array) -> Array:
 
 
 def _nonnegative(matrix: Array, target: Array) -> Array:
-    """Returns the x ≥ 0 that minimises ‖matrix x - target‖, by an active set."""
+    """Returns the x ≥ 0 that minimises ‖matrix x - target‖, found by an active-set method."""
     try:
         return nnls(matrix, target, maxiter=100 * matrix.shape[1])[0]
-    except RuntimeError:  # It may go round in circles among columns that depend on each other.
+    except RuntimeError:  # The active set may cycle among linearly dependent columns.
         return lsq_linear(matrix, target, (0, np.inf)).x
 
 
 def _nearest(points: Array) -> Array:
-    """Returns the weights, on the simplex, of the point next to the origin in the hull of columns (K, T).
+    """Returns the simplex weights (T,) of the point nearest to the origin in the convex hull of columns (K, T).
 
-    The x ≥ 0 that minimises ‖Σ x_i p_i‖² + (1 - Σ x)² is a multiple of them.
+    They are a multiple of the x ≥ 0 that minimises ‖Σ x_i p_i‖² + (1 - Σ x)².
     """
     norms = np.linalg.norm(points, axis=0)
     zero = norms == 0
@@ -187,7 +191,8 @@ def _nearest(points: Array) -> Array:
 def _worst(points: Array, mean: Array, radius: float) -> Array:
     """Returns the w on the simplex that minimises ⟨ḡ, g_w⟩ + s ‖g_w‖ for columns g_i (K, T), ḡ (K,), s the radius.
 
-    It also minimises ‖g_w + τ ḡ‖ for the one τ with ‖g_w‖ = s τ, and ‖g_w‖ / τ falls as τ grows.
+    The same w minimises ‖g_w + τ ḡ‖ for the unique τ with ‖g_w‖ = s τ. As ‖g_w‖ / τ falls when τ grows, τ is found
+    by a root search, on a logarithmic scale because gradients may differ by many orders of magnitude.
     """
     norms = np.linalg.norm(points, axis=0)
 
@@ -204,22 +209,23 @@ def _worst(points: Array, mean: Array, radius: float) -> Array:
 
 
 def _worst_pair(gramian: Array, products: Array, radius: float) -> Array:
-    """Returns what `_worst` does for two gradients, by the root of the derivative; products are ⟨ḡ, g_i⟩."""
+    """Returns the result of `_worst` for two gradients in closed form; ``products`` are ⟨ḡ, g_i⟩."""
     apart = gramian[0, 0] + gramian[1, 1] - 2 * gramian[0, 1]
-    if apart <= 0:
+    if apart <= 0:  # Equal gradients: every w gives the same g_w.
         return _pair(0.5)
     slope = (products[1] - products[0]) / (radius * np.sqrt(apart))
-    if abs(slope) >= 1:
+    if abs(slope) >= 1:  # The derivative has no root, so the minimum is at an end of the segment.
         return _pair(slope)
     area = max(gramian[0, 0] * gramian[1, 1] - gramian[0, 1] ** 2, 0.0)
     return _pair((slope * np.sqrt(area / (1 - slope**2)) + gramian[1, 1] - gramian[0, 1]) / apart)
 
 
 def _best_in_ball(points: Array, mean: Array, radius: float, precision: float) -> Array:
-    """Returns the d (K,) that `conflict_averse` describes, for columns g_i (K, T) and ḡ (K,), never divided by ‖g_w‖.
+    """Returns the d (K,) of `conflict_averse` for columns g_i (K, T) and ḡ (K,), without a division by ‖g_w‖.
 
-    `_least_change` is the way from ḡ to where every ⟨g_i, d⟩ ≥ t. It grows with t; the largest t that the ball allows
-    is the best one. Then t may be missed by rounding, or noise would choose between directions equally good.
+    `_least_change` returns the shortest step from ḡ to a point where every ⟨g_i, d⟩ ≥ t. The step grows with t, so the
+    optimum is the largest t that the ball allows. The final step may miss t by the rounding error; otherwise noise
+    would choose between equally good directions.
     """
     norms, products = np.linalg.norm(points, axis=0), mean @ points
     units = points / norms
@@ -228,7 +234,7 @@ def _best_in_ball(points: Array, mean: Array, radius: float, precision: float) -
         return _least_change(units, ((t - products) / norms - slack) / radius)
 
     low, high = products.min(), (products + radius * norms).min()
-    # change[1] is 1 / (1 + ‖change‖²): one half where the ball ends, 0 where nothing has ⟨g_i, d⟩ ≥ t for all i.
+    # change[1] is 1 / (1 + ‖change‖²): one half on the boundary of the ball, 0 if no d has ⟨g_i, d⟩ ≥ t for all i.
     size = float(np.linalg.norm(mean))
     if change(high)[1] < 0.5 and change(low)[1] > 0.5:
         finest = 0.1 * DOUBLE * size * norms.min()
@@ -238,16 +244,17 @@ def _best_in_ball(points: Array, mean: Array, radius: float, precision: float) -
 
 
 def _least_change(units: Array, bounds: Array) -> tuple[Array, float]:
-    """Returns the shortest x (K,) with ⟨u_i, x⟩ ≥ bounds_i for columns u_i (K, T), and 1 / (1 + ‖x‖²): 0 without any.
+    """Returns the shortest x (K,) with ⟨u_i, x⟩ ≥ bounds_i for columns u_i (K, T), and 1 / (1 + ‖x‖²).
 
-    Least distance programming (Lawson and Hanson, Solving least squares problems, 1974, chapter 23): the residual of
-    one non-negative least squares problem is a multiple of (x, -1).
+    The second value is 0 if no such x exists. The method is least distance programming (Lawson and Hanson, Solving
+    least squares problems, 1974, chapter 23): the residual of one non-negative least-squares problem is a multiple of
+    (x, -1).
     """
     matrix = np.vstack([units, bounds])
     target = np.eye(1, len(matrix), len(matrix) - 1)[0]
     found = _nonnegative(matrix, target)
     residual = matrix @ found - target
-    # Nearly opposite columns have large multiples that cancel. The part orthogonal to all of them stays exact.
+    # Nearly opposite columns have large multiples that cancel. Projecting the target off the columns avoids them.
     basis = np.linalg.qr(matrix[:, found > 0])[0]
     exact = basis @ (basis.T @ target) - target
     if np.linalg.norm(exact - residual) < 1e-3:
@@ -257,10 +264,10 @@ def _least_change(units: Array, bounds: Array) -> tuple[Array, float]:
 
 
 def _small_weights(points: Array, direction: Array, precision: float) -> Array:
-    """Returns w (T,) ≥ 0 with Σ w_i p_i = ``direction`` (K,) for columns (K, T); of several the smallest in w_i ‖p_i‖.
+    """Returns w (T,) ≥ 0 with Σ w_i p_i = ``direction`` (K,) for columns (K, T), as small as possible in w_i ‖p_i‖.
 
     A ridge of ε^0.6 keeps w_i ‖p_i‖ below about 10⁴ times the direction in float32 and 10⁹ in float64. Larger weights
-    would cancel to rounding errors where the gradients are added.
+    would leave only rounding errors when the gradients are added.
     """
     norms = np.linalg.norm(points, axis=0)
     matrix = np.vstack([points / norms, precision**0.6 * np.eye(len(norms))])
@@ -268,7 +275,7 @@ def _small_weights(points: Array, direction: Array, precision: float) -> Array:
 
 
 def _fair(cosines: Array, factors: Array, power: float, least: float) -> Array:
-    """Returns the y > 0 with C y = factors · y^(-power), C positive semi-definite with unit diagonal.
+    """Returns the y > 0 with C y = factors · y^(-power) for a positive semi-definite C with unit diagonal.
 
     Eigenvalues of C below ``least`` are raised to it.
     """
@@ -278,16 +285,16 @@ def _fair(cosines: Array, factors: Array, power: float, least: float) -> Array:
         return _newton(cosines, factors, power, start)
     raised = (vectors * np.maximum(values, least)) @ vectors.T
     first = _newton(raised, factors, power, start)
-    # One proximal step from there takes the ridge out again, to second order, where a solution exists.
+    # One proximal step from there removes the ridge to second order if a solution exists.
     excess = (vectors * (np.maximum(values, least) - np.maximum(values, 0))) @ vectors.T
     return _newton(raised, factors, power, first, excess @ first)
 
 
 def _newton(matrix: Array, factors: Array, power: float, y: Array, offset: Array | float = 0.0) -> Array:
-    """Returns the y > 0 with matrix · y = factors · y^(-power) + offset, by damped Newton steps from ``y``.
+    """Returns the y > 0 with matrix · y = factors · y^(-power) + offset, found by damped Newton steps from ``y``.
 
-    No line search: the curvature changes little while no y_i shrinks by more than ``share`` of itself, and falls
-    where y_i grows.
+    A line search is not needed: the curvature changes little while no y_i shrinks by more than ``share`` of itself, and
+    it falls when y_i grows.
     """
     share = 0.5 / (1 + power)
     for _ in range(500):

@@ -1,1 +1,1 @@
-"""Methods that bring their own network."""
+"""Methods that define their own network."""

@@ -13,20 +13,20 @@ from mtlbench.networks.base import MTLNetwork
 class ASTMT(MTLMethod):
     """ASTMT: attentive single-tasking of multiple tasks (https://arxiv.org/abs/1904.08918, 2019).
 
-    Rule: One network for all, run once per task. After each stage of the encoder, and after the neck, task t changes
-    the map x to 2 σ(S_t(mean y)) ⊙ y with y = x + A_t x: a residual adapter, and squeeze-and-excitation that picks
-    the channels which the task attends to.
+    Rule: All tasks share one network, which runs once per task. After each stage of the encoder, and after the neck,
+    task t changes the map x to 2 σ(S_t(mean y)) ⊙ y with y = x + A_t x: a residual adapter followed by
+    squeeze-and-excitation, which selects the channels for the task.
 
     Symbols: A_t 1 x 1 convolution of task t; S_t two linear layers of task t.
 
     Args:
-        reduction: Channels over hidden width of S_t, >= 1; of squeeze-and-excitation: 16.
+        reduction: Channels divided by the hidden width of S_t, >= 1; 16 as in squeeze-and-excitation.
 
-    Differences from the official code: modulation is per stage, where it modulates every residual block, so that any
-    timm encoder that runs by stages will do (the paper: ResNet-26, 50 and 101); the factor 2 and zero initial weights
-    make the initial network the plain shared one. The discriminator that makes gradients of tasks indistinguishable
-    is left out: it needs second derivatives, and any balancer of this package can be used instead. BatchNorm
-    statistics of the encoder are those of all tasks together; choose an encoder without BatchNorm if that matters.
+    Differences from the official code: every stage is modulated instead of every residual block, so that any timm
+    encoder that runs by stages can be used (the paper: ResNet-26, 50 and 101). The factor 2 and zero initial weights
+    make the initial network the plain shared one. The discriminator that makes gradients of tasks indistinguishable is
+    left out, because it needs second derivatives; any balancer of this package can be used instead. BatchNorm
+    statistics of the encoder are shared by all tasks. Choose an encoder without BatchNorm if that matters.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class ASTMT(MTLMethod):
         """Takes and checks the hyper-parameters."""
         super().__init__(spec)
         if not reduction >= 1:
-            raise MethodError(f"astmt: reduction must be >= 1; found {reduction}.")
+            raise MethodError(f"astmt: reduction must be >= 1. Found {reduction}. The default is 16.")
         self.reduction = reduction
 
     def build_network(self) -> MTLNetwork:

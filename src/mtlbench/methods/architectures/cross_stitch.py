@@ -1,4 +1,4 @@
-"""Cross-stitch: one network per task, and channel-wise combinations of their features."""
+"""Cross-stitch: one network per task with channel-wise combinations of their features."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class CrossStitch(MTLMethod):
 
     Args:
         own: Initial a_ii; 0.8 in a widely used implementation.
-        other: Initial a_ij, j ≠ i; 0.05 there.
-        stitch_lr: Learning rate of all a over that of the network, > 0. Factors of 100 go with plain SGD; under
-            Adam, whose steps have the size of the rate, they would throw the combination over at once.
+        other: Initial a_ij, j ≠ i; 0.05 in the same implementation.
+        stitch_lr: Learning rate of all a divided by that of the network, > 0. Factors of 100 suit plain SGD. Under
+            Adam, whose steps are as large as the learning rate, they would change the combination too fast.
 
-    Cost of a step: T forward and T backward passes, and memory for T networks. A single task asked for still runs
-    all columns.
+    Cost of a step: T forward and T backward passes, and memory for T networks. All columns run even if a single task is
+    requested.
 
     Differences from the official code: columns start from the same weights, those of the single-task run of the
     same seed, and are not trained on single tasks before; the neck of a column reads its combined maps of all
@@ -57,7 +57,9 @@ class CrossStitch(MTLMethod):
     def __init__(self, spec: MethodSpec, *, own: float = 0.8, other: float = 0.05, stitch_lr: float = 1.0) -> None:
         super().__init__(spec)
         if not 0 < stitch_lr < math.inf:
-            raise MethodError(f"cross_stitch: stitch_lr must be positive and finite; found {stitch_lr}.")
+            raise MethodError(
+                f"cross_stitch: stitch_lr must be positive and finite. Found {stitch_lr}. The default is 1."
+            )
         self.unit = functools.partial(StitchUnit, own=own, other=other)
         self.stitch_lr = stitch_lr
 

@@ -1,4 +1,4 @@
-"""DSelect-k: MMoE whose gates learn to choose k experts."""
+"""DSelect-k: MMoE with gates that learn to choose k experts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DSelectK(MTLMethod):
     """Differentiable selection in the mixture of experts (https://arxiv.org/abs/2106.03760, NeurIPS 2021).
 
     Rule: The head of task t reads Σ_e g_t,e · expert_e(x) with g_t = Σ_s softmax(V_t mean(x))_s · r_t,s. Selector s
-    codes an expert in log2 E bits: r_t,s,e = Π_b (S(z_b) where bit b of e is 1, else 1 - S(z_b)) with
+    encodes an expert in log2 E bits: r_t,s,e = Π_b (S(z_b) where bit b of e is 1, else 1 - S(z_b)) with
     z = A_t mean(x) + c_t and the smooth step S(z) = -2 z³/γ³ + 3 z/(2γ) + ½ between 0 at -γ/2 and 1 at γ/2. Once all
     bits are 0 or 1, at most k experts have a weight. The loss gains entropy · Σ_t Σ_s H(r_t,s), the mean over images.
 
@@ -31,11 +31,11 @@ class DSelectK(MTLMethod):
         gamma: γ > 0; the official default is 1.
         entropy: Coefficient >= 0; the official default is 1e-6.
 
-    Cost of a step: that of `mmoe` with as many experts. The choice saves nothing while training: all experts run.
+    Cost of a step: that of `mmoe` with the same number of experts. Training runs all experts, whatever the choice.
 
-    Differences from the official code: E must be a power of 2, where it penalises codes without an expert;
-    experts are those of `mmoe`. Beyond ±γ/2 a bit has no gradient, and its expert stays chosen until the features
-    below the gate change.
+    Differences from the official code: E must be a power of 2, whereas the official code penalises codes without an
+    expert. Experts are those of `mmoe`. Beyond ±γ/2 a bit has no gradient, and its expert stays chosen until the
+    features below the gate change.
 
     Example:
         >>> from mtlbench.method import MethodSpec
@@ -58,7 +58,7 @@ class DSelectK(MTLMethod):
     ) -> None:
         super().__init__(spec)
         if not entropy >= 0:
-            raise MethodError(f"dselect_k: entropy must be >= 0; found {entropy}.")
+            raise MethodError(f"dselect_k: entropy must be >= 0. Found {entropy}. The default is 1e-6.")
         self.experts, self.entropy = experts, entropy
         self.gate = functools.partial(DSelectGate, top_k=top_k, gamma=gamma)
 

@@ -31,11 +31,11 @@ class InvPT(MTLMethod):
     there: Adam, learning rate 2e-5, weight decay 1e-6, 40 000 iterations of batch 2. Whole-image tasks have a linear
     head on the encoder's mean maps and exchange nothing.
 
-    Differences from the official code: this is our reading of the paper's idea, small by default. Windows are
-    averaged where it has strided convolutions; scores are passed on by one learned factor per head; preliminary
-    predictions are supervised, but not fed into the stages; GroupNorm and LayerNorm instead of BatchNorm in all that
-    is added to the encoder, so that nothing depends on how a batch is cut. It trains with unused parameters; here
-    every parameter reaches a loss.
+    Differences from the official code: this is our reading of the paper, with a small default size. Windows are
+    averaged instead of reduced by strided convolutions. Scores are passed on with one learned factor per head.
+    Preliminary predictions are supervised but not fed into the stages. All layers after the encoder use GroupNorm and
+    LayerNorm instead of BatchNorm, so that results do not depend on the split of a batch. The official code has unused
+    parameters; here every parameter reaches a loss.
 
     Example:
         >>> import torch

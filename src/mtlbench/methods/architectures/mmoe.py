@@ -1,4 +1,4 @@
-"""MMoE: experts that all tasks share, mixed by one gate per task."""
+"""MMoE: shared experts, combined by one gate per task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MMoE(MTLMethod):
     Symbols: E experts; x the neck's map; mean(x) its mean over places; W_t a matrix of task t.
 
     Args:
-        experts: E, >= 1. In vision T and 3 are in use.
+        experts: Number of experts E, >= 1. Vision models often use T or 3.
 
     Cost of a step: one forward and one backward pass of the dense network, plus E convolution blocks of the width
     of the neck, once for all tasks.

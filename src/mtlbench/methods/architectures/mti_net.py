@@ -28,10 +28,10 @@ class MTINet(MTLMethod):
     The suite's `model` chooses the encoder (the paper: HRNet-18, four scales) and `decoder_channels`, the width of
     all features. Whole-image tasks have a linear head on the encoder's mean maps and exchange nothing.
 
-    Differences from the official code: features are as wide at every scale, where it takes the encoder's channels
-    of that scale; GroupNorm instead of BatchNorm in all that is added to the encoder, so that nothing depends on
-    how a batch is cut; a vision transformer's maps are resampled to strides 4, 8, 16, 32; auxiliary tasks without
-    a score of their own are tasks like all others here.
+    Differences from the official code: features have the same width at every scale instead of the encoder's channels of
+    that scale. All layers after the encoder use GroupNorm instead of BatchNorm, so that results do not depend on the
+    split of a batch. A vision transformer's maps are resampled to strides 4, 8, 16 and 32. Auxiliary tasks without a
+    score of their own are ordinary tasks here.
 
     Example:
         >>> import torch

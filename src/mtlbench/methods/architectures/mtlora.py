@@ -20,19 +20,19 @@ class MTLoRA(MTLMethod):
     Symbols: A, B of rank r, shared by all tasks; A_t, B_t of rank r_t, of task t; s a constant.
 
     Args:
-        rank: r, >= 1; the paper's is 64. A rank above the sides of a layer is cut down to them.
+        rank: r, >= 1; the paper's is 64. A rank above the sides of a layer is reduced to them.
         task_rank: r_t, >= 1; the paper's is 4.
         scale: s; the paper's is 4.
-        dropout: On what A and A_t read, in [0, 1). The paper's is 0.05. Here 0, because what is dropped differs
-            between ranks, and two ranks would not equal one process.
+        dropout: Dropout on the input of A and A_t, in [0, 1). The paper's is 0.05. The default is 0, because dropout
+            differs between ranks, so that two ranks would not equal one process.
 
-    Trained are A, B, A_t, B_t, the neck and the heads; all else of the encoder is frozen, so give it pretrained
+    A, B, A_t, B_t, the neck and the heads are trained. The rest of the encoder is frozen and needs pretrained
     `weights`. The paper: Swin-T at 448 pixels, batch 32, 300 epochs.
 
-    Differences from the official code: the task's stream keeps the shared term (there the mode 'matrixv2'; 'matrix'
-    leaves it out); norms, biases and embeddings stay frozen; neck and heads are this package's. That the streams of
-    tasks part in the last block of a stage is our reading. A vision transformer's stages are its blocks between two
-    maps.
+    Differences from the official code: the stream of a task keeps the shared term (mode 'matrixv2' of the official
+    code; mode 'matrix' leaves it out). Norms, biases and embeddings stay frozen. Neck and heads are this package's. Our
+    reading is that the streams of tasks separate in the last block of a stage. A vision transformer's stages are its
+    blocks between two maps.
 
     Example:
         >>> import torch
@@ -54,9 +54,9 @@ class MTLoRA(MTLMethod):
         """Takes and checks the hyper-parameters."""
         super().__init__(spec)
         if not (rank >= 1 and task_rank >= 1):
-            raise MethodError(f"mtlora: rank and task_rank must be >= 1; found {rank} and {task_rank}.")
+            raise MethodError(f"mtlora: rank and task_rank must be >= 1. Found {rank} and {task_rank}.")
         if not 0 <= dropout < 1:
-            raise MethodError(f"mtlora: dropout must be in [0, 1); found {dropout}.")
+            raise MethodError(f"mtlora: dropout must be in [0, 1). Found {dropout}. The default is 0.")
         self.options: dict[str, Any] = {"rank": rank, "task_rank": task_rank, "scale": scale, "dropout": dropout}
 
     def build_network(self) -> MTLNetwork:

@@ -1,4 +1,4 @@
-"""NDDR-CNN: one network per task, and learned reductions of their concatenated features."""
+"""NDDR-CNN: one network per task with learned reductions of their concatenated features."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class NDDRCNN(MTLMethod):
 
     Args:
         own: Initial diagonal on the task's own map; 0.8 in a widely used implementation.
-        other: Initial diagonal on the maps of other tasks; 0.05 there.
-        nddr_lr: Learning rate of the units over that of the network, > 0. Factors of 100 go with plain SGD.
+        other: Initial diagonal on the maps of other tasks; 0.05 in the same implementation.
+        nddr_lr: Learning rate of the units divided by that of the network, > 0. Factors of 100 suit plain SGD.
 
-    Cost of a step: T forward and T backward passes, T · T · C² weights per stage, and memory for T networks. A
-    single task asked for still runs all columns.
+    Cost of a step: T forward and T backward passes, T · T · C² weights per stage, and memory for T networks. All
+    columns run even if a single task is requested.
 
     Differences from the official code: GroupNorm instead of BatchNorm in the units, so that nothing depends on how a
     batch is cut over ranks; columns start from the same weights, those of the single-task run of the same seed, and
@@ -56,7 +56,7 @@ class NDDRCNN(MTLMethod):
     def __init__(self, spec: MethodSpec, *, own: float = 0.8, other: float = 0.05, nddr_lr: float = 1.0) -> None:
         super().__init__(spec)
         if not 0 < nddr_lr < math.inf:
-            raise MethodError(f"nddr_cnn: nddr_lr must be positive and finite; found {nddr_lr}.")
+            raise MethodError(f"nddr_cnn: nddr_lr must be positive and finite. Found {nddr_lr}. The default is 1.")
         self.unit = functools.partial(NDDRUnit, own=own, other=other)
         self.nddr_lr = nddr_lr
 

@@ -13,9 +13,9 @@ from mtlbench.networks.pad_net import PADDecoder
 class PADNet(MTLMethod):
     """PAD-Net: prediction and distillation (https://arxiv.org/abs/1805.04409, 2018).
 
-    Rule: From a map that all tasks share, two bottleneck blocks make a feature f_i of every task, and a 1 x 1
-    convolution predicts the task for the first time. Attention then lets it gather from the others:
-    f_i + Σ_{a≠i} σ(W_ia f_a) ⊙ V_ia f_a, and a head predicts it for the second time. The loss of a task is
+    Rule: From a map that all tasks share, two bottleneck blocks compute a feature f_i of every task, and a 1 x 1
+    convolution makes a first prediction. Attention then adds the features of the other tasks,
+    f_i + Σ_{a≠i} σ(W_ia f_a) ⊙ V_ia f_a, and a head makes the final prediction. The loss of a task is
     L(final) + auxiliary · L(initial), and any balancer sees it as one.
 
     Symbols: f_i feature of task i; W, V 3 x 3 convolutions per ordered pair of tasks.

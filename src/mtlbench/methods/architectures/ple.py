@@ -1,4 +1,4 @@
-"""PLE: levels of shared and private experts."""
+"""PLE: several levels of shared and private experts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PLE(MTLMethod):
     Symbols: x_0 common map; x_t map of task t; mean(x) the mean over places; W a matrix per level and gate.
 
     Args:
-        levels: >= 1; 1 is CGC.
+        levels: Number of levels, >= 1; one level is CGC.
         shared: Shared experts per level, >= 1.
         private: Experts of each task per level, >= 0.
 
@@ -29,8 +29,8 @@ class PLE(MTLMethod):
 
     Differences from the paper: it mixes MLPs on a vector of features; here experts are 3 x 3 convolution blocks on
     the neck's map of any encoder, and an image has one mixture for all its places. Some libraries leave the shared
-    gate out; this one has it. With two levels or more there is no single representation that all heads read, and
-    rules on its gradient are refused.
+    gate out; this one has it. With two or more levels there is no single representation that all heads read, so rules
+    on its gradient are rejected.
 
     Example:
         >>> import torch

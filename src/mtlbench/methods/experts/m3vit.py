@@ -26,7 +26,7 @@ class M3ViT(ExpertMethod):
         top_k: k; 4 in the paper.
         placement: Blocks with experts; the paper's are ``"odd"`` (the 2nd, 4th, ...).
         gate: ``"per_task"`` is the paper's multi-gate; ``"token_task"`` its task-conditioned single gate.
-        balance: Coefficient of the balance; 0.01 in the official code.
+        balance: Coefficient of the balance losses; 0.01 in the official code.
         noise: Standard deviation of the logits' noise, in training only; 1 / E in the official code.
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
         start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.

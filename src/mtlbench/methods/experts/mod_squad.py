@@ -41,12 +41,12 @@ class ModSquad(ExpertMethod):
             then keeps the rows of all experts in the routers.
         start: Initialisation of the MLP experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP.
 
-    Differences from the official code: e_t starts at the scale of the other weights. At 1, added in every block, it
-    drowns the tokens of a short training: on suite `experts` that cost 4.7 points of Δm. Entropies are exact, without
-    its 1e-4; p without the added 1e-4; gates are renormalised; statistics over all ranks and micro-batches; tasks
-    without a label enter through running means; routers and experts are drawn from a truncated normal of 0.02; no
-    noise in evaluation. Task losses are weighted by the run's balancer: the paper's learned weights are
-    ``balancer: uncertainty``. Heads are mtlbench's, the same for every method.
+    Differences from the official code: e_t starts at the scale of the other weights. At a scale of 1, added in every
+    block, it dominates the tokens in a short training, which cost 4.7 points of Δm on suite `experts`. No 1e-4 is added
+    to entropies or to p. Gates are renormalised. Statistics cover all ranks and micro-batches, and tasks without a
+    label enter through running means. Routers and experts are drawn from a truncated normal of deviation 0.02.
+    Evaluation has no noise. The run's balancer weights the task losses; the paper's learned weights are ``balancer:
+    uncertainty``. Heads are mtlbench's, the same for every method.
 
     Example:
         >>> import torch

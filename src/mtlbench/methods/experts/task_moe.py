@@ -22,7 +22,7 @@ class TaskMoE(ExpertMethod):
     the mean of p_e and f_e the share of choices of expert e, both over the tokens of all tasks and ranks.
 
     Args:
-        experts: E. We do not know the paper's values, here and below; these are our reading of its idea.
+        experts: E. The paper's values of this and the other arguments are unknown to us.
         top_k: k, 1..E.
         gate: What the logits are: ``"token_task"`` W [x; e_t], ``"task"`` W e_t, ``"description"`` W [x; MLP(d_t)] with
             given vectors d_t, ``"per_task"`` W_t x, or ``"agnostic"`` W x, which is the method `moe`.
@@ -34,7 +34,7 @@ class TaskMoE(ExpertMethod):
             pretrained weights.
         descriptions: d_t by task, for the gate of that name.
 
-    Differences from the official code: there is none to compare with. The paper works on text, this on images. An
+    Differences from the official code: no official code is known. The paper works on text, this method on images. An
     expert's width is the MLP's over k (except with ``copy``), so active FLOPs equal those of the dense network run once
     per task.
 

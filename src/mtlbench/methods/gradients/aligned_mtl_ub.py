@@ -1,4 +1,4 @@
-"""Aligned-MTL-UB: Aligned-MTL on the gradients of the shared representation, at the cost of one pass."""
+"""Aligned-MTL-UB: Aligned-MTL on gradients of the shared representation, with one pass through the trunk."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from mtlbench.balancing.rules.aligned import Aligned
 class AlignedMTLUB(Aligned):
     """Independent component alignment (https://arxiv.org/abs/2305.19000, CVPR 2023), upper bound.
 
-    Rule: M = V Λ Vᵀ, B = √σ · V Λ^{-½} Vᵀ over the eigenvalues above 0, w = B 1; one backward pass of Σ_i w_i L_i.
+    Rule: M = V Λ Vᵀ, B = √σ · V Λ^{-½} Vᵀ over the positive eigenvalues, w = B 1; one backward pass of Σ_i w_i L_i.
 
-    Symbols: M Gramian of the gradients of the losses L_i with respect to the representation that the heads read, all
-    samples of all ranks side by side; σ the eigenvalue that all others become.
+    Symbols: M Gramian of the gradients of the losses L_i with respect to the representation that the heads read, with
+    the samples of all ranks concatenated; σ the eigenvalue to which all others are set.
 
     Args:
-        alignment: σ is the least eigenvalue, ``"min"``, as in the paper; ``"median"``; or the mean, ``"rmse"``.
+        alignment: Choice of σ: ``"min"``, the smallest eigenvalue (the paper's), ``"median"``, or ``"rmse"``, the mean.
         **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`.
 
     Differences from the official code: those of `aligned_mtl`; weights are computed per micro-batch.

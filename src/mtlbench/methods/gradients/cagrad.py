@@ -1,4 +1,4 @@
-"""CAGrad: the best worst-case improvement within a ball around the mean gradient."""
+"""CAGrad: maximises the smallest improvement of any task within a ball around the mean gradient."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class CAGrad(GradientRule):
             ``"linear"`` (by 1 + c; mode 2).
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
-    Differences from the official code: w is exact, not SLSQP's, and no 1e-8 is added to norms. Its default rescale is
-    mode 1; multiplied by the number of tasks, as the official code does, it is ``scale="sum"`` here. A zero gradient
-    counts in ḡ alone. Near stationarity (‖g_w‖ below 1e-4 of Σ w_i ‖g_i‖, in float32 below 1e-2) the formula divides
-    by rounding errors, so d is found without it. Of directions that are equally good up to rounding, the one closest to
-    ḡ is taken. A Gramian squares the condition number: what a combination of unit gradients leaves below about 1e-8
-    (in float32 3e-4) cannot be told from zero.
+    Differences from the official code: w is exact instead of found by SLSQP, and no 1e-8 is added to norms. The
+    official code uses mode 1 by default and multiplies d by the number of tasks, which is ``scale="sum"`` here. A zero
+    gradient affects ḡ only. Near stationarity (‖g_w‖ below 1e-4 of Σ w_i ‖g_i‖, in float32 below 1e-2) the formula
+    would divide by rounding errors, so d is found by another method. Among directions that are equally good up to
+    rounding, the one closest to ḡ is used. A Gramian squares the condition number, so a combination of unit gradients
+    that is shorter than about 1e-8 (in float32 3e-4) cannot be distinguished from zero.
 
     Example:
         >>> import torch
@@ -49,13 +49,13 @@ class CAGrad(GradientRule):
     def __init__(self, c: float = 0.4, rescale: str = "none", **conventions: Any):
         super().__init__(**conventions)
         if not 0 <= c < 1:
-            raise MethodError(f"cagrad: c must lie in [0, 1). Found {c}.")
+            raise MethodError(f"cagrad: c must be in [0, 1). Found {c}. The default is 0.4.")
         if rescale not in RESCALE:
             raise MethodError(f"cagrad: {unknown_name('rescale', rescale, RESCALE)}")
         self.c, self.rescale = c, rescale
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
-        """Returns weights (A,): those of the mean and of the worst mixture."""
+        """Returns weights (A,), the sum of those of the mean and of the worst mixture."""
         weights = torch.from_numpy(
             solvers.conflict_averse(gramian.detach().numpy(), self.c, torch.finfo(ctx.losses.dtype).eps)
         )

@@ -1,4 +1,4 @@
-"""ConFIG: the direction with equal cosines to all tasks' gradients, as long as their projections on it together."""
+"""ConFIG: the direction with equal cosines to all tasks' gradients, as long as the sum of their projections."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ConFIG(GradientRule):
     the rows g_i / ‖g_i‖.
 
     Args:
-        **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`. The paper's weights
-            of the tasks are equal.
+        **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`. As in the paper, all
+            tasks have equal weight.
 
-    Differences from the paper: it is computed from the Gramian, as x lies in the span of the gradients. Rows count as
-    dependent where an eigenvalue of their cosines lies below 1e-10 of the largest (in float32 about 1e-5), and as
-    cancelling, d = 0, where x has no more than that in common with them. It is the basic form, without the momentum
-    of M-ConFIG. The direction of d is that of `imtl_g`, never turned against the tasks.
+    Differences from the paper: the rule is computed from the Gramian, because x is in the span of the gradients. Rows
+    count as dependent if an eigenvalue of their cosines is below 1e-10 of the largest (in float32 about 1e-5). They
+    count as cancelling, with d = 0, if their mean cosine with x is below that bound. This is the basic form without the
+    momentum of M-ConFIG. The direction of d is that of `imtl_g`, but never opposed to the tasks.
 
     Example:
         >>> import torch

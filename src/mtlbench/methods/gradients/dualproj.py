@@ -1,4 +1,4 @@
-"""DualProj: the mean gradient, projected to where no task gets worse."""
+"""DualProj: projects the mean gradient onto the directions in which no task gets worse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlbench.errors import MethodError
 
 
 class DualProj(GradientRule):
-    """Gradient episodic memory (https://arxiv.org/abs/1706.08840, NeurIPS 2017), with the mean for the new task.
+    """Gradient episodic memory (https://arxiv.org/abs/1706.08840, NeurIPS 2017), applied to the mean gradient.
 
     Rule: d = π(ḡ), where π projects onto {d : ⟨g_j, d⟩ ≥ 0 for all j}. By duality the weights minimise vᵀMv over
     v ≥ 1/T.
@@ -24,14 +24,14 @@ class DualProj(GradientRule):
     M = G Gᵀ.
 
     Args:
-        reg: Added to the diagonal of M / trace M. TorchJD uses 1e-4; with 0, ⟨g_j, d⟩ ≥ 0 holds up to rounding
-            in float64. In float32 it does not near full conflict: weights grow as the inverse of what the conflict
-            leaves, and their products with float32 gradients cancel.
+        reg: Constant added to the diagonal of M / trace M. TorchJD uses 1e-4. With 0, ⟨g_j, d⟩ ≥ 0 holds up to rounding
+            in float64. In float32 it can fail near full conflict, where weights become large and their products with
+            float32 gradients cancel.
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
-    Differences: the paper projects the gradient of the newest task and constrains it by those of earlier ones; for
-    tasks that are trained together, as in TorchJD and the UPGrad paper, the mean is projected. Solved by an active set
-    on a factor of M; a Gramian with a trace below 1e-4 is not taken for zero.
+    Differences: the paper projects the gradient of the newest task and constrains it by those of earlier tasks. For
+    tasks that are trained together, the mean is projected instead, as in TorchJD and the UPGrad paper. The problem is
+    solved by an active set on a factor of M, and a Gramian with a trace below 1e-4 does not count as zero.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ class DualProj(GradientRule):
     def __init__(self, reg: float = 1e-4, **conventions: Any):
         super().__init__(**conventions)
         if not 0 <= reg < math.inf:
-            raise MethodError(f"dualproj: reg must be finite and not negative. Found {reg}.")
+            raise MethodError(f"dualproj: reg must be at least 0 and finite. Found {reg}. The default is 1e-4.")
         self.reg = reg
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:

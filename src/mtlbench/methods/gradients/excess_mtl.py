@@ -1,4 +1,4 @@
-"""ExcessMTL: tasks far from their optimum, judged by gradients against their own history, gain weight."""
+"""ExcessMTL: raises the weights of tasks that are far from their optimum, estimated from gradient history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtlbench.balancing.rules.stateful import MemoryRule
 from mtlbench.errors import MethodError
 
 BLOCK = 1 << 16
-"""Columns at a time on a CPU, where what lies between then stays in the cache."""
+"""Number of columns processed at a time on a CPU, so that intermediate results stay in the cache."""
 
 
 class ExcessMTL(MemoryRule):
@@ -21,17 +21,17 @@ class ExcessMTL(MemoryRule):
     Rule: S_i ← S_i + g_i²; e_i = Σ g_i² / √(S_i + 10⁻⁷), element-wise; w_i ∝ w_i exp(η e_i / e⁰_i) with Σ w_i = T;
     d = Σ_i w_i g_i.
 
-    Symbols: e_i estimated excess risk of task i, e⁰_i the first one above 0; S (T, P), at first 0; w at first 1.
+    Symbols: e_i estimated excess risk of task i; e⁰_i its first value above 0; S (T, P), initially 0; w initially 1.
 
     Args:
         robust_step_size: η, above 0; 0.01 is LibMTL's default, TorchJD's is 1.
         scale: See `GradientRule`; the rule's own is ``"sum"``.
 
-    Differences from the official code: heads get their own gradients instead of w_i times these. A task without
-    labels keeps w_i and S_i, and the others divide what they hold together; their weights in the step sum to their
-    number. As in the official code the first step, in which all e_i = e⁰_i, leaves w as it is. TorchJD has Σ w_i = 1
-    and lets the raw e_i act in the first step; with its ``n_warmup_steps=1`` it is the rule above. T × P numbers more
-    are held in memory and in every checkpoint.
+    Differences from the official code: heads get their own gradients, which are not multiplied by w_i. A task without
+    labels keeps w_i and S_i, and the others redistribute their total weight; the weights of a step sum to the number of
+    active tasks. As in the official code, the first step, in which all e_i = e⁰_i, does not change w. TorchJD has
+    Σ w_i = 1 and uses the raw e_i in the first step; with ``n_warmup_steps=1`` it equals the rule above. Memory and
+    every checkpoint hold T × P further numbers.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class ExcessMTL(MemoryRule):
         self.robust_step_size = robust_step_size
 
     def configure(self, tasks: int) -> None:
-        """Creates S, e⁰ (0 = not there yet) and ln w."""
+        """Creates S, e⁰ (0 until it is known) and ln w."""
         super().configure(tasks)
         self.register_buffer("first", torch.zeros(tasks))
         self.register_buffer("logits", torch.zeros(tasks))
@@ -71,9 +71,10 @@ class ExcessMTL(MemoryRule):
         """Returns the weights (A,), which sum to A, for the excess risks (A,); updates e⁰ and w."""
         known = self.first[active].to(excess)
         first = torch.where(known > 0, known, excess)
-        ratios = (excess / first).nan_to_num(1.0)  # 0 / 0: no risk yet to compare with.
+        ratios = (excess / first).nan_to_num(1.0)  # 0 / 0, if there has been no risk yet.
         before = self.logits[active].to(excess)
         after = before + self.robust_step_size * ratios
+        # The active tasks keep the total weight that they held before.
         after = after - after.logsumexp(0) + before.logsumexp(0)
         self.first[active] = first.to(self.first)
         self.logits[active] = after.to(self.logits).clamp(min=-1e30)

@@ -1,4 +1,4 @@
-"""FairGrad: fair shares of improvement, from the mean over bargaining to the worst task, by one number."""
+"""FairGrad: α-fair improvement of the tasks, where α ranges from the mean over bargaining to the worst task."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class FairGrad(GradientRule):
     Symbols: g_i gradient of task i with respect to the shared parameters, averaged over all ranks; M = G Gᵀ.
 
     Args:
-        alpha: α, at least 0.1: the larger, the more the worst-off task counts. All released runs use 2, LibMTL has 1.
-            1 is the rule of Nash-MTL.
+        alpha: α, at least 0.1. A larger value gives more weight to the task that improves least. All released runs use
+            2, and LibMTL uses 1. With 1 the rule is that of Nash-MTL.
         **conventions: ``scale`` and ``heads``; see `GradientRule`. w depends on the size of the gradients, so its sum
             is not fixed: with ``"sum"`` d is as above (orthogonal gradients of length 1 give the plain sum); with
             ``"mean"`` it is divided by T. The official code multiplies d by T, and weighs the heads too.
 
-    Differences from the official code: a convex problem solved by Newton steps instead of bounded least squares. A
-    zero gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite w exists:
-    eigenvalues of the cosine matrix count as 1e-8 at least, in float32 as 1e-6. Below that bound w is approximate and
-    may vary by some per cent with the order of the tasks.
+    Differences from the official code: a convex problem is solved by Newton steps instead of bounded least squares. A
+    zero gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite w exists, so
+    eigenvalues of the cosine matrix are raised to at least 1e-8, in float32 1e-6. Below that bound w is approximate
+    and may vary by several per cent with the order of the tasks.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""GradDrop: each coordinate of the update keeps gradients of one sign only, drawn by their purity."""
+"""GradDrop: keeps gradients of one sign only in each coordinate, with a random sign drawn by its purity."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class GradDrop(Balancer):
     Args:
         leak: Share of a dropped coordinate that still passes, in [0, 1]; the paper uses 0.
 
-    Differences from the paper: it works on the gradients of the shared parameters, not of a representation z, so that
-    it holds under accumulation and for every network. The paper's form is not here: its p takes g_i ⊙ sign(z) summed
-    over all samples of all ranks, so a rule would have to see z and add over ranks itself, in the one micro-batch whose
-    graph is alive; no other rule needs that. A step is repeated draw for draw on every rank and on resuming; called
-    with blocks of columns, the rule draws for each, so that blocks of another size give other draws.
+    Differences from the paper: the rule uses the gradients of the shared parameters, not of a representation z, so that
+    it supports accumulation and every network. The paper's form is not available: its p uses g_i ⊙ sign(z) summed over
+    all samples of all ranks, so a rule would need z and a sum over ranks within one micro-batch, which no other rule
+    needs. All ranks, and a resumed run, repeat the same draws. If the rule is called with blocks of columns, it draws
+    for each block, so the draws depend on the size of the blocks.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ class GradDrop(Balancer):
     def __init__(self, leak: float = 0.0):
         super().__init__()
         if not 0 <= leak <= 1:
-            raise MethodError(f"graddrop: leak must lie in [0, 1]. Found {leak}.")
+            raise MethodError(f"graddrop: leak must be in [0, 1]. Found {leak}. The default is 0.")
         self.leak = leak
 
     def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
@@ -52,17 +52,17 @@ class GradDrop(Balancer):
         for row in jacobian[1:]:
             total += row
             size += torch.abs(row, out=spare)
-        # With u = 1 - U, p > U is Σ g - Σ |g| + 2u Σ |g| > 0, and what is kept is ½ (Σ g ± Σ |g|). One sign alone
-        # always passes whole: u = 0 leaves +0 where there are no negative gradients, and u is never 1.
+        # With u = 1 - U, p > U means Σ g - Σ |g| + 2u Σ |g| > 0, and the kept part is ½ (Σ g ± Σ |g|). If all gradients
+        # have one sign they always pass: u = 0 gives +0 if none is negative, and u is never 1.
         side = torch.sub(total, size, out=spare).addcmul_(uniform(total, ctx.generator), size, value=2)
         signed = torch.copysign(size, side, out=spare)
         return total.mul_((1 + self.leak) / 2).add_(signed, alpha=(1 - self.leak) / 2)
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns draws from U[0, 1) in the shape of ``like`` (P,), seeded by one number from the step's generator.
+    """Returns samples of U[0, 1) in the shape of ``like`` (P,), seeded by one number from the step's generator.
 
-    On a CPU they come from a generator that is faster than PyTorch's.
+    On a CPU they come from NumPy's SFC64 generator, which is faster than PyTorch's.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     drawn = torch.empty_like(like)

@@ -1,4 +1,4 @@
-"""GradNorm: loss weights follow gradient norms, so that all tasks train at one rate."""
+"""GradNorm: adapts the loss weights to gradient norms, so that all tasks train at the same rate."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ OPTIMISERS: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 class GradNorm(GradientRule):
     """Gradient normalization for adaptive loss balancing (https://arxiv.org/abs/1711.02257, ICML 2018).
 
-    Rule: the step follows Σ_i w_i L_i. After it w takes one step down Σ_i |w_i n_i - N r_i^α|, in which the target
-    N r_i^α with N = mean_i w_i n_i is held fixed; then Σ w = T again.
+    Rule: the step follows Σ_i w_i L_i. Then w takes one descent step on Σ_i |w_i n_i - N r_i^α|, in which the target
+    N r_i^α with N = mean_i w_i n_i is held fixed, and is rescaled to Σ w = T.
 
     Symbols: n_i norm of the gradient of L_i with respect to the last shared layer, averaged over all ranks; r_i =
     (L_i / L_i(0)) / mean_j (L_j / L_j(0)), where L_i(0) is the loss of the first step in which task i has a label.
@@ -25,15 +25,15 @@ class GradNorm(GradientRule):
 
     Args:
         alpha: α, strength of the pull towards one training rate; the paper uses 1.5 on NYUv2.
-        lr: Rate of w. The paper's value is unknown to us.
-        optimiser: Of w: ``"adam"`` or ``"sgd"``. Also unknown to us.
+        lr: Learning rate of w. The paper's value is unknown to us.
+        optimiser: Optimiser of w, ``"adam"`` or ``"sgd"``. The paper's choice is unknown to us.
         heads: ``"weighted"``, since the paper's loss is Σ_i w_i L_i; or ``"unit"``.
         **conventions: ``scale`` (the rule's own is ``"sum"``); see `GradientRule`.
 
-    Differences from the paper: a weight that a step would bring below 1e-6 stays there, so that all are positive.
-    Absent tasks rest: the others redistribute what they hold of Σ w = T; the weights used sum to their number.
-    Under accumulation n is that of the last micro-batch. LibMTL has softmax weights and the losses of the first epoch
-    for L(0) instead.
+    Differences from the paper: weights are kept at or above 1e-6, so that all are positive. Absent tasks keep their
+    weights, and the others redistribute their total; the weights of a step sum to the number of active tasks. Under
+    accumulation n is that of the last micro-batch. LibMTL uses softmax weights, and the losses of the first epoch for
+    L(0).
 
     Example:
         >>> import torch
@@ -59,15 +59,15 @@ class GradNorm(GradientRule):
     ):
         super().__init__(heads=heads, **conventions)
         if not 0 <= alpha < float("inf"):
-            raise MethodError(f"gradnorm: alpha must be at least 0. Found {alpha}.")
+            raise MethodError(f"gradnorm: alpha must be at least 0 and finite. Found {alpha}. The default is 1.5.")
         if not 0 < lr < float("inf"):
-            raise MethodError(f"gradnorm: lr must be above 0. Found {lr}.")
+            raise MethodError(f"gradnorm: lr must be above 0 and finite. Found {lr}. The default is 0.025.")
         if optimiser not in OPTIMISERS:
             raise MethodError(f"gradnorm: {unknown_name('optimiser', optimiser, OPTIMISERS)}")
         self.alpha, self.lr, self.optimiser = alpha, lr, optimiser
 
     def configure(self, tasks: int) -> None:
-        """Creates the weights, which no main optimiser sees, and the first losses (NaN = not there yet)."""
+        """Creates the weights, which the run's optimiser does not train, and the first losses (NaN until known)."""
         super().configure(tasks)
         self.register_buffer("task_weights", torch.ones(tasks))
         self.register_buffer("initial", torch.full((tasks,), float("nan")))
@@ -75,7 +75,7 @@ class GradNorm(GradientRule):
         self._seen: tuple[list[int], Tensor] | None = None
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
-        """Returns the present weights (A,) and notes the norms for the step of the weights."""
+        """Returns the current weights (A,) and stores the norms for the step of the weights."""
         active = list(ctx.active)
         self._seen = active, gramian.diagonal().clamp(min=0).sqrt()
         weights = self.task_weights[active].double().cpu()
@@ -100,7 +100,7 @@ class GradNorm(GradientRule):
     def _descend(self, active: list[int], slope: Tensor) -> None:
         """Takes one step of the weights' own optimiser, then restores their sum."""
         held = self.task_weights[active].sum()
-        # One parameter per task: the optimiser leaves those without a gradient alone, state and all.
+        # One parameter per task, because the optimiser skips parameters without a gradient, including their state.
         parameters = self.task_weights.split(1)
         for i, value in zip(active, slope.split(1), strict=True):
             parameters[i].grad = value

@@ -1,4 +1,4 @@
-"""GradVac: gradients less similar than usual are turned towards each other."""
+"""GradVac: rotates gradients towards each other if they are less similar than usual."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class GradVac(GradientRule):
     where the rule is PCGrad's.
 
     Args:
-        beta: β, in [0, 1]. 0.5 is LibMTL's and TorchJD's; the paper is said to use 0.01.
+        beta: β, in [0, 1]. LibMTL and TorchJD use 0.5. The paper reportedly uses 0.01.
         **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`.
 
-    Differences from the paper: computed from the Gramian, which is the same, because every g'_i stays in the span of
-    the gradients. A gradient of zero, and one of which nothing is left, has no cosine: nothing is added and ρ̂ stays.
-    ρ̂ counts as 1 - 10⁻⁶ at most. ρ̂ follows every pair, as in the paper and in
-    LibMTL since 2024; before, LibMTL updated it only where ρ < ρ̂. See `gradvac_layer` for one ρ̂ per tensor.
+    Differences from the paper: the rule is computed from the Gramian, which is equivalent because every g'_i stays in
+    the span of the gradients. A zero gradient, or one that cancels completely, has no cosine, so nothing is added and
+    ρ̂ does not change. ρ̂ is limited to 1 - 10⁻⁶. ρ̂ is updated for every pair, as in the paper and in LibMTL since 2024;
+    before, LibMTL updated it only if ρ < ρ̂. See `gradvac_layer` for one ρ̂ per tensor.
 
     Example:
         >>> import torch

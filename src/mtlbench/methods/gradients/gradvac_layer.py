@@ -18,7 +18,7 @@ class GradVacLayer(MemoryRule):
     Symbols: ρ̂ (tensors, T, T) running similarities, at first 0.
 
     Args:
-        beta: β, in [0, 1]. 0.5 is LibMTL's; the paper is said to use 0.01.
+        beta: β, in [0, 1]. LibMTL uses 0.5. The paper reportedly uses 0.01.
         scale: See `GradientRule`; the rule's own is ``"sum"``. Heads get their own gradients: a task has as many
             weights as there are tensors.
 

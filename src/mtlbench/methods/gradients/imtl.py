@@ -10,7 +10,7 @@ from mtlbench.balancing.rules.imtl import equal_projections, log_scaled
 
 
 class IMTL(GradientRule):
-    """Towards impartial multi-task learning (https://openreview.net/forum?id=IMPnRXEWpvr, ICLR 2021): the whole.
+    """Towards impartial multi-task learning (https://openreview.net/forum?id=IMPnRXEWpvr, ICLR 2021), both parts.
 
     Rule: losses e^{s_i} L_i - s_i; shared parameters follow d = Σ_i w_i g_i with Σ_i w_i = 1 and ⟨d, g_i⟩ / ‖g_i‖
     equal for all i.

@@ -9,7 +9,7 @@ from mtlbench.balancing.rules.imtl import equal_projections
 
 
 class IMTLG(GradientRule):
-    """Towards impartial multi-task learning (https://openreview.net/forum?id=IMPnRXEWpvr, ICLR 2021): gradients only.
+    """Towards impartial multi-task learning (https://openreview.net/forum?id=IMPnRXEWpvr, ICLR 2021), gradients only.
 
     Rule: d = Σ_i w_i g_i with Σ_i w_i = 1 and ⟨d, g_i⟩ / ‖g_i‖ equal for all i.
 
@@ -19,10 +19,10 @@ class IMTLG(GradientRule):
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`. The paper has no
             hyper-parameters.
 
-    Differences from the paper: its closed form divides by zero where gradients depend on each other; here a
-    pseudo-inverse of the cosines takes the nearest direction, and none where gradients cancel. (TorchJD's rule, that
-    of the Gramian itself, loses tasks with small gradients.) As in the paper, weights may be negative; where a task
-    with a small gradient has a negative one, Σ w = 1 can turn the direction against every task.
+    Differences from the paper: its closed form divides by zero if gradients are linearly dependent. Here a
+    pseudo-inverse of the cosines gives the least-squares direction, or zero if gradients cancel. (TorchJD uses the
+    pseudo-inverse of the Gramian, which loses tasks with small gradients.) As in the paper, weights may be negative. If
+    a task with a small gradient has a negative weight, Σ w = 1 can turn the direction against every task.
 
     Example:
         >>> import torch

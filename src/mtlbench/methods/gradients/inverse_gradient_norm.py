@@ -1,4 +1,4 @@
-"""Inverse gradient norm: every task's gradient is brought to the same length."""
+"""Inverse gradient norm: scales every task's gradient to the same length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InverseGradientNorm(GradientRule):
     smoothed; κ makes the weights κ / n_i sum to the number of tasks with a label.
 
     Args:
-        beta: β in [0, 1): memory of the norms. 0, no memory, is the paper's rule. The first norm is taken as it is.
+        beta: β in [0, 1), smoothing of the norms. 0, no smoothing, is the paper's rule. n_i starts with the first norm.
         **conventions: ``scale`` (``"mean"``: the weights sum to 1) and ``heads``; see `GradientRule`.
 
     Differences from the paper: its common length is ‖Σ_i g_i‖ and its gradients are those of the last shared layer;
@@ -43,11 +43,11 @@ class InverseGradientNorm(GradientRule):
     def __init__(self, beta: float = 0.0, **conventions: Any):
         super().__init__(**conventions)
         if not 0 <= beta < 1:
-            raise MethodError(f"inverse_gradient_norm: beta must lie in [0, 1). Found {beta}.")
+            raise MethodError(f"inverse_gradient_norm: beta must be in [0, 1). Found {beta}. The default is 0.")
         self.beta = beta
 
     def configure(self, tasks: int) -> None:
-        """Creates the smoothed norms (NaN = not there yet)."""
+        """Creates the smoothed norms (NaN until known)."""
         super().configure(tasks)
         self.register_buffer("norms", torch.full((tasks,), float("nan")))
 
@@ -61,7 +61,7 @@ class InverseGradientNorm(GradientRule):
         return self.scaled(weights, len(gramian), natural="mean")
 
     def _smoothed(self, norms: Tensor, active: list[int]) -> Tensor:
-        """Updates the memory; returns the smoothed norms, 0 where the gradient is zero."""
+        """Updates and returns the smoothed norms, with 0 for a zero gradient."""
         old = self.norms[active].to(norms)
         new = torch.where(old.isnan(), norms, self.beta * old + (1 - self.beta) * norms)
         self.norms[active] = torch.where(norms > 0, new, old).to(self.norms)

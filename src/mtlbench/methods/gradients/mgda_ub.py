@@ -6,13 +6,13 @@ from mtlbench.balancing.rules.min_norm import MinNorm
 
 
 class MGDAUB(MinNorm):
-    """MGDA's upper bound, of the same paper (https://arxiv.org/abs/1810.04650, NeurIPS 2018).
+    """The upper bound of MGDA, from the same paper (https://arxiv.org/abs/1810.04650, NeurIPS 2018).
 
     Rule: w minimises ‖Σ_i w_i z_i / n_i‖ over w ≥ 0, Σ_i w_i = 1; then one backward pass of Σ_i w_i L_i / n_i.
 
-    Symbols: z_i gradient of task i with respect to the shared representation that the heads read, all samples of all
-    ranks side by side in one long row; n_i what ``normalise`` divides by. ‖Σ w_i z_i‖ times the norm of the trunk's
-    Jacobian bounds ‖Σ w_i g_i‖ from above.
+    Symbols: z_i gradient of task i with respect to the shared representation that the heads read, with the samples of
+    all ranks concatenated in one row; n_i the divisor chosen by ``normalise``. ‖Σ w_i z_i‖ times the norm of the
+    trunk's Jacobian is an upper bound of ‖Σ w_i g_i‖.
 
     Args:
         normalise: ``"none"`` (n_i = 1, the paper's rule), ``"l2"`` (‖z_i‖), ``"loss"`` (L_i) or ``"loss+"``

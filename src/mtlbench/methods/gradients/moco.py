@@ -1,4 +1,4 @@
-"""MoCo: tracked gradients, and weights that descend slowly towards the shortest combination of them."""
+"""MoCo: tracks the gradients, and moves the weights gradually towards their shortest combination."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class MoCo(MemoryRule):
     Rule: y_i ← y_i - β_n (y_i - g_i); λ ← Π(λ - γ_n (y yᵀ + ρ I) λ); d = Σ_i λ_i y_i, with β_n = β / n^σ_β and
     γ_n = γ / n^σ_γ.
 
-    Symbols: y (T, P) tracked gradients, at first 0; λ (T,) on the simplex, at first 1/T; Π projection onto the
-    simplex; n number of the step, from 1.
+    Symbols: y (T, P) tracked gradients, initially 0; λ (T,) on the simplex, initially 1/T; Π projection onto the
+    simplex; n number of the step, starting at 1.
 
     Args:
         beta: β, in (0, 1].
@@ -29,15 +29,15 @@ class MoCo(MemoryRule):
         gamma: γ, at least 0; 0 keeps λ at 1/T.
         gamma_sigma: σ_γ, at least 0.
         rho: ρ, at least 0.
-        normalise: Give every gradient the length of its task's loss first, as LibMTL always does. Without it the
+        normalise: Whether every gradient is first scaled to the length of its task's loss, as in LibMTL. Otherwise the
             effect of γ depends on the size of the gradients.
         scale: See `GradientRule`; the rule's own is ``"mean"``. Heads get their own gradients.
 
-    The defaults are LibMTL's; the paper leaves them to the problem.
+    The defaults are LibMTL's. The paper leaves them to the problem.
 
-    Differences from LibMTL: it takes a softmax where the paper has the projection. A task without labels keeps y_i
-    and λ_i, and the others divide what they hold together; in the step they share the whole. T × P numbers more are
-    held in memory and in every checkpoint.
+    Differences from LibMTL: LibMTL uses a softmax instead of the paper's projection. A task without labels keeps y_i
+    and λ_i, and the others redistribute their total; in the step their weights are scaled to sum to 1. Memory and every
+    checkpoint hold T × P further numbers.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ class MoCo(MemoryRule):
     ):
         super().__init__(scale=scale)
         if not 0 < beta <= 1:
-            raise MethodError(f"moco: beta must lie in (0, 1]. Found {beta}.")
+            raise MethodError(f"moco: beta must be in (0, 1]. Found {beta}. The default is 0.5.")
         for name, value in (("beta_sigma", beta_sigma), ("gamma", gamma), ("gamma_sigma", gamma_sigma), ("rho", rho)):
             if not 0 <= value < math.inf:
                 raise MethodError(f"moco: {name} must be at least 0 and finite. Found {value}.")
@@ -87,7 +87,7 @@ class MoCo(MemoryRule):
         return self.blend(self.scaled(torch.from_numpy(share), len(active), natural="mean"), active)
 
     def _track(self, tracked: Tensor, jacobian: Tensor, ctx: Context) -> None:
-        """Moves the tracked gradients of the active tasks, in place and row by row: no second (A, P) matrix."""
+        """Updates the tracked gradients of the active tasks in place, row by row, without a second (A, P) matrix."""
         beta = self.beta / (ctx.step + 1) ** self.beta_sigma
         if not self.normalise:
             for i, row in zip(ctx.active, jacobian, strict=True):

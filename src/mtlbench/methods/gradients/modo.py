@@ -1,4 +1,4 @@
-"""MoDo: the min-norm weights, followed by one projected step per update on independent mini-batches."""
+"""MoDo: moves the weights towards the min-norm ones by one projected step per update, on independent batches."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class MoDo(GradientRule):
     projection on the simplex {λ ≥ 0, Σ λ = 1}; λ starts at 1/T and is kept from step to step.
 
     Args:
-        gamma: γ, step of λ; LibMTL's 0.001 (TorchJD: 0.1). It is not free of the gradients' scale.
-        rho: ρ, weight of ‖λ‖² / 2; 0.1.
+        gamma: γ, step size of λ. LibMTL uses 0.001 and TorchJD 0.1. Its effect depends on the scale of the gradients.
+        rho: ρ, weight of ‖λ‖² / 2.
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
-    Differences from the official code: the batch is cut in three instead of drawing three batches, so that data and
-    epochs are those of other methods. In a step with absent tasks, the others divide what they hold of λ anew: λ of
-    an absent task rests, and the weights used still sum to 1.
+    Differences from the official code: the batch is split in three instead of drawing three batches, so that data and
+    epochs equal those of other methods. Absent tasks keep their λ_i, and the others redistribute their total. The
+    weights of a step still sum to 1.
 
     Example:
         >>> import torch
@@ -44,9 +44,9 @@ class MoDo(GradientRule):
     def __init__(self, gamma: float = 1e-3, rho: float = 0.1, **conventions: Any):
         super().__init__(**conventions)
         if not 0 < gamma < float("inf"):
-            raise MethodError(f"modo: gamma must be above 0. Found {gamma}.")
+            raise MethodError(f"modo: gamma must be above 0 and finite. Found {gamma}. The default is 0.001.")
         if not 0 <= rho < float("inf"):
-            raise MethodError(f"modo: rho must be at least 0. Found {rho}.")
+            raise MethodError(f"modo: rho must be at least 0 and finite. Found {rho}. The default is 0.1.")
         self.gamma, self.rho = gamma, rho
 
     def configure(self, tasks: int) -> None:

@@ -1,4 +1,4 @@
-"""Nash-MTL: tasks bargain, and the product of their improvements is largest."""
+"""Nash-MTL: the bargaining solution of the tasks, which maximises the product of their improvements."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class NashMTL(GradientRule):
     Symbols: g_i gradient of task i with respect to the shared parameters, averaged over all ranks; M = G Gᵀ.
 
     Args:
-        update_every: Steps between two solutions; α is kept in between. The official code's default is 1.
-        max_norm: Largest norm of the direction; 0 is off, the default. The official code has 1.0; here clipping is the
-            suite's (``trainer.clip``) and acts on every method alike.
+        update_every: Steps between two solutions. α is kept in between. The official code's default is 1.
+        max_norm: Largest norm of the direction; 0, the default, for no limit. The official code uses 1.0. Here the
+            suite clips gradients (``trainer.clip``) for every method alike.
         **conventions: ``scale`` and ``heads``; see `GradientRule`. α is inverse to the size of the gradients, so its
             sum is not fixed: with ``"sum"`` d is as above and ‖d‖ = √T whatever the gradients are (orthogonal ones of
             length 1 give the plain sum); with ``"mean"`` it is divided by T. The official code weighs the heads too.
@@ -31,9 +31,9 @@ class NashMTL(GradientRule):
     most 20 linearised ones. The official code divides M by its Frobenius norm and keeps that factor in α, so its d has
     the same direction but the length √(T ‖M‖_F) before clipping (directions agree to 7e-7); here ‖d‖ = √T. A zero
     gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite α exists:
-    eigenvalues of the cosine matrix count as 1e-8 at least, in float32 as 1e-6. Below that bound α is approximate and
-    may vary by some per cent with the order of the tasks. ``update_every`` saves the solution alone; rows are needed
-    for d. A task that appears for the first time between two solutions causes one.
+    eigenvalues of the cosine matrix are raised to at least 1e-8, in float32 1e-6. Below that bound α is approximate and
+    may vary by several per cent with the order of the tasks. ``update_every`` saves only the solution, because d still needs all
+    gradients. A task that appears for the first time between two solutions triggers a new one.
 
     Example:
         >>> import torch
@@ -48,13 +48,13 @@ class NashMTL(GradientRule):
     def __init__(self, update_every: int = 1, max_norm: float = 0.0, **conventions: Any):
         super().__init__(**conventions)
         if not update_every >= 1:
-            raise MethodError(f"nash_mtl: update_every must be at least 1. Found {update_every}.")
+            raise MethodError(f"nash_mtl: update_every must be at least 1. Found {update_every}. The default is 1.")
         if not max_norm >= 0:
             raise MethodError(f"nash_mtl: max_norm must be positive, or 0 for none. Found {max_norm}.")
         self.update_every, self.max_norm = update_every, max_norm
 
     def configure(self, tasks: int) -> None:
-        """Creates the last α (NaN = not there yet)."""
+        """Creates the last α (NaN until known)."""
         super().configure(tasks)
         self.register_buffer("alpha", torch.full((tasks,), float("nan")))
 

@@ -1,4 +1,4 @@
-"""PCGrad: conflicting gradients are projected onto each other's normal plane."""
+"""PCGrad: projects conflicting gradients onto each other's normal planes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class PCGrad(GradientRule):
         **conventions: ``scale`` (the rule's own is ``"sum"``) and ``heads``; see `GradientRule`. The paper has no
             hyper-parameters.
 
-    Differences from the official code: none in the rule (sum, j ≠ i). It is computed from the Gramian, which is the
-    same because every projected gradient stays in the span; heads keep their own gradients.
+    Differences from the official code: none in the rule (sum, j ≠ i). It is computed from the Gramian, which is
+    equivalent because every projected gradient stays in the span. Heads get their own gradients.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""SDMGrad: min-norm weights pulled towards the mean gradient, solved for on independent mini-batches."""
+"""SDMGrad: min-norm weights with a pull towards the mean gradient, solved on independent batches."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class SDMGrad(GradientRule):
 
     Args:
         lambda_: λ, pull towards the mean gradient; the paper's experiments use 0.3. Large values give the mean.
-        lr: Rate of the steps on w; the official code uses 10, LibMTL 5. Both overshoot: w jumps about on the simplex.
-        momentum: Their momentum; the official code uses 0.5.
-        steps: Their number; the official code uses 20.
+        lr: Step size of w; the official code uses 10, LibMTL 5. Both overshoot, so that w jumps on the simplex.
+        momentum: Momentum of the steps; the official code uses 0.5.
+        steps: Number of the steps; the official code uses 20.
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
     Differences from the official code: negative numbers on the diagonal count as 0 and 1e-8 is added to the square
-    (as in LibMTL), where it takes the root of the diagonal plus 1e-4. The batch is cut in three instead of drawing
-    three, so that data and epochs are those of other methods. In a step with absent tasks, the others divide what
-    they hold of w anew: w of an absent task rests, and the weights used still sum to 1. The rule is TorchJD's,
-    written again because w must be a buffer for T tasks to be in checkpoints and outlive absent tasks.
+    (as in LibMTL), where it takes the root of the diagonal plus 1e-4. The batch is split in three instead of
+    drawing three, so that data and epochs equal those of other methods. Absent tasks keep their w_i, and the others
+    redistribute their total. The weights of a step still sum to 1. TorchJD has the same rule; it is implemented here
+    because w must be a buffer of T tasks, which checkpoints contain and which keeps the values of absent tasks.
 
     Example:
         >>> import torch
@@ -52,13 +52,13 @@ class SDMGrad(GradientRule):
     ):
         super().__init__(**conventions)
         if not 0 <= lambda_ < float("inf"):
-            raise MethodError(f"sdmgrad: lambda_ must be at least 0. Found {lambda_}.")
+            raise MethodError(f"sdmgrad: lambda_ must be at least 0 and finite. Found {lambda_}. The default is 0.3.")
         if not 0 < lr < float("inf"):
-            raise MethodError(f"sdmgrad: lr must be above 0. Found {lr}.")
+            raise MethodError(f"sdmgrad: lr must be above 0 and finite. Found {lr}. The default is 10.")
         if not 0 <= momentum < 1:
-            raise MethodError(f"sdmgrad: momentum must lie in [0, 1). Found {momentum}.")
+            raise MethodError(f"sdmgrad: momentum must be in [0, 1). Found {momentum}. The default is 0.5.")
         if not steps >= 1:
-            raise MethodError(f"sdmgrad: steps must be at least 1. Found {steps}.")
+            raise MethodError(f"sdmgrad: steps must be at least 1. Found {steps}. The default is 20.")
         self.lambda_, self.lr, self.momentum, self.steps = lambda_, lr, momentum, steps
 
     def configure(self, tasks: int) -> None:

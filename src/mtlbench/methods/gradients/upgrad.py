@@ -1,4 +1,4 @@
-"""UPGrad: every gradient is projected to where no task gets worse, then all are averaged."""
+"""UPGrad: projects every gradient onto the directions in which no task gets worse, and averages the results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class UPGrad(GradientRule):
     e_i unit vector.
 
     Args:
-        reg: Added to the diagonal of M / trace M. The paper's code uses 1e-4; with 0, ⟨g_j, d⟩ ≥ 0 holds up to rounding
-            in float64. In float32 it does not near full conflict: weights grow as the inverse of what the conflict
-            leaves, and their products with float32 gradients cancel.
+        reg: Constant added to the diagonal of M / trace M. The paper's code uses 1e-4. With 0, ⟨g_j, d⟩ ≥ 0 holds up to
+            rounding in float64. In float32 it can fail near full conflict, where weights become large and their
+            products with float32 gradients cancel.
         **conventions: ``scale`` (the rule's own is ``"mean"``) and ``heads``; see `GradientRule`.
 
-    Differences from the official code (TorchJD): an active set on a factor of M instead of quadprog; a Gramian with a
-    trace below 1e-4 is not taken for zero.
+    Differences from the official code (TorchJD): the problem is solved by an active set on a factor of M instead of
+    quadprog, and a Gramian with a trace below 1e-4 does not count as zero.
 
     Example:
         >>> import torch
@@ -43,7 +43,7 @@ class UPGrad(GradientRule):
     def __init__(self, reg: float = 1e-4, **conventions: Any):
         super().__init__(**conventions)
         if not 0 <= reg < math.inf:
-            raise MethodError(f"upgrad: reg must be finite and not negative. Found {reg}.")
+            raise MethodError(f"upgrad: reg must be at least 0 and finite. Found {reg}. The default is 1e-4.")
         self.reg = reg
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:

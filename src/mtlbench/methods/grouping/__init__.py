@@ -1,1 +1,1 @@
-"""Methods that decide which tasks share a network."""
+"""Methods that choose the tasks that share a network."""

@@ -20,7 +20,7 @@ class CosineGrouping(GroupingMethod):
     Symbols: g_i is the gradient of task i's loss with respect to the shared parameters.
 
     Args:
-        networks: Networks at most, at least 1.
+        networks: Largest number of networks, at least 1.
         train: Method or balancer that trains a group.
         every: Optimiser steps between two measurements, at least 1.
 

@@ -21,7 +21,7 @@ class HOA(GroupingMethod):
     signed such that more is better; alone it is 0.
 
     Args:
-        networks: Networks at most, at least 1.
+        networks: Largest number of networks, at least 1.
         train: Method or balancer that trains a group.
 
     Differences from the official code: gains of scores instead of losses, so that tasks of different units count
@@ -46,6 +46,6 @@ class HOA(GroupingMethod):
         pairs = {(a, b): gains[tuple(task for task in tasks if task in (a, b))][a] for a in tasks for b in tasks}
         table = from_pairs(groups, pairs, alone=0.0)
         cover = best_cover(tasks, table, grouping.networks)
-        # Where there is no further split, a pair's own score predicts nothing.
+        # Without a validation split, the gain of a pair is its reported score and predicts nothing.
         known = {group: values for group, values in table.items() if len(group) > 2 or not reported}
         return (yield from grouping.end(cover, known, pairs, "relative gain of a pair over single tasks", note))

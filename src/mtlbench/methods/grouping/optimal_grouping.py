@@ -71,7 +71,7 @@ class OptimalGrouping(GroupingMethod):
 def _check(single_cost: float) -> None:
     if not 0 < single_cost <= 1:
         raise MethodError(
-            f"optimal_grouping: single_cost must be above 0 and at most 1, the cost of a group. Found {single_cost}."
+            f"optimal_grouping: single_cost must be in (0, 1], where 1 is the cost of a group. Found {single_cost}."
         )
 
 
@@ -80,11 +80,11 @@ def _check_small(small: Any, model: Mapping[str, Any]) -> None:
         return
     if not isinstance(small, Mapping) or not small or not set(small) <= set(SMALLER):
         raise MethodError(
-            f"optimal_grouping: small changes the suite's model by {', '.join(SMALLER)}. Found {small!r}. Leave it out "
-            "for full networks only."
+            f"optimal_grouping: small may change {', '.join(SMALLER)} of the suite's model. Found {small!r}. Leave it "
+            "out for full networks only."
         )
     changes = sorted(set(small) & {"encoder", "encoder_options"})
-    # The identity of weights belongs to one encoder: another one would carry the wrong hash.
+    # The hash of the weights belongs to one encoder and would be wrong for another.
     if changes and model.get("weights", "random") not in (None, "random"):
         raise MethodError(
             f"optimal_grouping: small networks with another encoder start from random weights. The suite's model has "

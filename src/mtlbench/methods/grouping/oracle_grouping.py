@@ -11,7 +11,7 @@ from mtlbench.runs.plan import Plan
 
 
 class OracleGrouping(GroupingMethod):
-    """Upper bound: what a perfect choice of groups would reach. Not a method to use, but one to compare others with.
+    """Upper bound: the result of a perfect choice of groups. Use it only as a reference for other methods.
 
     Rule: as `optimal_grouping` with networks of equal cost, but by the gains on the reported split. It uses scores that
     no method may see, so its own score is optimistic, and its record says so.
@@ -19,7 +19,7 @@ class OracleGrouping(GroupingMethod):
     Symbols: see `optimal_grouping`.
 
     Args:
-        networks: Networks at most, at least 1.
+        networks: Largest number of networks, at least 1.
         train: Method or balancer that trains a group.
 
     Differences from `optimal_grouping`: the split; and its record holds no predictions, because a score does not

@@ -1,4 +1,4 @@
-"""Random grouping: the control, which draws groups from the seed."""
+"""Random grouping: a control that draws groups from the seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RandomGrouping(GroupingMethod):
     Symbols: b is ``networks``.
 
     Args:
-        networks: Number of groups, at least 1; never more than tasks.
+        networks: Number of groups, at least 1 and capped at the number of tasks.
         train: Method or balancer that trains a group.
 
     Differences from the literature: none; every seed of the suite draws its own groups.

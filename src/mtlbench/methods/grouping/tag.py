@@ -1,4 +1,4 @@
-"""TAG (task affinity grouping): groups by the look-aheads of one run."""
+"""TAG (task affinity grouping): groups tasks by the inter-task affinity measured in one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TAG(GroupingMethod):
     Symbols: b is ``networks``. A task alone scores -1e6, so that any group is better. Z_{j→j} is never used.
 
     Args:
-        networks: Networks at most, at least 1.
+        networks: Largest number of networks, at least 1.
         train: Method or balancer that trains a group.
         every: Optimiser steps between two measurements, at least 1; the paper's code has 10.
 

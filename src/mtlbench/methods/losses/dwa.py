@@ -21,8 +21,8 @@ class DWA(Balancer):
     Args:
         temperature: Softness of the weights, above 0; the paper uses 2.
 
-    Differences from the official code: epoch means weigh every step in which the task had a label; a task without
-    labels in one of the two epochs keeps r_i = 1.
+    Differences from the official code: epoch means include every step in which the task had a label. A task without
+    labels in one of the two epochs has r_i = 1.
 
     Example:
         >>> import torch
@@ -43,18 +43,18 @@ class DWA(Balancer):
     def __init__(self, temperature: float = 2.0):
         super().__init__()
         if not 0 < temperature < math.inf:
-            raise MethodError(f"dwa: temperature must be above 0 and finite. Found {temperature}.")
+            raise MethodError(f"dwa: temperature must be above 0 and finite. Found {temperature}. The default is 2.")
         self.temperature = temperature
 
     def configure(self, tasks: int) -> None:
-        """Creates the means of the last two epochs, older first (NaN = not there yet), and the running sums."""
+        """Creates the means of the last two epochs, older first (NaN until known), and the running sums."""
         super().configure(tasks)
         self.register_buffer("history", torch.full((2, tasks), float("nan")))
         self.register_buffer("sums", torch.zeros(tasks))
         self.register_buffer("steps", torch.zeros(tasks))
 
     def task_weights(self) -> Tensor:
-        """Returns the weights (T,) of the present epoch; they sum to T."""
+        """Returns the weights (T,) of the current epoch, which sum to T."""
         ratio = torch.nan_to_num(self.history[1] / self.history[0], nan=1.0)
         return self.tasks * torch.softmax(ratio / self.temperature, 0)
 

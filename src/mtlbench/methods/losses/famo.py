@@ -1,4 +1,4 @@
-"""FAMO: task weights that follow how fast each loss fell, at constant cost in the number of tasks."""
+"""FAMO: adapts task weights to the decrease of each loss, at a cost that does not grow with the tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FAMO(Balancer):
 
     Differences from the official code: the factor T puts the rule on sum scale; clipping is the suite's
     (``trainer.clip``), not the method's; under accumulation the last micro-batch is evaluated again.
-    BatchNorm statistics and random draws of the second forward leave no trace.
+    The second forward pass changes neither BatchNorm statistics nor the state of random generators.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ class FAMO(Balancer):
     def __init__(self, lr: float = 0.025, weight_decay: float = 0.001, lower_bound: float = 0.0):
         super().__init__()
         if not 0 < lr < math.inf:
-            raise MethodError(f"famo: lr must be above 0 and finite. Found {lr}.")
+            raise MethodError(f"famo: lr must be above 0 and finite. Found {lr}. The default is 0.025.")
         for name, value in (("weight_decay", weight_decay), ("lower_bound", lower_bound)):
             if not 0 <= value < math.inf:
                 raise MethodError(f"famo: {name} must be at least 0 and finite. Found {value}.")
@@ -53,7 +53,7 @@ class FAMO(Balancer):
         self.floor = lower_bound
 
     def configure(self, tasks: int) -> None:
-        """Creates the logits, which no main optimiser sees, and their own Adam."""
+        """Creates the logits, which the run's optimiser does not train, and their own Adam."""
         super().configure(tasks)
         self.register_buffer("logits", torch.zeros(tasks))
         self._adam = torch.optim.Adam([self.logits], lr=self.lr, weight_decay=self.weight_decay)
@@ -70,9 +70,9 @@ class FAMO(Balancer):
         """Moves the logits: a task whose loss fell faster than the others loses weight."""
         active = list(ctx.active)
         if len(self._before) != len(active):
-            return  # The last micro-batch lacked a task that an earlier one had: nothing to compare.
+            return  # The last micro-batch has other tasks than the step, so losses cannot be compared.
         delta = self._before - self._distance(ctx.lookahead(None)).log()
-        delta = delta.nan_to_num(0.0).to(self.logits)  # Without a label after the step there is no change to see.
+        delta = delta.nan_to_num(0.0).to(self.logits)  # NaN means that a task has no label in the last micro-batch.
         z = torch.softmax(self.logits[active], 0)
         if self._adam.param_groups[0]["params"][0] is not self.logits:
             self._rebind()  # Moving a module to another device replaces its buffers.

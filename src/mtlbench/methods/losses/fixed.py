@@ -1,4 +1,4 @@
-"""Fixed weights: a weighted sum of the losses whose weights you choose."""
+"""Fixed weights: a weighted sum of the losses with user-defined weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Fixed(Balancer):
         weights: One weight per task of the run, in the order of its tasks: at least 0, not all 0. None for ones, which
             is `uniform`.
 
-    Scale: the weights are used as they are. Only weights that sum to the number of tasks are on sum scale; others
-    change the step's length as well as its direction.
+    Scale: the weights are not rescaled. Only weights that sum to the number of tasks are on sum scale. Other weights
+    change the length of the step as well as its direction.
 
-    Differences from the literature: none. Unlike the static scales, which enter every method of a suite alike, these
-    weights belong to this one.
+    Differences from the literature: none. The static scales apply to every method of a suite, these weights only to
+    this one.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ class Fixed(Balancer):
                 f"{tasks} task{'s' * (tasks != 1)}."
             )
         super().configure(tasks)
-        # A constant: the arguments carry it, not the checkpoint.
+        # Not persistent, because the arguments hold the weights.
         self.register_buffer("task_weights", torch.tensor(values), persistent=False)
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:

@@ -10,7 +10,7 @@ from mtlbench.balancing.rules.imtl import log_scaled
 
 
 class IMTLL(Balancer):
-    """Towards impartial multi-task learning (https://openreview.net/forum?id=IMPnRXEWpvr, ICLR 2021): losses only.
+    """Towards impartial multi-task learning (https://openreview.net/forum?id=IMPnRXEWpvr, ICLR 2021), losses only.
 
     Rule: L = Σ_i (e^{s_i} L_i - s_i).
 

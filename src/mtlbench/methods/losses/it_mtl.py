@@ -1,4 +1,4 @@
-"""IT-MTL: every step follows the set of tasks whose joint update lowers the losses of all tasks most."""
+"""IT-MTL: follows in every step the set of tasks whose joint update reduces the losses of all tasks most."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ITMTL(Balancer):
     and T backward passes.
 
     Differences from the paper: its list of candidates is unverified. Heads always get the gradient of their own task,
-    whether it is in J or not. Only tasks with a label in the step take part; one whose loss is 0, or who has no label
-    in the last micro-batch, has no say. The summary counts under ``chosen`` how often ``all``, ``only`` each task, and
-    all ``without`` each task were taken.
+    whether it is in J or not. Only tasks with a label in the step take part; a task whose loss is 0, or that has no
+    label in the last micro-batch, does not affect the choice. The summary counts under ``chosen`` how often ``all``,
+    ``only`` each task, and all ``without`` each task were chosen.
 
     Example:
         >>> import torch
@@ -59,7 +59,7 @@ class ITMTL(Balancer):
         return (sets[best.to(sets.device)] @ jacobian)[0]
 
     def _best(self, sets: Tensor, jacobian: Tensor, ctx: Context) -> Tensor:
-        """Returns the index (1,) of the best of the sets (K, A), the first of equals; the host does not wait for it."""
+        """Returns the index (1,) of the best of the sets (K, A), or the first of equals, without a wait of the host."""
         before = ctx.lookahead(None)
         told = before.isfinite() & (before != 0)
         gains = [relative_decrease(before, ctx.lookahead(ctx.preview(each @ jacobian))) for each in sets]
@@ -68,12 +68,12 @@ class ITMTL(Balancer):
         return (total >= total.max() - slack).to(torch.int8).argmax(0, keepdim=True)
 
     def summary(self) -> dict[str, Any]:
-        """Returns how often each set was taken, by the index of the task."""
+        """Returns how often each set was chosen, by the index of the task."""
         every, *rest = self.chosen.tolist()
         return {"chosen": {"all": every, "only": rest[: self.tasks], "without": rest[self.tasks :]}}
 
 
 def candidates(count: int) -> Tensor:
-    """Returns the sets to choose from, (K, count) of 0 and 1: all tasks, each alone, all without each; no two equal."""
+    """Returns the distinct candidate sets (K, count) of 0 and 1: all tasks, each alone, and all without each."""
     alone = torch.eye(count)
     return torch.cat([torch.ones(1, count), alone, 1 - alone][:count])

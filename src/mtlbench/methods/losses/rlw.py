@@ -1,4 +1,4 @@
-"""RLW: random task weights, drawn in every step: a baseline that any other rule should beat."""
+"""RLW: random task weights, drawn anew in every step; a baseline that every other rule should beat."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class RLW(Balancer):
     Args:
         scale: ``"sum"``: the weights sum to A. ``"mean"``: to 1, as in the paper.
 
-    Differences from the paper: the factor A. Of its distributions the standard one is here. One number is drawn per
-    task of the run, and those of tasks without a label are left out, so that ranks and micro-batches of a step agree.
-    Heads feel the weights too.
+    Differences from the paper: the factor A. Of the paper's distributions, only the standard one is available. One
+    number is drawn per task of the run, and those of tasks without a label are ignored, so that ranks and micro-batches
+    of a step agree. The weights apply to heads too.
 
     Example:
         >>> import torch

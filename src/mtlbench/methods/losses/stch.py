@@ -1,4 +1,4 @@
-"""STCH: a smooth maximum of the losses, each relative to what it was after the warm-up."""
+"""STCH: a smooth maximum of the losses, each relative to its mean at the end of the warm-up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class STCH(Balancer):
     held fixed in the derivative, and 1 on raw scale.
 
     Args:
-        mu: Smoothness μ, above 0; the multi-task runs use 1. Near 0 only the task that fell least counts.
+        mu: Smoothness μ, above 0; the multi-task runs use 1. Near 0 only the task that decreased least counts.
         warmup_epochs: Index of the epoch that gives z; 4 in the official code, so that five epochs are warm-up.
         scale: ``"sum"``: the weights sum to A in every step of both phases. ``"raw"``: as in the paper, where the
             weights of the ln L_i sum to A instead.
@@ -49,7 +49,7 @@ class STCH(Balancer):
     def __init__(self, mu: float = 1.0, warmup_epochs: int = 4, scale: str = "sum"):
         super().__init__()
         if not 0 < mu < math.inf:
-            raise MethodError(f"stch: mu must be above 0 and finite. Found {mu}.")
+            raise MethodError(f"stch: mu must be above 0 and finite. Found {mu}. The default is 1.")
         if not warmup_epochs >= 0:
             raise MethodError(f"stch: warmup_epochs must be at least 0. Found {warmup_epochs}.")
         self.mu, self.warmup_epochs, self.scale = mu, warmup_epochs, known_scale("stch", scale)
@@ -75,7 +75,7 @@ class STCH(Balancer):
         return value if self.scale == "raw" else sum_scaled(value, shares / losses)
 
     def after_step(self, ctx: Context) -> None:
-        """Adds the step's losses to those that make z, in the epoch that does; later epochs read it."""
+        """Adds the losses of a step of epoch ``warmup_epochs`` to the sums from which z is computed."""
         if ctx.epoch == self.warmup_epochs:
             active = list(ctx.active)
             self.sums[active] += ctx.losses.to(self.sums)

@@ -23,10 +23,10 @@ class Uncertainty(Balancer):
     the classification form.
 
     Args:
-        initial: s_i at the start. The paper does not state it; official-looking codes use -0.5 or 0. With 0
-            every task starts with weight 1.
-        forms: Form per task of the run, in the order of its tasks: ``"regression"`` or ``"classification"``. None for
-            regression throughout, as the codes have it; the paper has the other for cross-entropies.
+        initial: Initial s_i. The paper does not state it; common implementations use -0.5 or 0. With 0 every task
+            starts with weight 1.
+        forms: Form of each task, in the order of the run's tasks: ``"regression"`` or ``"classification"``. None for
+            regression throughout, as in common implementations; the paper uses the other form for cross-entropies.
 
     Differences from the paper: the factor 2 puts the regression form on sum scale (weights 1 at the start), so that
     one learning rate suits every method. It leaves the minimum s_i = ln(2 a_i L_i) where it is. A task in
@@ -46,7 +46,7 @@ class Uncertainty(Balancer):
     def __init__(self, initial: float = 0.0, forms: list[str] | None = None):
         super().__init__()
         if not math.isfinite(initial):
-            raise MethodError(f"uncertainty: initial must be finite. Found {initial}.")
+            raise MethodError(f"uncertainty: initial must be finite. Found {initial}. The default is 0.")
         if not (forms is None or isinstance(forms, (list, tuple))):
             raise MethodError(f"uncertainty: forms must be a list with one form per task. Found {forms!r}.")
         for form in map(str, forms or ()):
@@ -67,7 +67,7 @@ class Uncertainty(Balancer):
                 f"{tasks} task{'s' * (tasks != 1)}."
             )
         super().configure(tasks)
-        # A constant: the arguments carry it, not the checkpoint.
+        # Not persistent, because the arguments hold the forms.
         self.register_buffer("factors", torch.tensor([FACTORS[form] for form in forms]), persistent=False)
         self.log_variance = nn.Parameter(torch.full((tasks,), float(self.initial)))
 

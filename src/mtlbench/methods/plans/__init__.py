@@ -1,1 +1,1 @@
-"""Methods whose plan trains several runs."""
+"""Methods that train several runs according to a plan."""

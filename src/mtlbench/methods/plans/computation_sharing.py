@@ -1,4 +1,4 @@
-"""Computation sharing: sub-tasks as sparse changes of a base task's weights and activations."""
+"""Computation sharing: sub-tasks are sparse changes of a base task's weights and activations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ComputationSharing(MTLMethod):
 
     Rule: One task, the base, trains alone. Every other task i then trains alone on W_i = W_b + z z' Δ_i with the base's
     encoder weights W_b frozen, in three phases. Pruning: gates z, z' are drawn, and the loss is L_i + λ Σ P(z > 0) / n.
-    Fine-tuning: gates are what they are without noise, 0 or 1, and stay so. Sparsifying: the loss is L_i + c times the
+    Fine-tuning: gates are fixed at their values without noise, 0 or 1. Sparsifying: the loss is L_i + c times the
     mean of |a_i - a_b| over the activations of both encoders on the same image. In evaluation a_i is a_b wherever they
     differ by less than θ; what does not differ need not be computed.
 
@@ -55,8 +55,8 @@ class ComputationSharing(MTLMethod):
     activations, so that c does not depend on batch and resolution; gradients of the gates by autograd; clipping acts on
     Δ and α; one schedule over all phases; θ is also applied to norms, attention and GELU, whose outputs linear layers
     read; decay only of Δ's matrices. The decoder is trained in all phases. All sub-tasks of a row have one λ and one c.
-    The NYU variant, which draws activations to those of a neighbouring frame instead, is not there. Dropout and drop
-    path of the encoder are off.
+    The NYU variant, which uses the activations of a neighbouring frame instead, is not available. Dropout and drop path
+    of the encoder are off.
 
     Example:
         >>> import torch
@@ -95,11 +95,11 @@ class ComputationSharing(MTLMethod):
         _check_layers(layers or {})
         if not (0 <= prune <= 1 and 0 <= sparsify <= 1 and prune + sparsify <= 1):
             raise MethodError(
-                "computation_sharing: prune and sparsify are shares of the steps, in [0, 1], and at most 1 together; "
-                f"found {prune} and {sparsify}."
+                "computation_sharing: prune and sparsify, shares of the steps, must be in [0, 1] and sum to at most 1. "
+                f"Found {prune} and {sparsify}. Reduce one of them."
             )
         if not all(theta >= 0 for theta in (threshold, *thresholds)):
-            raise MethodError(f"computation_sharing: thresholds must be >= 0; found {threshold}, {list(thresholds)}.")
+            raise MethodError(f"computation_sharing: thresholds must be >= 0. Found {threshold}, {list(thresholds)}.")
         self.sparsity, self.gate_lr, self.closeness = sparsity, gate_lr, closeness
         self.threshold, self.layers = threshold, dict(layers or {})
         self.prune_until, self.sparsify_from = round(prune * spec.steps), spec.steps - round(sparsify * spec.steps)
@@ -139,12 +139,12 @@ class ComputationSharing(MTLMethod):
         return set_apart(super().parameter_groups(), self.network.deltas.gates(), lr=self.gate_lr, weight_decay=0.0)
 
     def on_train_start(self) -> None:
-        """Refuses to train without a base."""
+        """Raises a MethodError if the run has no base."""
         super().on_train_start()
         if not self._based:
             raise MethodError(
-                "computation_sharing changes the network of a trained base task; this run was given none. Run it by "
-                "its plan (`mtlbench bench`), or call use_sources."
+                "computation_sharing needs the network of a trained base task. This run has none. Start it with "
+                "`mtlbench bench`, which follows the method's plan, or call use_sources."
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -152,12 +152,14 @@ class ComputationSharing(MTLMethod):
         step, deltas = self.trainer.global_step, self.network.deltas
         if step == self.prune_until:
             deltas.settle()
+        # The seed depends on the step only, so that ranks, micro-batches and resumed runs draw the same gates.
         generator = torch.Generator(self.device).manual_seed(seed_of("gates", self.spec.seed, step))
         deltas.draw(generator if step < self.prune_until else None)
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Returns the price of open gates, then nothing, then the distance to the base's activations."""
-        share = 1 / len(streams(self._state.batch))  # Asked once per stream: together they are one price and one mean.
+        """Returns the loss of the phase: the price of open gates, none, or the distance to the base's activations."""
+        # Called once per stream, so each stream contributes its share of one loss.
+        share = 1 / len(streams(self._state.batch))
         if self._state.step < self.prune_until:
             return {"open gates": share * self.sparsity * self.network.deltas.openness()}
         if self._state.step < self.sparsify_from:
@@ -166,7 +168,7 @@ class ComputationSharing(MTLMethod):
         return {"distance": share * self.closeness * activation_distance(outputs.statistics["trace"], base)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keeps settled gates where they are: with a gradient of zero, momentum would move them."""
+        """Removes the gradients of settled gates, because momentum would move them even with zero gradients."""
         super().on_before_optimizer_step(optimizer)
         if self._state.step >= self.prune_until:
             for gate in self.network.deltas.gates():
@@ -179,14 +181,14 @@ class ComputationSharing(MTLMethod):
             self.curve.update(self.network, stream["image"], stream["targets"])
 
     def scores(self, *, final: bool) -> dict[str, dict[str, float]]:
-        """Returns the scores at the run's own threshold; keeps the curve of a split that was tested."""
+        """Returns the scores at the run's own threshold, and stores the curve of a tested split."""
         found = super().scores(final=final)
         if final:
             self._curves.append(self.curve.compute(self.network))
         return found
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Returns the share of weights that are changed without noise."""
+        """Returns the share of weights that are changed if gates have no noise."""
         kept, entries = self.network.deltas.kept(), sum(v.numel() for v in self.network.deltas.values())
         return {"sharing/kept": torch.stack(list(kept.values())).sum() / entries}
 
@@ -223,10 +225,10 @@ def _base_of(tasks: Sequence[str], named: str) -> str:
 def _check_layers(layers: Any) -> None:
     given = list(layers.values()) if isinstance(layers, Mapping) else [None]
     if not all(isinstance(value, (int, float)) and 0 <= value < float("inf") for value in given):
-        raise MethodError(f"computation_sharing: layers maps layers to finite numbers of at least 0; found {layers!r}.")
+        raise MethodError(f"computation_sharing: layers must map layers to finite factors >= 0. Found {layers!r}.")
 
 
 def _check_not_negative(**values: float) -> None:
     wrong = {name: value for name, value in values.items() if not 0 <= value < float("inf")}
     if wrong:
-        raise MethodError(f"computation_sharing: {', '.join(values)} must be finite and >= 0; found {wrong}.")
+        raise MethodError(f"computation_sharing: {', '.join(values)} must be finite and >= 0. Found {wrong}.")

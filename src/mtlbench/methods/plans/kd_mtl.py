@@ -1,4 +1,4 @@
-"""KD-MTL: one network learns its tasks while its features follow those of single-task networks."""
+"""KD-MTL: trains one network on all tasks while its features follow those of single-task networks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class KDMTL(MTLMethod):
         weight: Factor on all λ_i, >= 0; the paper's is 1.
         weights: λ_i by task, >= 0, 1 where not named; the paper has 2 for surface normals, 1 for segmentation and
             depth. None for 1 everywhere.
-        adapter_lr: Learning rate of all A, > 0, whatever that of the suite; its schedule applies. The paper's is 0.1.
-            ℓ_i does not depend on the size of A_il, so that a large rate does no harm; one like the network's is slow.
+        adapter_lr: Learning rate of all A, > 0, independent of the suite's rate but with its schedule. The paper's is
+            0.1. ℓ_i does not depend on the size of A_il, so a large rate does no harm. The network's rate is too slow.
         adapter_decay: Weight decay of all A, >= 0; the paper's is 5e-4.
 
     Teachers are the runs of `single_task` with the same seed: where a suite has both methods they are trained once.
@@ -84,12 +84,12 @@ class KDMTL(MTLMethod):
         super().__init__(spec)
         if not (0 < adapter_lr < math.inf and 0 <= adapter_decay < math.inf):
             raise MethodError(
-                "kd_mtl: adapter_lr must be positive, adapter_decay at least 0, both finite. Found "
-                f"{adapter_lr} and {adapter_decay}."
+                "kd_mtl: adapter_lr must be positive, adapter_decay at least 0, and both finite. Found "
+                f"{adapter_lr} and {adapter_decay}. The defaults are 0.1 and 5e-4."
             )
         self.weights = _weights(list(self.tasks), weight, weights or {})
         self.adapter_lr, self.adapter_decay = adapter_lr, adapter_decay
-        # A plain dict, no modules of this one: teachers are neither trained nor saved.
+        # A plain dict, because registered modules would be trained and saved.
         self._teachers: dict[str, DenseNetwork] = {}
         self._distances: dict[str, Tensor] = {}
 
@@ -116,8 +116,9 @@ class KDMTL(MTLMethod):
         """
         if set(networks) != set(self.tasks):
             raise MethodError(
-                f"kd_mtl: every task has a teacher. Tasks are {sorted(self.tasks)}, teachers {sorted(networks)}. Train "
-                "with `mtlbench bench`, which follows the method's plan, or name a run per task in `with_sources`."
+                f"kd_mtl: every task needs one teacher. Tasks are {sorted(self.tasks)}, teachers {sorted(networks)}. "
+                "Start the run with `mtlbench bench`, which follows the method's plan, or name a run per task in "
+                "`with_sources`."
             )
         self._teachers = {task: cast(DenseNetwork, network) for task, network in networks.items()}
 
@@ -134,14 +135,15 @@ class KDMTL(MTLMethod):
         return set_apart(super().parameter_groups(), self.adapters.parameters(), **own)
 
     def on_train_start(self) -> None:
-        """Puts the teachers beside the student, on its device and in its precision."""
+        """Moves the teachers to the device and precision of the student."""
         super().on_train_start()
-        self.use_sources(self._teachers)  # Without its plan a run has none.
+        self.use_sources(self._teachers)  # Raises if the run was started without its plan.
         for teacher in self._teachers.values():
             teacher.to(next(self.network.parameters()))
 
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Returns λ_i ℓ_i for every requested task, labelled or not."""
+        # Every requested task is distilled, because the distance to a teacher needs no label.
         found = {}
         for task in outputs.predictions:
             with torch.no_grad():
@@ -164,10 +166,10 @@ def _weights(tasks: Sequence[str], weight: float, weights: Any) -> dict[str, flo
     given = [weight, *weights.values()] if isinstance(weights, Mapping) else [math.nan]
     if not all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in given):
         raise MethodError(
-            "kd_mtl: weight is a finite number of at least 0, and weights maps tasks to such. Found "
+            "kd_mtl: weight must be a finite number >= 0, and weights must map tasks to such numbers. Found "
             f"{weight!r} and {weights!r}."
         )
     for task in weights:
         if task not in tasks:
-            raise MethodError("kd_mtl: in weights: " + unknown_name("task", task, tasks))
+            raise MethodError("kd_mtl: weights: " + unknown_name("task", task, tasks))
     return {task: weight * weights.get(task, 1.0) for task in tasks}

@@ -8,12 +8,12 @@ from mtlbench.runs.spec import RunSpec
 
 
 class SingleTask(MTLMethod):
-    """One run per task, each with the whole network, schedule and data to itself.
+    """One run per task, each with its own network and the full schedule and data.
 
     Rule: min_θ L_i for every task i separately.
 
-    Differences from common practice: none; the runs are ordinary cached runs and are trained once per seed,
-    whatever else uses them (teachers, bases).
+    Differences from common practice: none. The runs are ordinary cached runs, trained once per seed even if other
+    methods use them as teachers or bases.
 
     Example:
         >>> from mtlbench.registry import find

@@ -1,1 +1,1 @@
-"""Methods that look one step ahead."""
+"""Methods that evaluate losses after a tentative step."""

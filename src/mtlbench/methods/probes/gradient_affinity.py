@@ -1,4 +1,4 @@
-"""Gradient affinity: how well the gradients of two tasks agree, measured while all train together."""
+"""Gradient affinity: measures the cosine between the gradients of two tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GradientAffinity(Probe):
     TAXONOMY = "relationships/grouping"
 
     def gradient_weights(self, gramian: Tensor, ctx: Context) -> Tensor:
-        """Returns ones (A,), having noted the cosines of the (A, A) Gramian."""
+        """Records the cosines of the (A, A) Gramian and returns ones (A,)."""
         lengths = gramian.diagonal()
         self.note(cosines(gramian).where(lengths[:, None] * lengths > 0, torch.nan), ctx.active)
         return torch.ones(len(gramian), dtype=gramian.dtype)

@@ -1,4 +1,4 @@
-"""HydaLearn: a task weighs as much as its own step would help the main task on the current batch."""
+"""HydaLearn: weights each task by how much its own step would help the main task on the current batch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class HydaLearn(MTLMethod):
     Args:
         main: Name of the main task m; ``""`` for ``semseg`` where there is one, else the first task of the run; or
             ``"all"``, an extension of ours: δ_i is the mean over all tasks m, and w_min has no part in it.
-        w_min: Least weight of the main task, in [0, 1]; ours, the paper's is unknown to us.
+        w_min: Smallest weight of the main task, in [0, 1]. The default is ours, as the paper's value is unknown to us.
 
     Differences from the official code: there is none to compare with, and only the ratio w_i / w_j = δ_i / δ_j is known
     from the paper. The gain is the relative decrease of the loss on the training batch, not a metric on held-out data.
-    Heads get the gradient of their own task with weight 1, so that a task of weight 0 keeps a head to be judged by. In
-    a step in which the main task has no label all weights are 1. A step costs T backward passes, and T forward passes
+    Heads get the gradient of their own task with weight 1, so that the head of a task of weight 0 still trains. If the
+    main task has no label in a step, all weights are 1. A step costs T backward passes, and T forward passes
     through the head of the main task.
 
     Example:
@@ -52,7 +52,7 @@ class HydaLearn(MTLMethod):
     def __init__(self, spec: MethodSpec, *, main: str = "", w_min: float = 0.1):
         super().__init__(spec)
         if not 0 <= w_min <= 1:
-            raise MethodError(f"hydalearn: w_min must lie in [0, 1]. Found {w_min}.")
+            raise MethodError(f"hydalearn: w_min must be in [0, 1]. Found {w_min}. The default is 0.1.")
         names = list(self.tasks)
         if main not in ("", "all", *names):
             raise MethodError(f"hydalearn: {unknown_name('main task', main, ['all', *names])}")
@@ -62,7 +62,7 @@ class HydaLearn(MTLMethod):
         self.register_buffer("weight_steps", torch.zeros(len(names), dtype=torch.int64))
 
     def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
-        """Returns the weighted sum (P,) of the rows of the (A, P) Jacobian, having tried the step of each."""
+        """Tries the step of each task and returns the weighted sum (P,) of the rows of the (A, P) Jacobian."""
         mains = [i for i in ctx.active if self.main in ("all", list(self.tasks)[i])]
         weights = self._weights(jacobian, mains, ctx) if mains else torch.ones_like(ctx.losses)
         place = torch.tensor(ctx.active, device=self.weight_sums.device)

@@ -1,4 +1,4 @@
-"""Inter-task affinity: how much one task's step lowers the loss of another, measured while all train together."""
+"""Inter-task affinity: measures how much the step of one task reduces the loss of another."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class InterTaskAffinity(Probe):
         self.per_lr = per_lr
 
     def combine_gradients(self, jacobian: Tensor, ctx: Context) -> Tensor:
-        """Returns the sum (P,) of the rows of the (A, P) Jacobian, having tried the step of each."""
-        if len(jacobian) > 1:  # Alone there is no pair.
+        """Tries the step of each task and returns the sum (P,) of the rows of the (A, P) Jacobian."""
+        if len(jacobian) > 1:  # A single task has no pairs.
             before = ctx.lookahead(None)
             gains = [relative_decrease(before, ctx.lookahead(ctx.preview(gradient))) for gradient in jacobian]
             self.note(torch.stack(gains, 1) / (ctx.lr if self.per_lr else 1.0), ctx.active)

@@ -1,4 +1,4 @@
-"""Sparse experts: task-aware routers, expert MLPs and attention, and the losses that shape their use."""
+"""Sparse experts: task-aware routers, expert MLPs, expert attention, and the routing losses."""
 
 from mtlbench.networks.experts.attention import ExpertAttention
 from mtlbench.networks.experts.balance_losses import (

@@ -1,4 +1,4 @@
-"""Expert attention: each expert has its own query and output projections; all share one key and one value."""
+"""Expert attention: experts have their own query and output projections and share one key and one value."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ExpertAttention(nn.Module):
         """Builds the experts.
 
         Args:
-            width: D.
-            head_width: d.
-            experts: E.
+            width: Width D of a token.
+            head_width: Width d of a head.
+            experts: Number of experts E.
         """
         super().__init__()
         self.query = nn.Parameter(torch.empty(experts, width, head_width))
@@ -44,14 +44,14 @@ class ExpertAttention(nn.Module):
         """Returns (R, N, D).
 
         Args:
-            x: (R, N, D), N tokens of each of R images.
-            routing: Of its R · N tokens.
+            x: (R, N, D), the N tokens of each of R images.
+            routing: Routing of the R · N tokens.
         """
         rows, tokens, _ = x.shape
         dispatch = Dispatch.of(routing.chosen, self.experts)
         queries = segment_matmul(dispatch.spread(x.flatten(0, 1)), self.query, dispatch)
         key, value = self.key_value(x).unsqueeze(1).chunk(2, dim=-1)  # (R, 1, N, d) each
-        # All k heads of all tokens look at the same keys: N · k queries of one head.
+        # All heads share one key, so the k heads of N tokens are computed as N · k queries of a single head.
         query = dispatch.collect(queries).view(rows, 1, tokens * routing.chosen.shape[1], -1)
         heads = F.scaled_dot_product_attention(query, key, value)
         heads = heads.reshape(rows * tokens, routing.chosen.shape[1], -1)
@@ -59,6 +59,6 @@ class ExpertAttention(nn.Module):
         return dispatch.collect(results, routing.gates).view_as(x)
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Drops all other experts."""
+        """Removes all experts except those listed."""
         for name in ("query", "output"):
             setattr(self, name, nn.Parameter(getattr(self, name).detach()[list(experts)].clone()))

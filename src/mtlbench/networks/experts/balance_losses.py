@@ -14,9 +14,9 @@ def mutual_information(table: Tensor, prior: Tensor | None = None) -> Tensor:
     Mod-Squad's loss is −I, summed over layers.
 
     Args:
-        table: (T, E), rows P(E | t), each summing to 1. Exact zeros are allowed; their gradient is clamped, as the
-            true one is infinite.
-        prior: (T,), P(t), summing to 1; None for 1 / T. Rows of tasks with prior 0 do not count.
+        table: (T, E), rows P(E | t) that sum to 1. Exact zeros are allowed. Their gradient is clamped, because the true
+            one is infinite.
+        prior: (T,), P(t), summing to 1; None for 1 / T. Rows of tasks with prior 0 are ignored.
 
     Raises:
         MethodError: The shapes do not fit.
@@ -28,7 +28,7 @@ def mutual_information(table: Tensor, prior: Tensor | None = None) -> Tensor:
     if table.ndim != 2 or (prior is not None and prior.shape != table.shape[:1]):
         found = None if prior is None else tuple(prior.shape)
         raise MethodError(
-            f"Mutual information is of a (T, E) table and a (T,) prior; found {tuple(table.shape)}, {found}."
+            f"Mutual information needs a (T, E) table and a (T,) prior or None. Found {tuple(table.shape)} and {found}."
         )
     table = table.to(torch.promote_types(table.dtype, torch.float32))
     weights = table.new_full(table.shape[:1], 1 / len(table)) if prior is None else prior.to(table)
@@ -36,10 +36,10 @@ def mutual_information(table: Tensor, prior: Tensor | None = None) -> Tensor:
 
 
 def load_balance(probability: Tensor, load: Tensor, prior: Tensor) -> Tensor:
-    """Returns E · Σ_e f_e · P_e of the mixture of tasks, 1 when balanced (Switch transformer, arXiv:2101.03961, eq. 4).
+    """Returns E · Σ_e f_e · P_e of the mixture of tasks, 1 if balanced (Switch transformer, arXiv:2101.03961, eq. 4).
 
-    f and P are averaged over tasks *before* they are multiplied: balancing each task by itself would spread every
-    task over all experts, which is what `task_balance` does.
+    f and P are averaged over tasks *before* they are multiplied. Balancing each task separately would spread every task
+    over all experts, as `task_balance` does.
 
     Args:
         probability: (T, E), P(E | t), with gradient.
@@ -50,7 +50,7 @@ def load_balance(probability: Tensor, load: Tensor, prior: Tensor) -> Tensor:
 
 
 def task_balance(probability: Tensor, load: Tensor, prior: Tensor) -> Tensor:
-    """Returns the mean over tasks of E · Σ_e f_te · P_te: pushes every task to use all experts.
+    """Returns the mean over tasks of E · Σ_e f_te · P_te, which pushes every task to use all experts.
 
     Args:
         probability: (T, E), P(E | t), with gradient.
@@ -68,12 +68,12 @@ def importance_variation(importance: Tensor, prior: Tensor) -> Tensor:
         prior: (T,), weights of the tasks, summing to 1.
     """
     if importance.shape[1] == 1:
-        return importance.sum() * 0
+        return importance.sum() * 0  # One expert has no variation. The product keeps the graph.
     mean = importance.mean(1).clamp_min(torch.finfo(importance.dtype).tiny ** 0.5)
     return prior @ (importance.var(1) / mean.square())
 
 
 def _entropy(rows: Tensor) -> Tensor:
-    # Only the logarithm is clamped: the value at 0 stays exactly 0 and its derivative finite.
+    # Only the logarithm is clamped, so that the value at 0 is exactly 0 and the derivative is finite.
     tiny = torch.finfo(rows.dtype).tiny
     return -(rows * rows.clamp_min(tiny).log()).sum(-1)

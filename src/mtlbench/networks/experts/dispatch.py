@@ -1,4 +1,4 @@
-"""Dropless dispatch: sorts tokens by expert, multiplies per expert, and gathers the results per token."""
+"""Dropless dispatch: sorts tokens by expert, multiplies per expert, and gathers the results by token."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 @dataclass(frozen=True)
 class Dispatch:
-    """The assignment of N tokens to k experts each: N·k slots, one row per slot, sorted by expert.
+    """The assignment of N tokens to k experts each, as N·k slots with one row per slot, sorted by expert.
 
     Attributes:
         chosen: (N, k) int64, the expert of each slot.
-        order: (N·k,) int64, the slot that each row comes from; slot n·k + j is choice j of token n.
+        order: (N·k,) int64, the slot of each row. Slot n·k + j is choice j of token n.
         inverse: (N·k,) int64, the row of each slot.
-        sizes: (E,) int64, rows per expert.
+        sizes: (E,) int64, number of rows per expert.
     """
 
     chosen: Tensor
@@ -35,48 +35,50 @@ class Dispatch:
 
     @classmethod
     def of(cls, chosen: Tensor, experts: int) -> Dispatch:
-        """Sorts the choices.
+        """Sorts the choices by expert.
 
         Args:
             chosen: (N, k) int64 in 0..E - 1, distinct experts of each token.
-            experts: E.
+            experts: Number of experts E.
         """
+        # A stable sort keeps the tokens of an expert in order, so that sums have a fixed order.
         by_expert, order = chosen.flatten().sort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-        # Searched, because a compiler cannot know the size of `bincount`'s output.
+        # `searchsorted`, because a compiler cannot infer the size of `bincount`'s output.
         ends = torch.searchsorted(by_expert, torch.arange(experts, device=order.device), right=True)
         return cls(chosen, order, inverse, ends.diff(prepend=ends.new_zeros(1)))
 
     @property
     def top_k(self) -> int:
-        """Experts per token, k."""
+        """Number of experts per token, k."""
         return self.chosen.shape[1]
 
     def spread(self, tokens: Tensor) -> Tensor:
         """Returns one row per slot, sorted by expert: (N·k, D).
 
         Args:
-            tokens: (N, D), every token for its k slots; or (N, k, D), one per slot.
+            tokens: (N, D), one row for all k slots of a token; or (N, k, D), one row per slot.
         """
         if tokens.ndim == 3:
             return _Permute.apply(tokens.flatten(0, 1), self.order, self.inverse)
         return _Spread.apply(tokens, self.order, self.inverse.view_as(self.chosen))
 
     def collect(self, rows: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Gathers rows by token: (N, k, D), or with gates Σ_j gate_j · row_j: (N, D).
+        """Gathers rows by token, (N, k, D); with gates returns Σ_j gate_j · row_j, (N, D).
 
-        Every sum has a fixed order, forward and backward.
+        Sums have a fixed order in the forward and backward pass.
 
         Args:
             rows: (N·k, D), sorted by expert.
-            gates: (N, k), taken in the type of the rows.
+            gates: (N, k), cast to the type of the rows.
         """
         if gates is None:
             return _Permute.apply(rows, self.inverse, self.order).view(*self.chosen.shape, rows.shape[1])
         return _Collect.apply(rows, gates.to(rows.dtype), self.order, self.inverse.view_as(self.chosen))
 
     def membership(self, dtype: torch.dtype) -> Tensor:
-        """Returns (N·k, E): 1 where the row is the expert's. Times E biases, it has a backward of fixed order."""
+        """Returns (N·k, E) with 1 where the row belongs to the expert."""
+        # Its product with E biases has a backward pass of fixed order, which indexing the biases would not have.
         by_expert = self.chosen.flatten().index_select(0, self.order)
         return F.one_hot(by_expert, self.sizes.shape[0]).to(dtype)
 
@@ -84,20 +86,20 @@ class Dispatch:
 def segment_matmul(
     rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
-    """Returns (N·k, M): every row times the matrix of its expert, plus the expert's bias.
+    """Returns every row times the matrix of its expert, plus the expert's bias: (N·k, M).
 
-    Autocast casts the operands as it does those of a linear layer.
+    Autocast casts the operands like those of a linear layer.
 
     Args:
         rows: (N·k, K), sorted by expert.
         weight: (E, K, M).
-        dispatch: Of the same rows.
+        dispatch: Dispatch of the same rows.
         bias: (E, M) or None.
-        backend: A name in `BACKENDS`, or ``"auto"``: ``padded`` in an export, ``grouped`` on CUDA where it can,
-            else ``segment``.
+        backend: A name in `BACKENDS`. ``"auto"`` uses ``padded`` in an export, ``grouped`` on CUDA if possible, and
+            ``segment`` otherwise.
 
     Raises:
-        MethodError: The backend is unknown, or cannot multiply these operands.
+        MethodError: The backend is unknown or cannot multiply these operands.
     """
     product = _known(backend)
     rows, weight, *rest = _autocast(rows, weight, *(() if bias is None else (bias,)))
@@ -117,12 +119,13 @@ def expert_mlp(
 ) -> Tensor:
     """Returns Σ_j gate_j · MLP_{expert j}(token): (N, D), with MLP(x) = gelu(x W1 + b1) W2 + b2.
 
-    ``segment`` is a single operator, differentiable once; the others consist of `Dispatch` and `segment_matmul`.
+    ``segment`` is a single operator that can be differentiated once. The other backends combine `Dispatch` and
+    `segment_matmul`.
 
     Args:
         tokens: (N, D).
-        gates: (N, k), taken in the type of the product.
-        dispatch: Of the same tokens.
+        gates: (N, k), cast to the type of the product.
+        dispatch: Dispatch of the same tokens.
         weight1: (E, D, h).
         bias1: (E, h).
         weight2: (E, h, D).
@@ -143,21 +146,22 @@ def expert_mlp(
     else:
         hidden = F.gelu(product(dispatch.spread(tokens), weight1, dispatch, bias1))
         sums = dispatch.collect(product(hidden, weight2, dispatch, None), gates)
+    # Σ_j gate_j · b2 of expert j is a small dense product, cheaper than adding a bias to all N·k rows.
     mixture = gates.new_zeros(gates.shape[0], bias2.shape[0]).scatter(1, dispatch.chosen, gates)  # (N, E)
     return torch.addmm(sums, mixture, bias2)
 
 
 def flop_mapping() -> dict[Any, Callable[..., int]]:
-    """Returns the formula for grouped products that `FlopCounterMode(custom_mapping=...)` needs.
+    """Returns the FLOP formula of grouped products for `FlopCounterMode(custom_mapping=...)`.
 
-    This package's own operators register theirs.
+    The operators of this package register their own formulas.
     """
     grouped = getattr(torch.ops.aten, "_grouped_mm", None)
     return {} if grouped is None else {grouped: _grouped_flops}
 
 
 def _grouped_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
-    """(R, K) by (E, K, M), or for the weights' gradient (K, R) by (R, M)."""
+    """Counts (R, K) by (E, K, M) or, for the gradient of the weights, (K, R) by (R, M)."""
     return 2 * left[0] * left[1] * right[-1]
 
 
@@ -166,7 +170,7 @@ def _auto(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None)
 
 
 def _naive(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None) -> Tensor:
-    """Reference: one product after another."""
+    """Computes one product after the other, as a reference."""
     parts = rows.split(dispatch.sizes.tolist())
     products = [part @ matrix for part, matrix in zip(parts, weight.unbind(), strict=True)]
     if bias is not None:
@@ -179,20 +183,21 @@ def _segment(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | No
 
 
 def _grouped(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.grouped_mm`, which leaves the sizes on the device."""
+    """Uses `torch.nn.functional.grouped_mm`, which leaves the sizes on the device."""
     if fault := _ungroupable(rows, weight):
-        raise MethodError(f"backend 'grouped' {fault}. Take 'auto' or 'segment'.")
+        raise MethodError(f"backend 'grouped' {fault}. Use 'auto' or 'segment'.")
     ends = dispatch.sizes.cumsum(0).to(torch.int32)
     product = _DenseGradient.apply(F.grouped_mm(rows, weight, offs=ends))
     return product if bias is None else product + dispatch.membership(bias.dtype) @ bias
 
 
 def _padded(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None) -> Tensor:
-    """One batched product with equally many rows per expert. In a graph these are N, the most an expert can get."""
+    """Computes one batched product with equally many rows per expert: N, the maximum, in a graph."""
     static = torch.compiler.is_compiling()
     space = dispatch.chosen.shape[0] if static else max(dispatch.sizes.tolist(), default=0)
     by_expert = dispatch.chosen.flatten().index_select(0, dispatch.order)
     starts = dispatch.sizes.cumsum(0) - dispatch.sizes
+    # Row r of an expert goes to position r of that expert's block; the rest of each block stays zero.
     place = by_expert * space + torch.arange(rows.shape[0], device=rows.device) - starts.index_select(0, by_expert)
     experts, width, out = weight.shape
     buffer = rows.new_zeros(experts * space, width).index_copy(0, place, rows).view(experts, space, width)
@@ -209,7 +214,7 @@ _PRODUCTS: dict[str, Product] = {
     "padded": _padded,
 }
 BACKENDS = tuple(_PRODUCTS)
-"""Backends that multiply rows by the matrices of their experts; see `segment_matmul`."""
+"""Names of the backends that multiply rows by the matrices of their experts; see `segment_matmul`."""
 
 
 def _known(backend: str) -> Product:
@@ -219,10 +224,10 @@ def _known(backend: str) -> Product:
 
 
 def _choice(rows: Tensor, *weights: Tensor) -> Product:
-    """Chooses the product of the backend ``auto`` for these operands.
+    """Chooses the product that the backend ``auto`` uses for these operands.
 
-    On a CPU ``grouped`` is a loop of the same products, and ``segment`` is never slower. On CUDA ``segment`` would wait
-    for the sizes. An export may contain PyTorch's own operators only, at E / k times the work.
+    On a CPU ``grouped`` loops over the same products, and ``segment`` is never slower. On CUDA ``segment`` would wait
+    for the sizes. An export may contain only PyTorch's own operators, which costs E / k times the work.
     """
     if getattr(torch.compiler, "is_exporting", bool)():
         return _padded
@@ -232,20 +237,20 @@ def _choice(rows: Tensor, *weights: Tensor) -> Product:
 
 
 def _ungroupable(rows: Tensor, weight: Tensor) -> str:
-    """Returns why `grouped_mm` cannot multiply these operands, forward and backward, or an empty string."""
+    """Returns the reason why `grouped_mm` cannot multiply or differentiate these operands, or an empty string."""
     if not hasattr(F, "grouped_mm") or (not rows.is_cuda and _VERSION < (2, 11)):
-        return f"needs a later PyTorch; found {torch.__version__}"
+        return f"needs a newer PyTorch; found {torch.__version__}"
     if rows.dtype not in (torch.bfloat16, torch.float16, torch.float32) or weight.dtype != rows.dtype:
-        return f"needs one type of 16 or 32 bits; found {rows.dtype} and {weight.dtype}"
+        return f"needs operands of one type with 16 or 32 bits; found {rows.dtype} and {weight.dtype}"
     if any(size * rows.element_size() % 16 for size in weight.shape[1:]):
-        return f"needs widths of whole 16 bytes; found {tuple(weight.shape[1:])} in {rows.dtype}"
+        return f"needs widths that are multiples of 16 bytes; found {tuple(weight.shape[1:])} in {rows.dtype}"
     if torch.compiler.is_compiling() and rows.dtype == torch.float32:
         return "cannot be compiled in float32"
     return ""
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Casts tensors as autocast does if it is on; like autocast, leaves float64 unchanged."""
+    """Casts tensors as autocast does if it is enabled. Like autocast, it leaves float64 unchanged."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -254,7 +259,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _DenseGradient(torch.autograd.Function):
-    """Identity. The backward of `grouped_mm` refuses gradients of stride 0, as those of a plain sum are."""
+    """Identity with a contiguous gradient, because `grouped_mm` rejects gradients of stride 0, like those of a sum."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -266,7 +271,7 @@ class _DenseGradient(torch.autograd.Function):
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order. The backward of plain indexing adds; this one reads by the inverse order."""
+    """Reorders rows. Its backward pass reads by the inverse order, where that of plain indexing would add."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -280,7 +285,7 @@ class _Permute(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """tokens (N, D), order (N·k,), inverse (N, k) → rows (N·k, D)."""
+    """Maps tokens (N, D), order (N·k,) and inverse (N, k) to rows (N·k, D)."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -294,7 +299,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """rows (N·k, D), gates (N, k), order (N·k,), inverse (N, k) → Σ_j gates[n, j] · rows[inverse[n, j]] (N, D)."""
+    """Returns Σ_j gates[n, j] · rows[inverse[n, j]] (N, D) from rows (N·k, D), gates (N, k) and order (N·k,)."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gates: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

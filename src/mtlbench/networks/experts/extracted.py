@@ -1,6 +1,6 @@
-"""Stores extracted networks: weights as safetensors, and a description from which the network is rebuilt.
+"""Stores extracted networks as safetensors, with a description from which the network is rebuilt.
 
-Loading needs torch and timm but no training code; a program written by `export` needs torch alone.
+Loading needs torch and timm but no training code. A program written by `export` needs only torch.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class _Head:
 
 
 class ExtractedNetwork(nn.Module):
-    """Predicts one task.
+    """A network that predicts one task.
 
     Attributes:
-        description: Content of the file: task, kind, channels, class names, kept experts, source.
+        description: Content of the file: task, kind, channels, class names, kept experts and source.
     """
 
     def __init__(self, network: ExpertNetwork, description: dict[str, Any]) -> None:
         """Wraps a network of one task.
 
         Args:
-            network: With the kept experts.
-            description: As stored.
+            network: Network with the kept experts only.
+            description: Description as stored.
         """
         super().__init__()
         self.network = network
@@ -64,10 +64,10 @@ def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: 
     """Returns the description of an extracted network.
 
     Args:
-        task: Its `Task`.
-        model: Section ``model`` of the run; names of weights are left out.
-        options: Of the whole network.
-        kept: Experts by name of the layer.
+        task: The `Task` that the network predicts.
+        model: Section ``model`` of the run. Names of weights are left out.
+        options: Expert options of the whole network.
+        kept: Kept experts by name of the layer.
         source: Origin of the network: run and threshold.
     """
     known = asdict(options)
@@ -89,12 +89,12 @@ def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: 
 
 
 def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | Path) -> None:
-    """Writes both files.
+    """Writes the weights and the description.
 
     Args:
-        network: As `extraction.extract` made it.
-        description: As `describe` made it.
-        folder: Created if absent.
+        network: Result of `extraction.extract`.
+        description: Result of `describe`.
+        folder: Folder to write to, created if absent.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -103,21 +103,21 @@ def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | P
 
 
 def export(folder: str | Path) -> Path:
-    """Writes an extracted network as a program of PyTorch's own operators beside its two files; returns its path.
+    """Exports an extracted network as a program of PyTorch's own operators and returns the program's path.
 
     ``torch.export.load(path).module()(images)`` runs it without this package, for any number of images. Sizes in a
-    graph cannot depend on routes, so every expert multiplies as many rows as there are tokens: E / k times the work of
-    `load_extracted` in sparse layers.
+    graph cannot depend on routes, so every expert multiplies as many rows as there are tokens. Sparse layers therefore
+    do E / k times the work of `load_extracted`.
 
     Args:
-        folder: Of `save`.
+        folder: Folder written by `save`. The program is added to it.
 
     Raises:
         StoreError: See `load_extracted`.
     """
     model = load_extracted(folder)
     height, width = model.description["model"]["image_size"]
-    # Two images, because the export treats a size of one as a constant.
+    # Two images are used because the export treats a size of one as a constant.
     images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("images")}})
@@ -130,7 +130,7 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
     """Loads a network written by ``mtlbench extract``, in evaluation mode.
 
     Args:
-        folder: Its ``--out``.
+        folder: The folder given as ``--out``.
 
     Raises:
         StoreError: The files are absent, damaged or of another format.
@@ -146,7 +146,7 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
         state = load_file(path / WEIGHTS)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # safetensors has an error class of its own without a public base
+    except Exception as error:  # The error class of safetensors has no public base.
         raise _unreadable(path, str(error)) from error
     if description.get("format") != FORMAT:
         raise _unreadable(path, f"format {description.get('format')}, this version reads {FORMAT}")
@@ -167,13 +167,14 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
 
 def _options(values: Mapping[str, Any]) -> ExpertOptions:
     known = {key: value for key, value in values.items() if key not in ("init", "start")}
-    # Earlier folders say "start". Weights come from the file, so only the width of the experts matters: that of "copy".
+    # Earlier folders use the key "start". Weights come from the file, so "init" only sets the width of the experts,
+    # which differs for "copy" alone.
     init = values["init"] if "init" in values else values["start"]
     return ExpertOptions(**known, init="random" if init == "split" else init)
 
 
 def _unreadable(path: Path, fact: str) -> StoreError:
     return StoreError(
-        f"A folder written by `mtlbench extract` holds {WEIGHTS} and {DESCRIPTION} that fit together. {path}: {fact}. "
-        "Extract again."
+        f"A folder written by `mtlbench extract` holds matching files {WEIGHTS} and {DESCRIPTION}. {path}: {fact}. Run "
+        "`mtlbench extract` again."
     )

@@ -1,4 +1,4 @@
-"""Extracts one task from a network with experts: its experts, its rows of the routers and its head."""
+"""Extracts one task from a network with experts: its experts, its part of the routers and its head."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ Kept = dict[str, list[int]]
 
 
 def surviving(load: Sequence[float], threshold: float, top_k: int) -> list[int]:
-    """Returns the experts that a task keeps: those chosen by more than ``threshold`` of its tokens, but at least k.
+    """Returns the experts chosen by more than ``threshold`` of a task's tokens, but at least k of them.
 
     Args:
-        load: (E,), shares of the task's choices, summing to 1; a token makes k of them (Mod-Squad, arXiv:2212.08066).
+        load: (E,), shares of the task's choices, summing to 1. A token makes k choices (Mod-Squad, arXiv:2212.08066).
         threshold: Share of tokens, 0 <= threshold < 1. 0 keeps every expert that was ever used.
-        top_k: k. If fewer survive, the k most used ones are kept.
+        top_k: Experts per token k. If fewer exceed the threshold, the k most used ones are kept.
 
     Raises:
         MethodError: ``threshold`` is outside its range.
     """
     if not 0 <= threshold < 1:
         raise MethodError(
-            f"threshold is the share of a task's tokens that an expert must serve, 0 <= threshold < 1: no "
-            f"expert can reach 1. Found {threshold}."
+            "threshold, the share of a task's tokens that an expert must serve, must be at least 0 and below 1, which "
+            f"no expert can exceed. Found {threshold}."
         )
+    # Ties are broken by index, so that the result does not depend on the sort.
     by_use = sorted(range(len(load)), key=lambda expert: (-load[expert], expert))
     used = [expert for expert in by_use if load[expert] * top_k > threshold]
     return sorted(used if len(used) >= top_k else by_use[:top_k])
 
 
 def kept_experts(network: ExpertNetwork, tasks: Sequence[str], task: str, threshold: float) -> Kept:
-    """Returns the experts that a task keeps in every layer, by the running shares of its choices in training.
+    """Returns the experts that a task keeps in every layer, based on its running shares of choices in training.
 
     Args:
-        network: Trained.
+        network: A trained network.
         tasks: All tasks of the run, in order.
-        task: One of them.
+        task: Task to extract.
         threshold: See `surviving`.
 
     Raises:
@@ -55,7 +56,10 @@ def kept_experts(network: ExpertNetwork, tasks: Sequence[str], task: str, thresh
         raise MethodError(unknown_name("task", task, tasks))
     row = list(tasks).index(task)
     if not all(bool(layer.running.seen[row]) for layer in network.layers.values()):
-        raise MethodError(f"Extraction needs to know which experts a task uses; {task!r} had no label in training.")
+        raise MethodError(
+            f"Extraction needs the experts that a task used in training. {task!r} had no label in training. Extract "
+            "another task."
+        )
     return {
         name: surviving(layer.running.load[row].tolist(), threshold, layer.router.top_k)
         for name, layer in network.layers.items()
@@ -63,12 +67,12 @@ def kept_experts(network: ExpertNetwork, tasks: Sequence[str], task: str, thresh
 
 
 def extract(network: ExpertNetwork, task: str, kept: Mapping[str, Sequence[int]]) -> ExpertNetwork:
-    """Returns a separate network for one task, equal to the whole one wherever routes stay among the kept experts.
+    """Returns a separate network for one task, which equals the whole one if all routes stay among the kept experts.
 
     Args:
-        network: Not changed.
+        network: The whole network, which is not changed.
         task: Task to extract.
-        kept: Experts by name of the layer, at least k each.
+        kept: Kept experts by name of the layer, at least k each.
     """
     alone = copy.deepcopy(network)
     for table in _tables(alone):
@@ -81,7 +85,7 @@ def extract(network: ExpertNetwork, task: str, kept: Mapping[str, Sequence[int]]
 
 @contextmanager
 def routes(network: ExpertNetwork) -> Iterator[dict[str, Tensor]]:
-    """Records, by name of the layer, the experts (N, k) chosen in the last forward pass within the context."""
+    """Records the experts (N, k) chosen by each layer in the last forward pass within the context."""
     chosen: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Any:
@@ -99,12 +103,12 @@ def routes(network: ExpertNetwork) -> Iterator[dict[str, Tensor]]:
 
 
 def outside(chosen: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]], images: int) -> Tensor:
-    """Returns (images, tokens) bool: whether a token's route leaves the kept experts in some layer.
+    """Returns whether a token's route leaves the kept experts in some layer, as bool (images, tokens).
 
     Args:
-        chosen: Of `routes`, for one task.
-        kept: Experts by name of the layer.
-        images: In the pass.
+        chosen: Result of `routes` for one task.
+        kept: Kept experts by name of the layer.
+        images: Number of images in the pass.
     """
     found = [
         ~torch.isin(choice, torch.tensor(list(kept[name]), device=choice.device)).all(1)

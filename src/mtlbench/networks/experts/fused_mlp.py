@@ -1,8 +1,8 @@
-"""The MLP of the chosen experts as one custom operator: gather rows, two products with GELU, sum per token.
+"""The MLP of the chosen experts as one custom operator: gathers rows, multiplies twice with GELU, sums per token.
 
-A single operator keeps one array of N·k rows for the backward pass, the hidden values before GELU; five separate ones
-would keep four. Experts are processed in groups, so that elementwise work needs few calls and stays in cache. The
-second bias is added elsewhere: Σ_j gate_j · b2 of expert j is a product of gates and biases alone.
+The single operator keeps one array of N·k rows for the backward pass, the hidden values before GELU. Five separate
+operators would keep four. Experts are processed in groups, so that element-wise work needs few calls and stays in
+cache. The caller adds the second bias, because Σ_j gate_j · b2 of expert j depends only on gates and biases.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def gather_sum(rows: Tensor, index: Tensor, weights: Tensor | None = None) -> Te
         index: (N, k) int64.
         weights: (N, k) in the type of the rows; ones if None.
     """
+    # `embedding_bag` adds in the order of the index and needs no intermediate array.
     return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
 
 
@@ -43,23 +44,25 @@ def forward(
     inverse: Tensor,
     sizes: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns Σ_j gate_j · gelu(x W1 + b1) W2 (N, D), and the hidden values before GELU, for the backward pass.
+    """Returns Σ_j gate_j · gelu(x W1 + b1) W2 (N, D), and the hidden values before GELU for the backward pass.
 
     Args:
         tokens: (N, D).
-        gates: (N, k), as all below in the type of the tokens.
+        gates: (N, k), in the type of the tokens like all weights below.
         weight1: (E, D, h).
         bias1: (E, h).
         weight2: (E, h, D).
-        order: (N·k,), as `inverse` and `sizes` of a `Dispatch`.
+        order: (N·k,); this and the next two are attributes of a `Dispatch`.
         inverse: (N·k,).
         sizes: (E,).
     """
     layout, token, where, _ = _rows(tokens, gates, order, inverse, sizes)
+    # The upper bound on the rows gives `hidden` a shape that a compiler can know without the sizes.
     hidden = tokens.new_empty(most_rows(len(order), len(sizes), tokens), weight1.shape[2])
     results = tokens.new_empty(len(token), tokens.shape[1])
     first, biases, second = weight1.unbind(), bias1.unbind(), weight2.unbind()
     for group, members in _groups(layout.parts):
+        # Tokens are gathered one group at a time, so that no array of N·k rows is made for them.
         x, h, y = tokens.index_select(0, token[group]), hidden[group], results[group]
         for e, part in members:
             torch.addmm(biases[e], x[part], first[e], out=h[part])
@@ -84,14 +87,15 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of tokens, gates, W1, b1 and W2 from that of the output (N, D)."""
     layout, token, where, slot = _rows(tokens, gates, order, inverse, sizes)
-    gate = layout.take(gates.reshape(-1, 1), slot)  # zero in spare rows, so that they add nothing to any sum
+    gate = layout.take(gates.reshape(-1, 1), slot)  # Zero in spare rows, which therefore add nothing to any sum.
     to_rows, to_gate = tokens.new_empty(len(token), tokens.shape[1]), gates.new_empty(len(token))
     to_weight1, to_bias1, to_weight2 = (torch.empty_like(p) for p in (weight1, bias1, weight2))
     first, second = weight1.mT.unbind(), weight2.mT.unbind()
     for group, members in _groups(layout.parts):
         y, h, g = gradient.index_select(0, token[group]), hidden[group], gate[group]
         a = F.gelu(h)
-        to_a = torch.empty_like(a)  # without the gate at first, whose gradient is a · to_a
+        # `to_a` is computed without the gate first, because the gradient of the gate is the inner product a · to_a.
+        to_a = torch.empty_like(a)
         for e, part in members:
             torch.mm(y[part], second[e], out=to_a[part])
         torch.sum(a * to_a, 1, out=to_gate[group])
@@ -112,7 +116,7 @@ def backward(
 def _rows(
     tokens: Tensor, gates: Tensor, order: Tensor, inverse: Tensor, sizes: Tensor
 ) -> tuple[Layout, Tensor, Tensor, Tensor]:
-    """Returns the layout, token (P,) and slot (P,) of every row of the buffer, the row (N, k) of every slot."""
+    """Returns the layout, the token (P,) of every row, the row (N, k) of every slot, and the slot (P,) of every row."""
     layout = Layout.of(sizes, tokens)
     slot = order.index_select(0, layout.source)
     where = layout.place.index_select(0, inverse).view_as(gates)
@@ -120,7 +124,7 @@ def _rows(
 
 
 def _groups(parts: list[slice]) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
-    """Yields the rows of consecutive experts, with every expert's part of them."""
+    """Yields groups of consecutive experts as the rows of the group and each expert's part of them."""
     start, members = 0, []
     for e, part in enumerate(parts):
         members.append((e, slice(part.start - start, part.stop - start)))
@@ -141,7 +145,7 @@ def _(gradient: Tensor, hidden: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # the hidden values have no gradient: allocate no zeros for it
+    ctx.set_materialize_grads(False)  # Allocates no zeros for the hidden values, which have no gradient.
     ctx.save_for_backward(output[1], *inputs)
 
 

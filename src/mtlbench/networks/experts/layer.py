@@ -1,4 +1,4 @@
-"""A sparse layer: a router and its experts, which replace a block's attention or MLP."""
+"""A sparse layer: a router and its experts, which replace the attention or MLP of a block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ExpertLayer(nn.Module):
         Args:
             router: Router over the same number of experts.
             experts: MLPs or attention heads.
-            tasks: T of the network.
+            tasks: Number of tasks T of the network.
         """
         super().__init__()
         self.router = router
@@ -29,17 +29,17 @@ class ExpertLayer(nn.Module):
         self.running = RunningTables(tasks, router.experts)
 
     def forward(self, x: Tensor, tasks: Sequence[str]) -> tuple[Tensor, LayerStatistics]:
-        """Returns the experts' output as ``x``, and the statistics of its tasks.
+        """Returns the experts' output in the shape of ``x``, and the routing statistics of the tasks.
 
         Args:
             x: (G · B, N, D), B images of each task.
-            tasks: G names.
+            tasks: Names of the G tasks.
         """
         routing = self.router(x.flatten(0, 1), tasks)
         return self.experts(x, routing), LayerStatistics.of(routing, self.experts.experts)
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Drops all other experts, for a network of one task.
+        """Removes all experts except those listed, for a network of one task.
 
         Args:
             experts: At least k indices, ascending.

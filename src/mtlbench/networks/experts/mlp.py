@@ -17,19 +17,19 @@ INITS = ("random", "split", "copy")
 
 
 class ExpertMlp(nn.Module):
-    """E two-layer MLPs of width h, of which each token uses k. Dropless: every token is processed.
+    """E two-layer MLPs of width h, of which each token uses k. No token is dropped.
 
-    The weights are stacked, so an expert without tokens gets a gradient of zero and not None. Note that weight
-    decay still shrinks it, its biases included: an optimiser that spares vectors sees matrices here.
+    The weights are stacked, so an expert without tokens has a zero gradient instead of None. Weight decay still shrinks
+    it, including its biases: an optimiser that exempts vectors sees matrices here.
     """
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
-        """Builds the experts, initialised as timm's vision transformers are.
+        """Builds the experts, initialised like timm's vision transformers.
 
         Args:
-            width: D.
-            hidden: h.
-            experts: E.
+            width: Width D of a token.
+            hidden: Hidden width h of an expert.
+            experts: Number of experts E.
         """
         super().__init__()
         self.weight1 = nn.Parameter(torch.empty(experts, width, hidden))
@@ -48,8 +48,8 @@ class ExpertMlp(nn.Module):
         """Returns Σ_k gate · expert(token): (..., D).
 
         Args:
-            tokens: (..., D), N in all.
-            routing: Of the same tokens.
+            tokens: (..., D), N tokens in total.
+            routing: Routing of the same tokens.
         """
         dispatch = Dispatch.of(routing.chosen, self.experts)
         layers = (self.weight1, self.bias1, self.weight2, self.bias2)
@@ -59,12 +59,12 @@ class ExpertMlp(nn.Module):
     def upcycle(self, mlp: nn.Module, init: str) -> None:
         """Initialises the experts from a trained dense MLP of hidden width H.
 
-        ``copy``: every expert is the whole MLP (h = H), so that renormalised gates reproduce it exactly, at k times its
-        cost. ``split``: expert e holds slice e mod (H / h) of the hidden units, its output scaled by H / h, so that
-        equal gates on one expert of each slice reproduce it.
+        ``copy``: every expert is the whole MLP (h = H), so that renormalised gates reproduce it exactly at k times its
+        cost. ``split``: expert e holds slice e mod (H / h) of the hidden units with its output scaled by H / h, so that
+        equal gates on one expert of each slice reproduce the MLP.
 
         Args:
-            mlp: With ``fc1`` and ``fc2``, as timm's.
+            mlp: An MLP of two linear layers, like timm's.
             init: ``"copy"`` or ``"split"``.
 
         Raises:
@@ -75,10 +75,11 @@ class ExpertMlp(nn.Module):
         parts = whole // hidden
         if whole % hidden or self.experts % parts or (init == "copy") != (parts == 1):
             raise MethodError(
-                f"start {init!r} needs experts that cut the dense MLP evenly: hidden width {whole}, found "
-                f"{self.experts} experts of {hidden}. Make `experts` a multiple of top_k, "
-                f"and top_k a divisor of {whole}."
+                f"start {init!r} needs experts that divide the dense MLP evenly. Its hidden width is {whole}; found "
+                f"{self.experts} experts of width {hidden}. Make `experts` a multiple of top_k, and top_k a divisor of "
+                f"{whole}."
             )
+        # Every expert gets one slice of the hidden units; slices repeat if there are more experts than slices.
         piece = torch.arange(self.experts, device=first.weight.device) % parts
         self.weight1.copy_(first.weight.t().unflatten(1, (parts, hidden)).movedim(1, 0)[piece])
         self.weight2.copy_(parts * second.weight.t().unflatten(0, (parts, hidden))[piece])
@@ -88,7 +89,7 @@ class ExpertMlp(nn.Module):
             self.bias2.copy_(second.bias.expand_as(self.bias2))
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Drops all other experts."""
+        """Removes all experts except those listed."""
         for name in ("weight1", "bias1", "weight2", "bias2"):
             setattr(self, name, nn.Parameter(getattr(self, name).detach()[list(experts)].clone()))
 
@@ -102,6 +103,7 @@ def two_layers(mlp: nn.Module) -> tuple[Any, Any]:
     layers = [m for m in mlp.modules() if isinstance(m, nn.Linear)]
     if len(layers) != 2 or layers[0].in_features != layers[1].out_features:
         raise SuiteError(
-            f"Experts replace an MLP of two linear layers; found {type(mlp).__name__}. Choose another encoder."
+            f"Experts replace an MLP of two linear layers. Found {type(mlp).__name__}. Choose another encoder, for "
+            "example 'vit_tiny_patch16_224'."
         )
     return layers[0], layers[1]

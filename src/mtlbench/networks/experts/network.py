@@ -1,4 +1,4 @@
-"""The dense network with experts in its vision transformer; tasks run in one forward pass or one by one."""
+"""The dense network with experts in its vision transformer, which runs tasks together or one by one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
 from mtlbench.tasks import Task
 
 TOKENS_PER_PASS = 4096
-"""Tokens of one pass on a CPU. More do not fit its caches, so that fewer tasks at a time are faster."""
+"""Target number of tokens per pass on a CPU. More do not fit its caches, so running fewer tasks at a time is faster."""
 
 
 class ExpertNetwork(MTLNetwork):
-    """Encoder with experts, neck and heads. If routing depends on the task, so do all features.
+    """Encoder with experts, neck and heads. If routing depends on the task, so do the features of later blocks.
 
-    Blocks that do not depend on the task run once. In the others the images of several tasks run together as (T · B)
-    rows, so that one product per expert serves all tasks. With `separate`, tasks run one after the other, with equal
-    results: a rule that needs the gradient of each task would otherwise pay for T · B rows T times.
+    Blocks that do not depend on the task run once. In the other blocks the images of several tasks run together as
+    T · B rows, so that one product per expert serves all tasks. With `separate`, tasks run one after the other with
+    equal results. A rule that needs the gradient of each task would otherwise process T · B rows T times.
 
-    `Outputs.statistics["experts"]` holds `LayerStatistics` by name of the layer; their rows are in the order of the
-    tasks asked for.
+    `Outputs.statistics["experts"]` holds `LayerStatistics` by name of the layer, with rows in the order of the
+    requested tasks.
 
     Attributes:
         layers: Every sparse layer by name; see `ExpertViT`.
@@ -87,6 +87,7 @@ class ExpertNetwork(MTLNetwork):
         found: list[dict[str, LayerStatistics]] = []
         for group in self._groups(tasks, tokens):
             late, statistics = self.encoder.finish(tokens, group)
+            # Early maps are common to the tasks of the group and are repeated as views.
             repeated = [m.unsqueeze(0).expand(len(group), *m.shape).flatten(0, 1) for m in early]
             features = self.neck([*repeated, *late]).unflatten(0, (len(group), -1))
             predictions.update((task, self.heads[task](x)) for task, x in zip(group, features, strict=True))
@@ -95,14 +96,14 @@ class ExpertNetwork(MTLNetwork):
         return Outputs(predictions, statistics={"experts": layers})
 
     def _alike(self, tokens: Tensor, early: list[Tensor], tasks: Sequence[str]) -> Outputs:
-        """Predicts tasks that share all features."""
+        """Predicts tasks that share all features, with one pass for all of them."""
         late, statistics = self.encoder.finish(tokens, tasks[:1])
         shared = self.neck([*early, *late])
         layers = {name: LayerStatistics.cat([layer] * len(tasks)) for name, layer in statistics.items()}
         return Outputs({task: self.heads[task](shared) for task in tasks}, shared, {"experts": layers})
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, its learned vector, and the modules that it owns in every router."""
+        """Returns the task's head, its learned vector, and its modules in every router."""
         embeddings: Any = self.encoder.embeddings
         own = [embeddings[task]] if task in embeddings else []
         return [self.heads[task], *own, *(module for router in self.routers for module in router.owned(task))]
@@ -112,7 +113,7 @@ class ExpertNetwork(MTLNetwork):
         return [p for p in self.neck.mix.parameters() if p.requires_grad]
 
     def _groups(self, tasks: Sequence[str], tokens: Tensor) -> Iterator[list[str]]:
-        """Yields groups of tasks that run together."""
+        """Yields the groups of tasks that run together."""
         size = len(tasks)
         if self.separate:
             size = 1

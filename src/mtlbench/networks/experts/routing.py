@@ -1,4 +1,4 @@
-"""Routers: they choose k of E experts for every token of a task, and the weights of these experts."""
+"""Routers, which choose k of E experts and their weights for every token of a task."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn import functional as F
 from mtlbench.errors import MethodError, unknown_name
 
 GATES = ("agnostic", "task", "token_task", "description", "per_task")
-"""Inputs of a router's logits; see `TaskRouter`."""
+"""Inputs of a router, by name; see `TaskRouter`."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing of N tokens, those of G tasks one task after the other.
+    """The routing of N tokens of G tasks, one task after the other.
 
     Attributes:
         logits: (N, E), at least float32.
         gates: (N, k), weights of the chosen experts.
         chosen: (N, k) int64, distinct experts of each token.
-        tasks: G.
+        tasks: Number of tasks G.
     """
 
     logits: Tensor
@@ -34,49 +34,49 @@ class Routing:
 
     @property
     def probabilities(self) -> Tensor:
-        """(N, E), softmax over all experts."""
+        """Softmax over all experts, (N, E)."""
         return self.logits.softmax(1)
 
 
 class TaskEmbedding(nn.Module):
-    """One learned vector, wrapped in a module so that its task can own it."""
+    """One learned vector, in a module of its own so that its task can own it."""
 
     def __init__(self, width: int, deviation: float = 1.0) -> None:
         """Draws the vector from a normal distribution.
 
         Args:
-            width: Elements of the vector.
-            deviation: Standard deviation; 1 is the scale of a token after LayerNorm.
+            width: Number of elements.
+            deviation: Standard deviation. 1 is the scale of a token after LayerNorm.
         """
         super().__init__()
         self.vector = nn.Parameter(deviation * torch.randn(width))
 
 
 class TaskDescription(nn.Module):
-    """A fixed vector that describes a task: an encoded text, or any features of the task."""
+    """A fixed vector that describes a task, such as an encoded text or other features of the task."""
 
     vector: Tensor
 
     def __init__(self, values: Sequence[float]) -> None:
-        """Takes the vector.
+        """Stores the vector.
 
         Args:
-            values: Finite numbers, equally many for every task.
+            values: Finite numbers, the same number for every task.
         """
         super().__init__()
         self.register_buffer("vector", torch.tensor([float(v) for v in values]), persistent=False)
 
 
 class TaskRouter(nn.Module):
-    """Chooses k of E experts for each token x of task t. Without bias and capacity.
+    """Chooses k of E experts for each token x of task t, without bias and without a capacity limit.
 
     Logits by gate: ``agnostic`` W x; ``task`` W e_t, equal for all tokens of a task; ``token_task`` W [x; e_t];
-    ``description`` W [x; MLP(d_t)] with a given vector d_t; ``per_task`` W_t x. The embeddings e_t and the matrices W_t
-    are owned by their task, W and the MLP are shared.
+    ``description`` W [x; MLP(d_t)] with a given vector d_t; ``per_task`` W_t x. Embeddings e_t and matrices W_t belong
+    to their task. W and the MLP are shared.
 
-    The gates are the softmax over all experts, taken at the chosen ones and divided by their sum ("renormalised")
-    unless k = 1, where that quotient is constant and the router would get no gradient. Without renormalisation the
-    weights of the chosen experts depend on all the others, whose logits extraction has to keep.
+    The gates are the softmax over all experts, restricted to the chosen ones. They are divided by their sum
+    ("renormalised") unless k = 1, in which case the quotient would be constant and the router would get no gradient.
+    Without renormalisation the gates depend on the logits of all experts, which extraction must keep.
 
     Attributes:
         kept: Experts that remain after extraction, or None.
@@ -99,14 +99,14 @@ class TaskRouter(nn.Module):
         """Builds the router.
 
         Args:
-            width: Channels D of a token, and of a task's embedding.
-            experts: E.
-            top_k: k, 1..E.
+            width: Channels D of a token and of a task's embedding.
+            experts: Number of experts E.
+            top_k: Experts per token k, 1..E.
             gate: One of `GATES`.
             tasks: Names of all tasks.
             noise: Standard deviation of Gaussian noise on the logits, in training only.
-            renormalise: Whether the gates of a token sum to 1; None means where k >= 2.
-            descriptions: d_t of every task, for the gate of that name.
+            renormalise: Whether the gates of a token sum to 1; None means if k >= 2.
+            descriptions: Vector d_t of every task, for the gate ``"description"``.
 
         Raises:
             MethodError: ``gate`` is unknown, ``top_k`` outside 1..E, ``noise`` negative, or a description is missing.
@@ -115,13 +115,16 @@ class TaskRouter(nn.Module):
         if gate not in GATES:
             raise MethodError(unknown_name("gate", gate, GATES))
         if not 1 <= top_k <= experts:
-            raise MethodError(f"top_k must be in 1..experts; found top_k={top_k}, experts={experts}. Change one.")
+            raise MethodError(
+                f"top_k must be in 1..experts. Found top_k={top_k}, experts={experts}. Change one of them."
+            )
         if not noise >= 0:
-            raise MethodError(f"The noise of a router must be >= 0; found {noise}.")
+            raise MethodError(f"The noise of a router must be >= 0. Found {noise}. Use 0 for none.")
         self.experts, self.top_k, self.noise = experts, top_k, noise
         self.renormalise = top_k > 1 if renormalise is None else renormalise
         self.token = None if gate in ("task", "per_task") else _matrix(width, experts)
-        # W [x; e_t] is W_token x + W_task e_t: two matrices, one rule.
+        # W [x; e_t] equals W_token x + W_task e_t, so the two parts are stored as separate matrices. The second term is
+        # then computed once per task instead of once per token.
         self.task = _matrix(width, experts) if gate in ("task", "token_task", "description") else None
         known = _descriptions(tasks, descriptions) if gate == "description" else {}
         self.descriptions = nn.ModuleDict(known)
@@ -136,11 +139,11 @@ class TaskRouter(nn.Module):
         return [table[task] for table in (self.embeddings, self.matrices) if task in table]
 
     def logits(self, tokens: Tensor, tasks: Sequence[str]) -> Tensor:
-        """Returns (G, M, E).
+        """Returns the logits (G, M, E).
 
         Args:
             tokens: (G, M, D), M tokens of each task.
-            tasks: G names.
+            tasks: Names of the G tasks.
         """
         terms = []
         if self.token is not None:
@@ -158,10 +161,11 @@ class TaskRouter(nn.Module):
         """Routes tokens.
 
         Args:
-            tokens: (G · M, D), those of the first task first, in any floating type; the router computes in float32 at
-                least, also under autocast.
-            tasks: G names.
+            tokens: (G · M, D), starting with the first task, in any floating type. The router computes in at least
+                float32, even under autocast.
+            tasks: Names of the G tasks.
         """
+        # In 16 bits many logits would be equal, and which expert is chosen would depend on rounding.
         with torch.autocast(tokens.device.type, enabled=False):
             precise = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
             logits = self.logits(precise.unflatten(0, (len(tasks), -1)), tasks).flatten(0, 1)
@@ -170,10 +174,10 @@ class TaskRouter(nn.Module):
             return Routing(logits, *self._choose(logits), len(tasks))
 
     def keep(self, experts: Sequence[int]) -> None:
-        """Drops all other experts. Without renormalisation their logits stay, as part of the denominator.
+        """Removes all experts except those listed. Without renormalisation the other logits stay in the denominator.
 
         Args:
-            experts: At least k of 0..E - 1, ascending.
+            experts: At least k indices in 0..E - 1, ascending.
         """
         matrices: list[Any] = [m for m in (self.token, self.task, *self.matrices.values()) if m is not None]
         if not self.renormalise:
@@ -185,7 +189,7 @@ class TaskRouter(nn.Module):
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns gates and chosen experts, (N, k) each."""
-        if self.renormalise:  # The softmax over the chosen logits is the softmax over all, divided by its sum.
+        if self.renormalise:  # The softmax over the chosen logits equals the renormalised softmax over all.
             top, chosen = logits.topk(self.top_k, dim=1)
             return top.softmax(1), chosen
         probabilities = logits.softmax(1)
@@ -209,11 +213,12 @@ def _descriptions(tasks: Sequence[str], given: Mapping[str, Sequence[float]] | N
     lacking = [task for task in tasks if task not in (given or {})]
     if lacking:
         raise MethodError(
-            f"gate 'description' needs a vector for every task in `descriptions`. Lacks {', '.join(lacking)}."
+            f"gate 'description' needs a vector for every task in `descriptions`. Found none for {', '.join(lacking)}."
         )
     found = {task: TaskDescription((given or {})[task]) for task in tasks}
     if len({len(description.vector) for description in found.values()}) != 1:
-        raise MethodError("All vectors in `descriptions` must have the same length.")
+        lengths = {task: len(description.vector) for task, description in found.items()}
+        raise MethodError(f"All vectors in `descriptions` must have the same length. Found {lengths}.")
     return found
 
 

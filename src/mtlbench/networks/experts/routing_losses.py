@@ -1,4 +1,4 @@
-"""Routing losses of a step: gathers statistics of all ranks, streams and micro-batches, then computes the losses."""
+"""Routing losses of a step, computed from the statistics of all ranks, streams and micro-batches."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ SCOPES = ("global", "local")
 
 @dataclass(frozen=True)
 class RoutingWeights:
-    """Coefficients of the routing losses, each >= 0; 0 disables a loss. Losses are summed over layers.
+    """Coefficients of the routing losses, each >= 0. 0 disables a loss. Losses are summed over layers.
 
     Attributes:
-        mutual_information: Of −I(T; E).
-        load_balance: Of the balance of the mixture of tasks.
-        task_balance: Of the balance of every task by itself.
-        importance: Of CV² of the mean gates of every task.
-        z: Of the mean of logsumexp(logits)².
-        prior: P(t): ``"uniform"`` 1 / T, or ``"tokens"`` in proportion to the images of the step.
-        scope: ``"global"`` over all ranks; ``"local"`` each rank by itself, as Mod-Squad's official code.
+        mutual_information: Coefficient of −I(T; E).
+        load_balance: Coefficient of the balance of the mixture of tasks.
+        task_balance: Coefficient of the balance of each task separately.
+        importance: Coefficient of CV² of the mean gates of every task.
+        z: Coefficient of the mean of logsumexp(logits)².
+        prior: P(t): ``"uniform"`` for 1 / T, or ``"tokens"`` for proportional to the images of the step.
+        scope: ``"global"`` for statistics over all ranks, or ``"local"`` for each rank separately, as in Mod-Squad's
+            official code.
 
     Raises:
         MethodError: A value is outside its range.
@@ -53,7 +54,7 @@ class RoutingWeights:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, str) and not 0 <= value < float("inf"):
-                raise MethodError(f"{field.name}, the coefficient of a loss, must be >= 0 and finite; found {value}.")
+                raise MethodError(f"{field.name}, the coefficient of a loss, must be >= 0 and finite. Found {value}.")
         if self.prior not in PRIORS:
             raise MethodError(unknown_name("prior", self.prior, PRIORS))
         if self.scope not in SCOPES:
@@ -62,12 +63,12 @@ class RoutingWeights:
 
 @dataclass(frozen=True)
 class StepTables:
-    """Statistics of every layer over the step so far.
+    """Statistics of every layer over the current step so far.
 
     Attributes:
-        layers: By name; rows (T, ...) in the order of the run's tasks.
-        images: (T,), images that each task has seen.
-        present: (T,) bool, tasks with a label on some rank.
+        layers: Statistics by name of the layer, with rows (T, ...) in the order of the run's tasks.
+        images: (T,), number of images of each task.
+        present: (T,) bool, whether the task has a label on some rank.
     """
 
     layers: dict[str, LayerStatistics]
@@ -76,10 +77,10 @@ class StepTables:
 
 
 class StepStatistics:
-    """Adds up the statistics of one step over streams, ranks and micro-batches.
+    """Accumulates the statistics of one step over streams, ranks and micro-batches.
 
     The table of a step is the mean over its images on all ranks. Earlier micro-batches enter without gradient, so the
-    first one sees its own table and the last one that of the whole batch. Every pass needs one collective.
+    first micro-batch sees its own table and the last one that of the whole batch. Every pass needs one collective.
 
     Args:
         tasks: Names of the run's tasks, in order.
@@ -99,17 +100,17 @@ class StepStatistics:
         counts: Mapping[str, int],
         part: int,
     ) -> StepTables | None:
-        """Adds one forward pass; returns the tables once every task of the run has been seen.
+        """Adds one forward pass. Returns the tables once every task of the run has been seen, else None.
 
         Args:
-            layers: By name, rows in the order of ``tasks``.
-            tasks: Of this pass.
-            images: In this pass on this rank.
+            layers: Statistics by name of the layer, with rows in the order of ``tasks``.
+            tasks: Tasks of this pass.
+            images: Number of images in this pass on this rank.
             counts: Valid labels per task on this rank.
             part: Index of the micro-batch within the step.
         """
         if self._rows.keys() & set(tasks):
-            self._rows.clear()  # A repeated task begins another step: the earlier one was interrupted.
+            self._rows.clear()  # A repeated task starts a new step, because the earlier one was interrupted.
         present = [float(counts.get(task, 1) > 0) for task in tasks]
         self._rows.update(zip(tasks, _pack(layers, images, present), strict=True))
         if len(self._rows) < len(self.tasks):
@@ -123,7 +124,8 @@ class StepStatistics:
 
 
 def _pack(layers: Mapping[str, LayerStatistics], images: int, present: Sequence[float]) -> Sequence[Tensor]:
-    """Returns one row per task: all statistics times images, images, presence."""
+    """Returns one row per task: all statistics times the images, then the images and the presence."""
+    # Sums weighted by images can be added over ranks and micro-batches and divided once at the end.
     columns = [column for layer in layers.values() for column in _columns(layer)]
     table = images * torch.cat(columns, 1)
     tail = table.new_tensor([[float(images), flag] for flag in present])
@@ -138,7 +140,7 @@ def _unpack(total: Tensor, earlier: Tensor | int, like: Mapping[str, LayerStatis
     now = total[:, :-2] / total[:, -2:-1]
     whole = (total + earlier).detach()
     table = whole[:, :-2] / whole[:, -2:-1]
-    table = table + now - now.detach()  # the value of all micro-batches so far, the gradient of this one
+    table = table + now - now.detach()  # The value of all micro-batches, the gradient of this one.
     sizes = [column.shape[1] for layer in like.values() for column in _columns(layer)]
     parts = iter(table.split(sizes, dim=1))
     layers = {
@@ -150,12 +152,12 @@ def _unpack(total: Tensor, earlier: Tensor | int, like: Mapping[str, LayerStatis
 def routing_losses(tables: StepTables, layers: Mapping[str, ExpertLayer], weights: RoutingWeights) -> dict[str, Tensor]:
     """Returns the weighted losses by name, summed over layers.
 
-    Tasks without a label enter through their running tables, without gradient; tasks never seen are left out.
+    Tasks without a label enter through their running tables, without gradient. Tasks never seen are left out.
 
     Args:
-        tables: Of the step.
-        layers: With running tables, by name.
-        weights: Coefficients.
+        tables: Tables of the step.
+        layers: Layers by name, which hold the running tables.
+        weights: Coefficients of the losses.
     """
     here = _prior(tables, tables.present, weights)
     totals: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """Products of sorted rows with one matrix per expert, as custom operators of PyTorch.
 
-The rows of one expert are contiguous, so its product is one matrix product that reads and writes a slice. It takes any
-floating type and width and concatenates nothing. The number of rows per expert is read on the host, which is free on a
-CPU but makes a GPU wait.
+The rows of one expert are contiguous, so its product is a single matrix product that reads and writes slices. The
+operators accept any floating type and width and concatenate nothing. The number of rows per expert is read on the host,
+which costs nothing on a CPU but makes a GPU wait.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-_STEP = 16  # rows
+_STEP = 16
+"""Smallest step, in rows, to which counts are rounded up."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The position of every expert's rows in a buffer, with spare rows after them if that saves time.
+    """The position of every expert's rows in a buffer, followed by spare rows if these save time.
 
-    On a CPU, oneDNN multiplies 16-bit numbers and compiles a kernel for each new shape, in about half a millisecond.
-    Routing makes new shapes in every step. Counts are therefore rounded up to a few values, by at most 16 rows + 1/32.
+    On a CPU, oneDNN multiplies 16-bit numbers and compiles a kernel for each new shape, which takes about half a
+    millisecond. Routing produces new shapes in every step. Counts are therefore rounded up to a few values, by at most
+    16 rows + 1/32.
 
     Attributes:
-        parts: The buffer's rows of every expert, spare ones included.
+        parts: The rows of every expert in the buffer, including spare ones.
         gaps: The spare rows.
-        source: (P,) int64, the row without spares that each of the buffer's P rows holds; any for a spare one.
-        place: (R,) int64, its inverse.
+        source: (P,) int64, the original row that each of the P buffer rows holds; arbitrary for a spare row.
+        place: (R,) int64, the buffer row of each of the R original rows.
     """
 
     parts: list[slice]
@@ -39,11 +41,11 @@ class Layout:
 
     @classmethod
     def of(cls, sizes: Tensor, like: Tensor) -> Layout:
-        """Lays out a buffer.
+        """Computes the layout for these sizes.
 
         Args:
             sizes: (E,) int64, rows per expert.
-            like: A tensor of the type and on the device of the rows.
+            like: A tensor with the type and device of the rows.
         """
         used = sizes.tolist()
         taken = [_rounded(size) for size in used] if _compiles_per_shape(like) else used
@@ -52,13 +54,14 @@ class Layout:
         gaps = [slice(p.start + n, p.stop) for p, n in zip(parts, used, strict=True) if p.start + n < p.stop]
         place = source = torch.arange(starts[-1], device=sizes.device)
         if gaps:
+            # All rows of an expert move by the number of spare rows before it.
             shift = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)][:-1])
             place = source + shift.to(sizes.device).repeat_interleave(sizes, output_size=starts[-1])
             source = source.new_zeros(ends[-1]).scatter_(0, place, source)
         return cls(parts, gaps, source, place)
 
     def take(self, values: Tensor, index: Tensor | None = None) -> Tensor:
-        """Returns the buffer that holds ``values`` (R, ...), taken by ``index`` (P,) if given; spare rows are zero."""
+        """Returns the buffer of ``values`` (R, ...), or of the rows ``index`` (P,) of it, with zeros in spare rows."""
         if index is None and not self.gaps:
             return values
         buffer = values.index_select(0, self.source if index is None else index)
@@ -67,12 +70,12 @@ class Layout:
         return buffer
 
     def give(self, buffer: Tensor) -> Tensor:
-        """Returns the rows of a buffer without the spare ones: (R, ...)."""
+        """Returns the rows of a buffer without the spare ones, (R, ...)."""
         return buffer.index_select(0, self.place) if self.gaps else buffer
 
 
 def most_rows(rows: Any, experts: Any, like: Tensor) -> Any:
-    """Returns an upper bound on the rows of a buffer that does not depend on the sizes."""
+    """Returns an upper bound on the rows of a buffer, which does not depend on the sizes."""
     return rows + rows // 32 + _STEP * experts if _compiles_per_shape(like) else rows
 
 
@@ -81,19 +84,20 @@ def _compiles_per_shape(like: Tensor) -> bool:
 
 
 def _rounded(size: int) -> int:
+    # A step of 2^(bits - 6) is at most 1/32 of the size, so that there are at most 32 values per power of two.
     step = max(_STEP, 2 ** max(0, size.bit_length() - 6))
     return -(-size // step) * step
 
 
 @torch.library.custom_op("mtlbench::segment_matmul", mutates_args=())
 def matmul(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor) -> Tensor:
-    """Returns (R, N): row r times the matrix of its expert, plus the expert's bias.
+    """Returns every row times the matrix of its expert, plus the expert's bias: (R, N).
 
     Args:
         rows: (R, K), sorted by expert.
         weight: (E, K, N).
         bias: (E, N) or None.
-        sizes: (E,) int64, rows per expert; they sum to R.
+        sizes: (E,) int64, rows per expert, which sum to R.
     """
     layout = Layout.of(sizes, rows)
     buffer = layout.take(rows)
@@ -108,7 +112,7 @@ def matmul(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Tensor) -> 
 
 @torch.library.custom_op("mtlbench::segment_outer", mutates_args=())
 def outer(left: Tensor, right: Tensor, sizes: Tensor) -> Tensor:
-    """Returns (E, K, N): leftᵀ right over the rows of every expert, zero for one without rows.
+    """Returns leftᵀ right over the rows of every expert, (E, K, N); zero for an expert without rows.
 
     Args:
         left: (R, K), sorted by expert.
@@ -147,6 +151,7 @@ def _matmul_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     to_weight = outer(rows, gradient, sizes) if needs[1] else None
     to_bias = None
     if ctx.has_bias and needs[2]:
+        # The sum of the rows of an expert is an outer product with ones, which has the fixed order of a product.
         to_bias = outer(gradient.new_ones(gradient.shape[0], 1), gradient, sizes).squeeze(1)
     return to_rows, to_weight, to_bias, None
 

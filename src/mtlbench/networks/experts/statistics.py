@@ -1,4 +1,4 @@
-"""Routing statistics of a forward pass and their running means: tables of tasks by experts."""
+"""Routing statistics of a forward pass and their running means, as tables of tasks by experts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayerStatistics:
 
     Attributes:
         probability: (T, E), P(E | t) before top-k, with gradient.
-        load: (T, E), share of the choices, detached; rows sum to 1.
+        load: (T, E), shares of the choices, detached. Rows sum to 1.
         importance: (T, E), mean gate, with gradient.
         log_normaliser: (T,), mean of logsumexp(logits)², with gradient.
     """
@@ -37,14 +37,14 @@ class LayerStatistics:
         """Computes the statistics of a routing.
 
         Args:
-            routing: Of M tokens of each task.
-            experts: E.
+            routing: Routing of M tokens of each task.
+            experts: Number of experts E.
         """
         tasks = routing.tasks
         tokens = max(1, routing.logits.shape[0] // tasks)
         chosen = routing.chosen.unflatten(0, (tasks, -1)).flatten(1)  # (T, M·k)
         empty = routing.logits.new_zeros(tasks, experts)
-        # Sums of ones are exact in any order; a histogram would wait for the device.
+        # Sums of ones are exact in any order. A histogram would wait for the device.
         load = empty.scatter_add(1, chosen, torch.ones_like(chosen, dtype=empty.dtype))
         gates = routing.gates.unflatten(0, (tasks, -1))  # (T, M, k)
         importance = empty.scatter_add(1, chosen, gates.flatten(1).to(empty))
@@ -61,9 +61,9 @@ class LayerStatistics:
 
 
 class RunningTables(nn.Module):
-    """Running means of P(E | t) and of the load of one layer, for tasks that are absent and for extraction.
+    """Running means of P(E | t) and of the load of one layer, used for absent tasks and for extraction.
 
-    A task that was never seen has rows of zero.
+    The rows of a task that was never seen are zero.
     """
 
     probability: Tensor
@@ -71,11 +71,11 @@ class RunningTables(nn.Module):
     seen: Tensor
 
     def __init__(self, tasks: int, experts: int) -> None:
-        """Starts with empty tables.
+        """Creates empty tables.
 
         Args:
-            tasks: T.
-            experts: E.
+            tasks: Number of tasks T.
+            experts: Number of experts E.
         """
         super().__init__()
         self.register_buffer("probability", torch.zeros(tasks, experts))
@@ -84,14 +84,14 @@ class RunningTables(nn.Module):
 
     @torch.no_grad()
     def update(self, probability: Tensor, load: Tensor, present: Tensor) -> None:
-        """Updates the means by the tables of a step.
+        """Updates the means with the tables of a step.
 
         Args:
             probability: (T, E), over all ranks.
             load: (T, E), over all ranks.
-            present: (T,) bool; rows of other tasks stay.
+            present: (T,) bool. Rows of other tasks do not change.
         """
-        # The first table of a task is used unchanged: there is no mean to mix it with.
+        # The first table of a task is used unchanged, because there is no mean yet.
         keep = torch.where(self.seen, MOMENTUM, 0.0).unsqueeze(1).to(self.probability)
         for running, new in ((self.probability, probability), (self.load, load)):
             mixed = keep * running + (1 - keep) * new.to(running)
@@ -100,25 +100,25 @@ class RunningTables(nn.Module):
 
 
 def global_sum(tensor: Tensor) -> Tensor:
-    """Returns the sum over ranks, whose backward is a sum over ranks too; the tensor itself in one process."""
+    """Returns the sum over ranks, whose backward pass also sums over ranks; the tensor itself in one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor
     return _Sum.apply(tensor)
 
 
 def global_mean(tensor: Tensor) -> Tensor:
-    """Returns the mean over ranks, with gradient; the tensor itself where there is one process.
+    """Returns the mean over ranks with gradient; the tensor itself in one process.
 
-    A loss of the result has the one-process gradient once parameter gradients are averaged over ranks: backward
-    *sums* ∂loss/∂mean over the R ranks and divides by R, and the average over ranks supplies the other 1/R. Ranks
-    count alike, whatever their batch.
+    A loss of the result has the gradient of one process once parameter gradients are averaged over ranks: the backward
+    pass *sums* ∂loss/∂mean over the R ranks and divides by R, and the average over ranks supplies the other 1/R. All
+    ranks have equal weight, whatever their batch size.
     """
     total = global_sum(tensor)
     return tensor if total is tensor else total / dist.get_world_size()
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over ranks, whose backward is a sum over ranks."""
+    """Sum over ranks, whose backward pass is a sum over ranks."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A timm vision transformer with sparse experts in its blocks, run for images of several tasks."""
+"""A timm vision transformer with sparse experts in its blocks, which runs for the images of several tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLACES = {
     "even": lambda depth: range(0, depth, 2),
     "none": lambda depth: range(0),
 }
-"""Which blocks of a transformer get experts, by name; blocks count from 0."""
+"""Named choices of the blocks that get experts. Blocks count from 0."""
 
 Place = str | Sequence[int]
 
@@ -33,18 +33,18 @@ class ExpertOptions:
 
     Attributes:
         experts: MLP experts per layer, E.
-        top_k: MLP experts per token, k. An expert's hidden width is the dense MLP's divided by k, so that active FLOPs
-            are equal.
+        top_k: MLP experts per token, k. An expert's hidden width is that of the dense MLP divided by k, so that active
+            FLOPs are equal.
         placement: Blocks with MLP experts: a key of `PLACES` or indices.
         attention_experts: Attention experts per layer; None for twice the number of heads.
-        attention_top_k: Attention experts per token; None for the number of heads. An expert is 2 · D / heads wide.
+        attention_top_k: Attention experts per token; None for the number of heads. An expert has width 2 · D / heads.
         attention_placement: Blocks with attention experts.
         gate: Inputs of the routers; see `TaskRouter`.
         noise: Standard deviation of the noise on the routers' logits, in training only.
         renormalise: See `TaskRouter`.
-        task_tokens: Initial standard deviation of a learned vector per task, which is added to every token before
-            every block; 0 for no such vector.
-        init: How MLP experts are initialised: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's own MLP, see
+        task_tokens: Initial standard deviation of a learned vector per task that is added to every token before every
+            block; 0 for no such vector.
+        init: Initialisation of MLP experts: ``"random"``, or ``"split"`` or ``"copy"`` of the encoder's own MLP; see
             `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
     """
@@ -66,8 +66,8 @@ class ExpertOptions:
 class ExpertViT(nn.Module):
     """Runs the blocks of an `Encoder`'s vision transformer, some of them with experts.
 
-    `begin` runs the blocks that do not depend on the task, once. `finish` runs the others on (G · B) rows: the images
-    of G tasks, one task after the other.
+    `begin` runs the blocks that do not depend on the task once. `finish` runs the others on G · B rows, the images of G
+    tasks one task after the other.
 
     Attributes:
         layers: Sparse layers by name, ``block<i>.attention`` or ``block<i>.mlp``, in the order of the forward pass.
@@ -78,7 +78,7 @@ class ExpertViT(nn.Module):
         """Replaces attention and MLPs of the encoder's blocks.
 
         Args:
-            encoder: Around a timm `VisionTransformer` of ordinary blocks.
+            encoder: Encoder of a timm `VisionTransformer` with ordinary blocks.
             tasks: Names of all tasks.
             options: Placement and routing.
 
@@ -91,7 +91,7 @@ class ExpertViT(nn.Module):
         model = _ordinary(encoder)
         blocks: Any = model.blocks
         if not 0 <= options.task_tokens < float("inf"):
-            raise MethodError(f"task_tokens is a standard deviation >= 0; found {options.task_tokens}.")
+            raise MethodError(f"task_tokens, a standard deviation, must be >= 0. Found {options.task_tokens}.")
         self.embeddings = nn.ModuleDict(
             {t: TaskEmbedding(model.embed_dim, options.task_tokens) for t in tasks} if options.task_tokens else {}
         )
@@ -103,6 +103,7 @@ class ExpertViT(nn.Module):
             blocks[index].attn = _attention_layer(blocks[index].attn, tasks, options)
         for index in mlps:
             blocks[index].mlp = _mlp_layer(blocks[index].mlp, tasks, options)
+        # Blocks before the first sparse one are common to all tasks, unless a task's vector is added to every block.
         self.aware = options.task_tokens > 0 or options.gate != "agnostic"
         self.first = 0 if options.task_tokens else min((*attention, *mlps))
         self.layers = dict(_named_layers(blocks))
@@ -125,11 +126,11 @@ class ExpertViT(nn.Module):
         """Runs the remaining blocks for the images of several tasks.
 
         Args:
-            x: (B, N, D) of `begin`.
-            tasks: G names.
+            x: Tokens (B, N, D) of `begin`.
+            tasks: Names of the G tasks.
 
         Returns:
-            The other maps, (G · B, D, h, w) each, and statistics of every sparse layer by name.
+            The remaining maps, (G · B, D, h, w) each, and the statistics of every sparse layer by name.
         """
         statistics: dict[str, LayerStatistics] = {}
         x = x.unsqueeze(0).expand(len(tasks), -1, -1, -1).flatten(0, 1)
@@ -200,7 +201,7 @@ def blocks_of(key: str, place: Place, depth: int) -> list[int]:
     indices = list(place)
     if len(set(indices)) < len(indices) or not all(0 <= i < depth for i in indices):
         raise MethodError(
-            f"{key} must choose from the encoder's {depth} blocks (0..{depth - 1}), each once; found {indices}."
+            f"{key} must choose from the encoder's {depth} blocks (0..{depth - 1}), each at most once. Found {indices}."
         )
     return indices
 
@@ -211,14 +212,17 @@ def _ordinary(encoder: Encoder) -> Any:
         return model
     found = type(model or encoder.trunk).__name__
     raise SuiteError(
-        "Experts go into a plain vision transformer: timm's VisionTransformer of ordinary blocks (attention, MLP). "
-        f"This encoder is a {found}. Choose `model.encoder` accordingly, for example 'vit_tiny_patch16_224'."
+        "Experts need a plain vision transformer: timm's VisionTransformer with ordinary blocks (attention, MLP). "
+        f"Found {found}. Choose another `model.encoder`, for example 'vit_tiny_patch16_224'."
     )
 
 
 def _attention_layer(attention: Any, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
     if type(attention) is not Attention or not isinstance(attention.q_norm, nn.Identity):
-        raise SuiteError(f"Attention experts replace plain multi-head attention; found {type(attention).__name__}.")
+        raise SuiteError(
+            "Attention experts replace plain multi-head attention without normalised queries. Found "
+            f"{type(attention).__name__}. Choose another `model.encoder`, for example 'vit_tiny_patch16_224'."
+        )
     width, heads = attention.qkv.in_features, attention.num_heads
     experts = options.attention_experts or 2 * heads
     router = _router(width, experts, options.attention_top_k or heads, tasks, options)

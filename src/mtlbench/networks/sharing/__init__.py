@@ -1,1 +1,1 @@
-"""Computation sharing between networks: sparse changes of weights and activations."""
+"""Computation sharing between networks by sparse changes of weights and activations."""

@@ -1,6 +1,6 @@
 """Costs of a shared network: multiply-adds and storage, computed from counts.
 
-Elementwise work (norms, activations, comparing with the reference) is not counted, as usual.
+As usual, element-wise work (norms, activations, comparisons with the reference) is not counted.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from mtlbench.networks.sharing.network import SharingNetwork
 from mtlbench.networks.sharing.referenced_vit import ReferencedViT
 
 VALUE_BITS = 32
-"""Bits of a stored number."""
+"""Bits per stored number."""
 
 
 def shared_macs(vit: ReferencedViT, changed: Mapping[str, float], kept: Mapping[str, int]) -> float:
-    """Returns the multiply-adds of the linear layers, Σ changed inputs · d_out + changed weights · N, per image.
+    """Returns the multiply-adds of the linear layers per image, Σ changed inputs · d_out + changed weights · N.
 
     Args:
         vit: The encoder.
-        changed: Entries that differ from their reference, per image, by place; all of them for no reference.
-        kept: Entries of ΔW that are not zero, by name of the weight; empty for the weights of the reference.
+        changed: Entries per image that differ from their reference, by place; all entries if there is no reference.
+        kept: Non-zero entries of ΔW by name of the weight; empty for the weights of the reference.
     """
     return sum(
         changed[layer.reads] * layer.outputs + kept.get(layer.weight, 0) * layer.tokens
@@ -34,19 +34,20 @@ def shared_macs(vit: ReferencedViT, changed: Mapping[str, float], kept: Mapping[
 
 
 def dense_macs(vit: ReferencedViT) -> int:
-    """Returns the multiply-adds of the linear layers without any sharing, Σ N · d_in · d_out, per image."""
+    """Returns the multiply-adds of the linear layers without sharing per image, Σ N · d_in · d_out."""
     return sum(layer.tokens * layer.inputs * layer.outputs for layer in vit.layers().values())
 
 
 def attention_macs(vit: ReferencedViT) -> int:
-    """Returns the multiply-adds of all products of tokens with tokens, per image; sharing saves none of them."""
+    """Returns the multiply-adds of all products of tokens with tokens per image. Sharing saves none of them."""
+    # Q Kᵀ and the product with V take N² · D each. The input of the output projection has width D.
     queries = [layer for place, layer in vit.layers().items() if place.endswith(".proj")]
     return sum(2 * layer.tokens**2 * layer.inputs for layer in queries)
 
 
 @torch.no_grad()
 def decoder_macs(network: SharingNetwork) -> int:
-    """Returns the multiply-adds of neck and heads, per image."""
+    """Returns the multiply-adds of neck and heads per image."""
     model = network.encoder.model
     like = next(network.neck.parameters())
     maps = [like.new_zeros(1, model.embed_dim, *model.patch_embed.grid_size) for _ in network.neck.project]
@@ -57,13 +58,13 @@ def decoder_macs(network: SharingNetwork) -> int:
 
 @dataclass(frozen=True)
 class Storage:
-    """Storage that a sub-task adds to its base.
+    """Storage that a sub-task needs in addition to its base.
 
     Attributes:
-        kept: Entries of ΔW that are not zero.
-        entries: All entries of ΔW.
+        kept: Number of non-zero entries of ΔW.
+        entries: Number of all entries of ΔW.
         index_bits: Bits that encode the positions of the kept entries.
-        decoder: Parameters of neck and heads, dense.
+        decoder: Number of parameters of neck and heads, stored densely.
     """
 
     kept: int
@@ -73,15 +74,15 @@ class Storage:
 
     @property
     def parameters(self) -> float:
-        """Everything as a number of parameters of `VALUE_BITS` bits."""
+        """Total storage as a number of parameters of `VALUE_BITS` bits."""
         return self.kept + self.index_bits / VALUE_BITS + self.decoder
 
 
 def storage(network: SharingNetwork) -> Storage:
-    """Counts what is stored in addition to the base.
+    """Counts the storage in addition to the base.
 
-    The positions of a tensor's changed entries cost one bit per entry or one index per changed entry,
-    whichever is less.
+    The positions of a tensor's changed entries cost one bit per entry or one index per changed entry, whichever is
+    smaller.
     """
     kept = {name: int(count) for name, count in network.deltas.kept().items()}
     sizes = {name: delta.value.numel() for name, delta in network.deltas.named()}

@@ -1,4 +1,4 @@
-"""Measures accuracy and computation of a shared network at several thresholds on the samples of a split."""
+"""Measures the accuracy and computation of a shared network at several thresholds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mtlbench.tasks import Task
 
 
 class ThresholdCurve(nn.Module):
-    """Scores, shares of changed entries and FLOPs at several thresholds. Exact over ranks.
+    """Scores, shares of changed entries and FLOPs at several thresholds, exact over all ranks.
 
     Attributes:
-        thresholds: θ of every point.
+        thresholds: Threshold θ of every point.
     """
 
     def __init__(self, tasks: Mapping[str, Task], thresholds: Sequence[float]) -> None:
@@ -28,7 +28,7 @@ class ThresholdCurve(nn.Module):
 
         Args:
             tasks: Tasks by name.
-            thresholds: θ >= 0 each.
+            thresholds: Thresholds θ >= 0.
         """
         super().__init__()
         self.thresholds = tuple(thresholds)
@@ -42,10 +42,11 @@ class ThresholdCurve(nn.Module):
         """Adds a batch at every threshold.
 
         Args:
-            network: In evaluation mode.
+            network: Network in evaluation mode.
             image: (B, 3, H, W) uint8, RGB.
-            targets: Of some of the tasks.
+            targets: Labels of some of the tasks.
         """
+        # The base pass and the changed weights do not depend on the threshold and are computed once.
         names = [name for name in network.heads if name in targets]
         base, weights = network.base(image), network.weights()
         for point, threshold in enumerate(self.thresholds):
@@ -60,8 +61,8 @@ class ThresholdCurve(nn.Module):
     def compute(self, network: SharingNetwork) -> list[dict[str, Any]]:
         """Returns one record per threshold, over all ranks, and resets the counts.
 
-        A record holds ``threshold``, ``scores`` {task: {protocol: value}}, ``changed`` {place: share of entries, in
-        [0, 1]} and ``flops`` per image, two per multiply-add: changed inputs and weights, attention, decoder.
+        A record holds ``threshold``, ``scores`` {task: {protocol: value}}, ``changed`` {place: share of entries in
+        [0, 1]} and ``flops`` per image (two per multiply-add) for changed inputs and weights, attention and decoder.
         """
         device = next(network.parameters()).device
         sizes, kept = network.encoder.sizes(), {n: int(c) for n, c in network.deltas.kept().items()}

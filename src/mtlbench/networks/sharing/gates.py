@@ -1,4 +1,4 @@
-"""Sparse changes of frozen weights, pruned by gates that are learned: hard-concrete gates, W = W_b + z z' Δ."""
+"""Sparse changes of frozen weights, pruned by learned hard-concrete gates: W = W_b + z z' Δ."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 LOW, HIGH = -1.5, 1.5
-"""Ends of the interval to which a gate is stretched before it is clipped to [0, 1]."""
+"""Interval to which a gate is stretched before it is clipped to [0, 1]."""
 
 START = 5.0
-"""Initial logit of a gate, which is open in 99 % of all draws."""
+"""Initial logit of a gate. Such a gate is open in 99 % of all draws."""
 
 
 def stretched(share: Tensor) -> Tensor:
-    """Returns the gate in [0, 1] of a value in (0, 1): stretched to [LOW, HIGH], then clipped."""
+    """Returns the gate in [0, 1] for a value in (0, 1), which is stretched to [LOW, HIGH] and clipped."""
+    # Stretching makes exact zeros and ones likely. A sigmoid alone would never reach them.
     return (share * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 def settled_gate(logit: Tensor) -> Tensor:
-    """Returns the gate without noise, clamp(sigmoid(α) (HIGH - LOW) + LOW, 0, 1); above 0 where α > log(-LOW / HIGH).
+    """Returns the gate without noise, clamp(sigmoid(α) (HIGH - LOW) + LOW, 0, 1), positive if α > log(-LOW / HIGH).
 
     Args:
         logit: α, any shape.
@@ -30,17 +31,17 @@ def settled_gate(logit: Tensor) -> Tensor:
 
 
 def drawn_gate(logit: Tensor, uniform: Tensor) -> Tensor:
-    """Returns a draw of the hard-concrete gate (temperature 1).
+    """Returns a sample of the hard-concrete gate with temperature 1.
 
     Args:
         logit: α, any shape.
-        uniform: Numbers in [0, 1), of the same shape.
+        uniform: Uniform numbers in [0, 1) of the same shape.
     """
     return stretched((logit + uniform.logit()).sigmoid())
 
 
 def open_probability(logit: Tensor) -> Tensor:
-    """Returns the probability that a drawn gate is above 0, sigmoid(α - log(-LOW / HIGH)).
+    """Returns the probability that a drawn gate is positive, sigmoid(α - log(-LOW / HIGH)).
 
     Args:
         logit: α, any shape.
@@ -49,12 +50,12 @@ def open_probability(logit: Tensor) -> Tensor:
 
 
 class SparseDelta(nn.Module):
-    """A sparse change of one frozen tensor: a value and a gate per entry, and a gate for the whole tensor.
+    """A sparse change of one frozen tensor, with a value and a gate per entry and a gate for the whole tensor.
 
     Attributes:
         value: Δ, initially zero.
-        logit: α of every entry's gate.
-        group: α of the tensor's gate, ().
+        logit: Logit α of every entry's gate.
+        group: Logit α of the tensor's gate, ().
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -70,10 +71,10 @@ class SparseDelta(nn.Module):
         self._noise: tuple[Tensor, Tensor] | None = None
 
     def draw(self, generator: torch.Generator | None) -> None:
-        """Draws the gates that training uses until the next call; without a generator they are the settled ones.
+        """Draws the gates that training uses until the next call. Without a generator, gates have no noise.
 
         Args:
-            generator: On the device of the parameters, and in the same state on all ranks.
+            generator: Generator on the device of the parameters, in the same state on all ranks.
         """
 
         def uniform(like: Tensor) -> Tensor:
@@ -82,17 +83,18 @@ class SparseDelta(nn.Module):
         self._noise = (uniform(self.logit), uniform(self.group)) if generator is not None else None
 
     def forward(self) -> Tensor:
-        """Returns the change z z' Δ; with the settled gates in evaluation."""
+        """Returns the change z z' Δ, with gates without noise in evaluation."""
         if self._noise is None or not self.training:
             return settled_gate(self.logit) * settled_gate(self.group) * self.value
         return drawn_gate(self.logit, self._noise[0]) * drawn_gate(self.group, self._noise[1]) * self.value
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Ends pruning: gates become 0 or 1 without changing W, and closed ones stay closed.
+        """Ends pruning: gates become 0 or 1 without changing W, and closed gates stay closed.
 
-        The decision does not depend on a draw. Calling it again changes nothing.
+        The decision does not depend on a draw. Another call changes nothing.
         """
+        # The present gate is multiplied into the value, so that a gate of 1 gives the same W.
         gate = settled_gate(self.logit) * settled_gate(self.group)
         self.value.mul_(gate)
         self.logit.copy_(torch.where(gate > 0, START, -START))
@@ -100,7 +102,7 @@ class SparseDelta(nn.Module):
 
 
 class SparseDeltas(nn.Module):
-    """The changes of several tensors by name."""
+    """The sparse changes of several tensors, by name."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         """Starts without any change.
@@ -109,7 +111,7 @@ class SparseDeltas(nn.Module):
             weights: The frozen tensors by name.
         """
         super().__init__()
-        # A module's name must not hold dots.
+        # PyTorch does not allow dots in the name of a module.
         self.changes = nn.ModuleDict({name.replace(".", "/"): SparseDelta(w) for name, w in weights.items()})
 
     def forward(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,13 +146,13 @@ class SparseDeltas(nn.Module):
             delta.settle()
 
     def openness(self) -> Tensor:
-        """Returns Σ P(gate > 0) over all gates, per entry that has one: (), about 1 where all are open."""
+        """Returns Σ P(gate > 0) over all gates divided by the number of entries, (); about 1 if all gates are open."""
         opens = torch.stack([open_probability(logit).sum() for logit in self.gates()]).sum()
         return opens / sum(value.numel() for value in self.values())
 
     @torch.no_grad()
     def kept(self) -> dict[str, Tensor]:
-        """Returns how many entries of every tensor are changed, by name; () int64 each."""
+        """Returns the number of changed entries of every tensor by name, () int64 each."""
         return {
             name: (settled_gate(delta.logit) * settled_gate(delta.group) * delta.value).count_nonzero()
             for name, delta in self.named()

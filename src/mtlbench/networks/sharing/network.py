@@ -1,4 +1,4 @@
-"""The network of a task that shares computation with a base task: its weights, sparse changes, a decoder."""
+"""The network of a task that shares computation with a base task."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from mtlbench.tasks import Task
 class SharingNetwork(DenseNetwork):
     """`DenseNetwork` whose encoder is that of a base task plus sparse changes.
 
-    In evaluation its activations are held to those of the base on the same image; in training they are free.
+    In evaluation its activations are held to those of the base on the same image. In training they are free.
 
     Attributes:
-        encoder: With the weights of the base, frozen.
-        deltas: Changes of all tensors of the encoder.
-        threshold: θ of evaluation.
+        encoder: Encoder with the frozen weights of the base.
+        deltas: Sparse changes of all tensors of the encoder.
+        threshold: Threshold θ of evaluation.
     """
 
     encoder: Any
 
     def __init__(self, tasks: Mapping[str, Task], *, threshold: Threshold = 0.15, **model: Any) -> None:
-        """Builds the network; until `take` is called the base is a fresh encoder.
+        """Builds the network, whose base is a new encoder until `take` is called.
 
         Args:
             tasks: Tasks by name.
-            threshold: θ of evaluation, see `referenced_vit.held`.
+            threshold: Threshold θ of evaluation; see `referenced_vit.held`.
             model: Arguments of `DenseNetwork`.
 
         Raises:
@@ -52,21 +52,22 @@ class SharingNetwork(DenseNetwork):
         """Copies the encoder of the base task's network.
 
         Raises:
-            MethodError: The network has no encoder, or a different one.
+            MethodError: The network has no encoder or a different one.
         """
+        # Names and shapes are compared, because the base may belong to another class of network.
         encoder = getattr(base, "encoder", None)
         found = encoder.state_dict() if encoder is not None else {}
         own = self.encoder.encoder.state_dict()
         if found.keys() != own.keys() or any(found[name].shape != value.shape for name, value in own.items()):
             raise MethodError(
-                "A task shares the encoder of the base task, tensor by tensor. The base run's network, "
+                "A sub-task shares every tensor of the base task's encoder. The base run's network, "
                 f"{type(base).__name__}, has another encoder. Train both with the same `model` section."
             )
         self.encoder.encoder.load_state_dict(found)
 
     @torch.no_grad()
     def base(self, image: Tensor) -> Trace:
-        """Returns the pass of the base task.
+        """Runs the base task's encoder and returns its trace.
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
@@ -74,19 +75,19 @@ class SharingNetwork(DenseNetwork):
         return self.encoder(image)
 
     def weights(self) -> dict[str, Tensor]:
-        """Returns the weights of the encoder with their changes, by name."""
+        """Returns the changed weights of the encoder by name."""
         return self.deltas(dict(self.encoder.named_parameters()))
 
     def trace(
         self, image: Tensor, weights: Mapping[str, Tensor], base: Trace | None = None, threshold: Threshold = 0.0
     ) -> Trace:
-        """Returns the pass of the changed encoder.
+        """Runs the changed encoder and returns its trace.
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
-            weights: Of `weights`.
-            base: Pass that activations are held to; None leaves them free.
-            threshold: θ.
+            weights: Result of `weights`.
+            base: Trace to which activations are held; None leaves them free.
+            threshold: Threshold θ.
         """
         references = base.activations if base is not None else {}
         return functional_call(self.encoder, dict(weights), (image, references, threshold))
@@ -97,7 +98,7 @@ class SharingNetwork(DenseNetwork):
         return Outputs({task: self.heads[task](shared) for task in tasks}, shared)
 
     def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
-        """Predicts the named tasks; in training the pass is among the statistics, as ``trace``."""
+        """Predicts the named tasks. In training the statistics hold the trace of the pass as ``trace``."""
         held = None if self.training else self.base(image)
         trace = self.trace(image, self.weights(), held, self.threshold)
         outputs = self.decode(trace.maps, tasks)
@@ -106,12 +107,13 @@ class SharingNetwork(DenseNetwork):
 
 
 def activation_distance(trace: Trace, base: Trace) -> Tensor:
-    """Returns the mean absolute difference of two passes over all entries of all places that both computed: ().
+    """Returns the mean absolute difference of two passes over all entries of all computed places, ().
 
     Args:
-        trace: Of the sub-task; may carry a gradient.
-        base: Of the base task.
+        trace: Trace of the sub-task, possibly with a gradient.
+        base: Trace of the base task.
     """
+    # The pixels are the same in both passes and are not computed by the encoder.
     pairs = [(value, base.activations[place]) for place, value in trace.activations.items() if place != "pixels"]
     total = torch.stack([(value - reference).abs().float().sum() for value, reference in pairs]).sum()
     return total / sum(value.numel() for value, _ in pairs)

@@ -1,9 +1,9 @@
-"""A vision transformer whose activations are set to reference activations wherever they differ little.
+"""A vision transformer whose activations are replaced by reference activations wherever they differ little.
 
-References are the activations of any earlier pass: of the base task on the same image, or of the same network on the
-previous frame. What equals its reference need not be computed: for a linear layer W, with W_b the weights of the
-reference, W x = W_b x_ref + W_b (x - x_ref) + (W - W_b) x, see `linear_from_reference`. Held values are computed
-densely here and then compared: the saving is counted (`costs.py`), not realised.
+References are the activations of an earlier pass: of the base task on the same image, or of the same network on the
+previous frame. An activation that equals its reference need not be computed. For a linear layer W, with W_b the weights
+of the reference, W x = W_b x_ref + W_b (x - x_ref) + (W - W_b) x; see `linear_from_reference`. Here all values are
+computed densely and then compared, so the saving is counted (`costs.py`) but not realised.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.networks.encoder import Encoder
 
 Activations = Mapping[str, Tensor]
-"""By place: ``pixels`` (B, 3, H, W); ``tokens`` and ``block<i>.<part>`` (B, N, width), see `ReferencedViT.PARTS`."""
+"""Activations by place: ``pixels`` (B, 3, H, W), ``tokens`` and ``block<i>.<part>`` (B, N, width) for the parts in
+`ReferencedViT.PARTS`."""
 
 Threshold = float | Mapping[str, float]
-"""One threshold for all places, or one by place; places that are not named have 0."""
+"""One threshold for all places, or thresholds by place. Places that are not named have threshold 0."""
 
 
 def held(value: Tensor, reference: Tensor, threshold: float) -> Tensor:
-    """Returns a tensor with every entry that differs from its reference by less than the threshold set to it.
+    """Replaces every entry that differs from its reference by less than the threshold with the reference.
 
     Args:
         value: Any shape.
-        reference: Of the same shape.
-        threshold: θ >= 0. 0 changes nothing; infinity returns the reference.
+        reference: Tensor of the same shape.
+        threshold: Threshold θ >= 0. 0 changes nothing, and infinity returns the reference.
     """
     return torch.where((value - reference).abs() < threshold, reference, value)
 
@@ -42,16 +43,16 @@ def held(value: Tensor, reference: Tensor, threshold: float) -> Tensor:
 def linear_from_reference(
     x: Tensor, reference: Tensor, output: Tensor, weight: Tensor, change: Tensor | None = None
 ) -> Tensor:
-    """Returns W x + b from the reference's output: y_ref + W_b (x - x_ref) + ΔW x; exact up to rounding.
+    """Returns W x + b as y_ref + W_b (x - x_ref) + ΔW x, which is exact up to rounding.
 
-    Rows (tokens) that equal their reference are left out of the first product, and without ΔW they cost nothing.
+    Rows (tokens) that equal their reference are left out of the first product. Without ΔW they cost nothing.
 
     Args:
         x: Input (R, d_in).
-        reference: Input of the reference, x_ref (R, d_in).
-        output: What the reference's layer made of it, W_b x_ref + b (R, d_out).
+        reference: Input of the reference pass, x_ref (R, d_in).
+        output: Output of the reference pass, y_ref = W_b x_ref + b (R, d_out).
         weight: W_b (d_out, d_in).
-        change: ΔW (d_out, d_in), dense or sparse CSR; None for none. A changed bias must be added by the caller.
+        change: ΔW (d_out, d_in), dense or sparse CSR; None if there is none. The caller must add a changed bias.
     """
     delta = x - reference
     rows = (delta != 0).any(1).nonzero()[:, 0]
@@ -61,12 +62,12 @@ def linear_from_reference(
 
 @dataclass
 class Trace:
-    """One forward pass.
+    """The record of one forward pass.
 
     Attributes:
-        references: What activations are held to, by place; a place without one is free.
+        references: Activations to which those of the pass are held, by place. A place without a reference is free.
         threshold: See `held`.
-        activations: What the pass used at every place, after it was held.
+        activations: Activations that the pass used at every place, after they were held.
         maps: Feature maps of the encoder, (B, D, h, w) each.
     """
 
@@ -76,7 +77,7 @@ class Trace:
     maps: list[Tensor] = field(default_factory=list)
 
     def hold(self, place: str, value: Tensor) -> Tensor:
-        """Remembers and returns what the pass uses at a place."""
+        """Holds a value to its reference, records it, and returns the value for the pass to use."""
         if place in self.references:
             threshold = self.threshold.get(place, 0.0) if isinstance(self.threshold, Mapping) else self.threshold
             value = held(value, self.references[place], threshold)
@@ -84,17 +85,17 @@ class Trace:
         return value
 
     def changed(self) -> dict[str, Tensor]:
-        """Returns how many entries differ from their reference, by place that has one; () int64 each."""
+        """Returns the number of entries that differ from their reference, by place, () int64 each."""
         return {p: (self.activations[p] != r).sum() for p, r in self.references.items() if p in self.activations}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of the transformer.
+    """Sizes of a linear layer of the transformer.
 
     Attributes:
-        reads: Place of its input.
-        weight: Name of its weight among the parameters of the `ReferencedViT`.
+        reads: Place of the layer's input.
+        weight: Name of the layer's weight among the parameters of the `ReferencedViT`.
         tokens: Rows per image, N.
         inputs: d_in.
         outputs: d_out.
@@ -110,11 +111,11 @@ class Layer:
 class ReferencedViT(nn.Module):
     """Runs an `Encoder`'s vision transformer and holds its activations to references.
 
-    The output of every linear layer is held, and so is what norms, attention and the activation function make of it,
-    because they spread a change of one entry over others. Dropout and drop path are off: a reference has none.
+    The outputs of all linear layers are held, and also those of norms, attention and the activation function, because
+    these spread a change of one entry over others. Dropout and drop path are off, because references have none.
 
     Attributes:
-        factors: What a single θ is multiplied by, by place; empty for 1 everywhere. See `set_factors`.
+        factors: Factor on a single θ by place; empty for 1 everywhere. See `set_factors`.
     """
 
     PARTS = ("norm1", "qkv", "attention", "proj", "norm2", "fc1", "act", "fc2")
@@ -123,10 +124,10 @@ class ReferencedViT(nn.Module):
         """Wraps an encoder.
 
         Args:
-            encoder: Around a timm `VisionTransformer` of ordinary blocks.
+            encoder: Encoder of a timm `VisionTransformer` with ordinary blocks.
 
         Raises:
-            SuiteError: It is around something else.
+            SuiteError: The encoder is another network.
         """
         super().__init__()
         self.encoder = encoder
@@ -135,18 +136,19 @@ class ReferencedViT(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> ReferencedViT:
-        """Stays in evaluation mode."""
+        """Keeps the network in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     def forward(self, image: Tensor, references: Activations | None = None, threshold: Threshold = 0.0) -> Trace:
-        """Returns the trace of one pass.
+        """Runs the transformer and returns the trace.
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
-            references: Activations of an earlier pass on as many images, or of some places of it.
-            threshold: θ, see `held`.
+            references: Activations of an earlier pass on the same number of images, at all or some places.
+            threshold: Threshold θ; see `held`.
         """
-        if self.factors and not isinstance(threshold, Mapping):  # 0 · ∞ is no number.
+        if self.factors and not isinstance(threshold, Mapping):
+            # A factor of 0 switches a place off even at an infinite threshold, where the product would be NaN.
             threshold = {place: threshold * factor if factor else 0.0 for place, factor in self.factors.items()}
         trace = Trace(references or {}, threshold)
         model = self.model
@@ -160,14 +162,14 @@ class ReferencedViT(nn.Module):
         return trace
 
     def set_factors(self, factors: Mapping[str, float]) -> None:
-        """Lets θ differ from place to place.
+        """Sets factors on θ for individual places.
 
         Args:
-            factors: >= 0; of a place (``block3.qkv``), else of its part (``qkv``), else of its block (``block3``). What
-                is not named has 1; at 0 nothing is held.
+            factors: Factors >= 0 by place (``block3.qkv``), part (``qkv``) or block (``block3``). The most specific
+                name applies. A place that is not named has factor 1. A factor of 0 holds nothing.
 
         Raises:
-            SuiteError: The place, part or block does not exist.
+            SuiteError: A place, part or block does not exist.
         """
         blocks = {place.partition(".")[0] for place in self.places}
         known = {*self.places, *self.PARTS, *blocks}
@@ -187,13 +189,14 @@ class ReferencedViT(nn.Module):
 
     @property
     def places(self) -> list[str]:
-        """Every place in the order of the pass."""
+        """All places in the order of the pass."""
         blocks = [f"block{i}.{part}" for i in range(len(self.model.blocks)) for part in self.PARTS]
         return ["pixels", "tokens", *blocks]
 
     def layers(self) -> dict[str, Layer]:
-        """Returns every linear layer by the place of its output, in the order of the pass."""
+        """Returns all linear layers by the place of their output, in the order of the pass."""
         model = self.model
+        # The patch embedding is a convolution whose stride equals its kernel, so it is a linear layer on patches.
         height, width = model.patch_embed.grid_size
         path, tokens = "encoder.trunk.model", height * width + model.num_prefix_tokens
         conv = model.patch_embed.proj
@@ -213,11 +216,11 @@ class ReferencedViT(nn.Module):
         return found
 
     def sizes(self) -> dict[str, int]:
-        """Returns the entries of one image's activations by place."""
+        """Returns the number of activations of one image, by place."""
         found: dict[str, int] = {}
         for place, layer in self.layers().items():
             found |= {layer.reads: layer.tokens * layer.inputs, place: layer.tokens * layer.outputs}
-        # Class and register tokens come in after the patches are embedded.
+        # Class and register tokens are added after the patches are embedded.
         found["tokens"] = found["block0.norm1"]
         return {place: found[place] for place in self.places}
 
@@ -240,7 +243,7 @@ def _run_block(block: Any, x: Tensor, trace: Trace, name: str) -> Tensor:
 
     qkv = hold("qkv", block.attn.qkv(hold("norm1", block.norm1(x))))
     attention = hold("attention", _attend(block.attn, qkv))
-    # What a branch adds is held after its scale, so that an infinite threshold leaves nothing of a changed scale.
+    # A branch is held after its scale, so that at an infinite threshold a changed scale has no effect.
     x = x + hold("proj", block.ls1(block.attn.proj(attention)))
     hidden = hold("fc1", block.mlp.fc1(hold("norm2", block.norm2(x))))
     active = hold("act", block.mlp.norm(block.mlp.act(hidden)))
@@ -248,7 +251,8 @@ def _run_block(block: Any, x: Tensor, trace: Trace, name: str) -> Tensor:
 
 
 def _attend(attention: Any, qkv: Tensor) -> Tensor:
-    """Returns what the heads make of queries, keys and values (B, N, 3 · D'), side by side: (B, N, D')."""
+    """Returns the concatenated attention heads (B, N, D') for queries, keys and values (B, N, 3 · D')."""
+    # timm's attention is split here, because its inputs and outputs are held separately.
     q, k, v = qkv.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
     return attention.norm(y.transpose(1, 2).flatten(2))
@@ -260,9 +264,9 @@ def _check(encoder: Encoder) -> None:
         return
     kinds = ", ".join(_kinds(getattr(model, "blocks", ()))) or "other parts"
     raise SuiteError(
-        "Computation is shared between plain vision transformers: timm's VisionTransformer of ordinary blocks "
-        f"(attention, MLP). This encoder is a {type(model or encoder.trunk).__name__} of {kinds}. Choose "
-        "`model.encoder` accordingly, for example 'vit_tiny_patch16_224'."
+        "Computation sharing needs a plain vision transformer: timm's VisionTransformer with ordinary blocks "
+        f"(attention, MLP). This encoder is a {type(model or encoder.trunk).__name__} of {kinds}. Choose another "
+        "`model.encoder`, for example 'vit_tiny_patch16_224'."
     )
 
 

@@ -1,4 +1,4 @@
-"""Computation sharing on video: key frames share across tasks, the frames between them across time."""
+"""Computation sharing on video: across tasks on key frames, and across time on the frames in between."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class VideoTask:
     """The trained network of one task, prepared to run frame by frame.
 
     Attributes:
-        encoder: With the weights of the base task.
-        changes: Weights of the task that differ from them, by name; whole tensors.
-        kept: Entries of each that differ.
-        decode: From feature maps to the prediction.
+        encoder: Encoder with the weights of the base task.
+        changes: Whole tensors of the task that differ from those of the base, by name.
+        kept: Number of differing entries of each tensor.
+        decode: Function from feature maps to the prediction.
     """
 
     def __init__(
@@ -34,16 +34,16 @@ class VideoTask:
         kept: Mapping[str, int],
         decode: Callable[[Sequence[Tensor]], Tensor],
     ) -> None:
-        """Keeps what the attributes say; see `alone` and `changed`."""
+        """Stores the attributes. Use `alone` or `changed` to create a task."""
         self.encoder, self.changes, self.kept, self.decode = encoder, dict(changes), dict(kept), decode
         self._decoder_macs: int | None = None
 
     @classmethod
     def alone(cls, network: DenseNetwork, task: str) -> VideoTask:
-        """Returns a task of a network that shares nothing: the base task, or a single-task run.
+        """Returns a task of a network that shares nothing, such as the base task or a single-task run.
 
         Raises:
-            SuiteError: Its encoder is no plain vision transformer.
+            SuiteError: The encoder is not a plain vision transformer.
         """
         encoder: Any = network.encoder
         wrapped = encoder if isinstance(encoder, ReferencedViT) else ReferencedViT(encoder)
@@ -51,20 +51,20 @@ class VideoTask:
 
     @classmethod
     def changed(cls, network: SharingNetwork, task: str) -> VideoTask:
-        """Returns a sub-task, whose network is the base's with sparse changes."""
+        """Returns a sub-task, whose network is that of the base with sparse changes."""
         kept = {name: int(count) for name, count in network.deltas.kept().items()}
         changes = {name: weight.detach() for name, weight in network.weights().items()}
         return cls(network.encoder, changes, kept, _decoder(network, task))
 
     def trace(self, image: Tensor, references: Activations, threshold: Threshold) -> Trace:
-        """Returns a pass held to references; arguments as of `ReferencedViT`."""
+        """Runs a pass that is held to references; see `ReferencedViT.forward`."""
         return functional_call(self.encoder, self.changes, (image, references, threshold))
 
     def decoder_macs(self, maps: Sequence[Tensor]) -> int:
-        """Returns the multiply-adds of the decoder, per image.
+        """Returns the multiply-adds of the decoder per image.
 
         Args:
-            maps: Of any pass, (B, D, h, w) each.
+            maps: Feature maps of any pass, (B, D, h, w) each.
         """
         if self._decoder_macs is None:
             with FlopCounterMode(display=False) as counter:
@@ -82,7 +82,7 @@ class Frame:
     """The predictions for one frame of B clips.
 
     Attributes:
-        lag: Frames since the key frame, 0 for the key frame itself.
+        lag: Number of frames since the key frame, 0 for the key frame itself.
         predictions: By task, (B, channels, H, W).
         macs: Multiply-adds by task, (B,) float64.
     """
@@ -103,19 +103,20 @@ def play(
 ) -> Iterator[Frame]:
     """Runs all tasks over clips (Shoouri et al., 2023, arXiv:2303.09663).
 
-    On a key frame the base task is computed in full, and every sub-task is held to it. On the frames between, the base
-    is held to its own previous frame; a sub-task is held to the base in its first blocks, and to its own previous
-    frame in the others. "Held" as in `reference.held`; what is held is what the next frame is held to.
+    On a key frame the base task is computed in full, and every sub-task is held to it. On the frames in between, the
+    base is held to its own previous frame. A sub-task is held to the base in its first blocks and to its own previous
+    frame in the others. `referenced_vit.held` defines the operation. Held values are the references of the next frame.
 
     Args:
         tasks: All tasks by name.
         base: Name of the base task.
-        frames: Image of every moment, each (B, 3, H, W) uint8, RGB: B clips side by side.
-        threshold: θ, see `referenced_vit.held`.
-        distance: Frames from one key frame to the next, >= 1; 1 shares across tasks only.
-        shared_blocks: Blocks, from the first, in which sub-tasks are held to the base between key frames, >= 0; the
-            embedding counts to the first block.
+        frames: Consecutive images (B, 3, H, W) uint8, RGB, of B clips.
+        threshold: Threshold θ; see `referenced_vit.held`.
+        distance: Frames from one key frame to the next, >= 1. With 1, tasks share across tasks only.
+        shared_blocks: Number of first blocks in which sub-tasks are held to the base between key frames, >= 0. The
+            embedding counts as part of the first block.
     """
+    # The base runs first, because its activations are references of the other tasks on the same frame.
     order = [base, *(name for name in tasks if name != base)]
     before: dict[str, Trace] = {}
     for number, image in enumerate(frames):
@@ -135,7 +136,7 @@ def play(
 
 
 def _across_tasks(base: Trace, blocks: int | None) -> dict[str, Tensor]:
-    """Returns the base's activations in its first blocks; in all of them for None."""
+    """Returns the base's activations in its first ``blocks`` blocks, or in all blocks if None."""
     return {p: v for p, v in base.activations.items() if blocks is None or _block_of(p) < blocks}
 
 
@@ -147,9 +148,10 @@ def _block_of(place: str) -> int:
 def _macs(task: VideoTask, trace: Trace, across: Activations, before: Trace | None) -> Tensor:
     """Returns the multiply-adds of every image, (B,) float64.
 
-    A linear layer costs its changed inputs times d_out; where the reference is the base's, the task's own weights cost
-    N products each besides, and where there is none the layer is dense. Attention is dense unless all queries, keys and
-    values of the image are held, the decoder unless all its maps are those of the previous frame.
+    A linear layer costs its changed inputs times d_out. If its reference is that of the base, each of the task's own
+    weights costs N products in addition. Without a reference the layer is dense. Attention is dense unless all queries,
+    keys and values of the image are held, and the decoder is dense unless all its maps equal those of the previous
+    frame.
     """
     changed = {place: _differing(trace, place, size) for place, size in task.encoder.sizes().items()}
     layers = task.encoder.layers().values()
@@ -160,12 +162,12 @@ def _macs(task: VideoTask, trace: Trace, across: Activations, before: Trace | No
     pairs = zip(trace.maps, before.maps, strict=True) if before else ()
     still = [(a == b).flatten(1).all(1) for a, b in pairs]
     decoded = ~torch.stack(still).all(0) if still else torch.ones_like(attending, dtype=torch.bool)
-    linear: Any = shared_macs(task.encoder, changed, kept)  # type: ignore[arg-type]  # A number per image.
+    linear: Any = shared_macs(task.encoder, changed, kept)  # type: ignore[arg-type]  # One number per image.
     return linear + attention + decoded * task.decoder_macs(trace.maps)
 
 
 def _differing(trace: Trace, place: str, size: int) -> Tensor:
-    """Returns how many entries of every image differ from their reference, (B,) float64; all where there is none."""
+    """Returns the number of entries per image that differ from their reference, (B,) float64; all if there is none."""
     value = trace.activations[place]
     if place not in trace.references:
         return torch.full((len(value),), float(size), dtype=torch.float64, device=value.device)

@@ -1,4 +1,4 @@
-"""Scores, computation and drift over the frames of clips."""
+"""Scores, computation and drift over the frames of video clips."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mtlbench.tasks import Task
 
 
 class VideoScores(nn.Module):
-    """Accuracy and cost of one way to run clips, in total and by the frames since the key frame (lag)."""
+    """Accuracy and cost of one way to run clips, in total and by the number of frames since the key frame (lag)."""
 
     def __init__(self, tasks: Mapping[str, Task], lags: int) -> None:
-        """Builds the metrics, without any frame yet.
+        """Builds empty metrics.
 
         Args:
             tasks: Tasks by name.
-            lags: Frames from one key frame to the next, or of a clip where that is less.
+            lags: Number of frames from one key frame to the next, or of a clip if that is less.
         """
         super().__init__()
         self.metrics = nn.ModuleDict({name: task.metric() for name, task in tasks.items()})
-        # Monitors, which are quick to compute: they are computed once per lag.
+        # Scores by lag use monitors, because they are computed once per lag and must be fast.
         self.monitors = nn.ModuleList(
             nn.ModuleDict({name: task.monitor() for name, task in tasks.items()}) for _ in range(lags)
         )
@@ -40,7 +40,7 @@ class VideoScores(nn.Module):
 
         Args:
             frame: Predictions and multiply-adds of all tasks.
-            free: Predictions of the same networks without any sharing.
+            free: Predictions of the same networks without sharing.
             targets: Labels.
         """
         lag = frame.lag
@@ -53,11 +53,11 @@ class VideoScores(nn.Module):
             self._drift[lag][name] += drift(prediction, full_precision(free[name])).sum()
 
     def compute(self) -> dict[str, Any]:
-        """Returns plain values.
+        """Returns the results as plain values.
 
-        ``scores`` {task: {protocol: value}}; ``flops`` {task: per frame, two per multiply-add}; and, as ``lags``, the
-        same by frames since the key frame with ``drift`` {task: mean}, see `drift`. Scores by lag are what tasks
-        monitor during training.
+        ``scores`` is {task: {protocol: value}} and ``flops`` is {task: FLOPs per frame, two per multiply-add}. ``lags``
+        holds the same by number of frames since the key frame, with ``drift`` {task: mean}; see `drift`. Scores by lag
+        are those that tasks monitor during training.
         """
         return {
             "scores": {name: cast(Metric, metric).compute() for name, metric in self.metrics.items()},
@@ -76,10 +76,10 @@ class VideoScores(nn.Module):
 
 
 def drift(prediction: Tensor, free: Tensor) -> Tensor:
-    """Returns the relative distance of predictions from those without sharing, ‖p - p_free‖ / ‖p_free‖ per image: (B,).
+    """Returns the relative distance from predictions without sharing, ‖p - p_free‖ / ‖p_free‖ per image, (B,).
 
     Args:
         prediction: Raw prediction (B, ...).
-        free: Of the same shape.
+        free: Prediction without sharing, of the same shape.
     """
     return (prediction - free).flatten(1).norm(dim=1) / free.flatten(1).norm(dim=1).clamp_min(1e-12)
