@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
+
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which a terminal obeys; overrides of the writing direction; halves of surrogate pairs."""
 
 
 class ExitCode(IntEnum):
@@ -85,3 +90,15 @@ def path_part_fault(text: str) -> str | None:
         "must be one plain part of a path: 1 to 100 bytes without slashes, control characters, a dot at the beginning "
         f"or spaces around it. Found {shown}."
     )
+
+
+def inert(value: Any) -> Any:
+    """Return a text or JSON value with U+FFFD in place of `UNSAFE` characters, for text that others may have written.
+
+    Newlines and tabs stay. Results, suites and exception messages may all hold such text.
+    """
+    if isinstance(value, str):
+        return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [inert(item) for item in value]
+    return {inert(key): inert(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.cli.stored import states_of
-from mtlbench.errors import DataError, ExitCode
+from mtlbench.errors import DataError, ExitCode, inert
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
@@ -78,7 +78,7 @@ def _refused(bench: Bench) -> int:
     """Prints which plans break off on what is done already, and returns the exit code."""
     broken = [member for member in bench.members if member.error]
     for member in broken:
-        print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)
+        print(inert(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}"), file=sys.stderr)
     return ExitCode.FAILED if broken else ExitCode.DONE
 
 
@@ -90,7 +90,7 @@ def _prepare(suite: Suite, local: Local) -> None:
     try:
         module(studies.root_of(suite, local), **suite.data.options).prepare_data()
     except DataError as error:  # A damaged file fails the runs that read it, and no others.
-        print(f"Warning: {error}", file=sys.stderr)
+        print(inert(f"Warning: {error}"), file=sys.stderr)
 
 
 def _share_cores(jobs: int | None, devices: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench import suite as suites
-from mtlbench.errors import StoreError, unknown_name
+from mtlbench.errors import StoreError, inert, unknown_name
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study.resolve import is_record
 
@@ -20,7 +20,7 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
     """
     name = Path(suite).stem
     root = results / name
-    record = read_json(root / "study.json")
+    record = inert(read_json(root / "study.json"))
     if record is None:
         if not Path(suite).suffix and name not in suites.available() and not root.exists():
             raise StoreError(unknown_name("suite", name, suites.available()))
@@ -40,4 +40,4 @@ def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:
 
 def broken_off(record: Mapping[str, Any]) -> list[str]:
     """Returns what stopped plans whose runs were done."""
-    return [f"plan of {r['label']}, seed {r['seed']}: {r['error']}" for r in record["rows"] if r.get("error")]
+    return [inert(f"plan of {r['label']}, seed {r['seed']}: {r['error']}") for r in record["rows"] if r.get("error")]

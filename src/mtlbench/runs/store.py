@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, inert, path_part_fault
 from mtlbench.runs import liveness
 from mtlbench.runs.spec import RunSpec
 
@@ -107,9 +107,14 @@ class RunFolder:
     Args:
         root: ``results/<suite>``.
         run_id: Name of the run.
+
+    Raises:
+        StoreError: If the name would lead out of ``root``.
     """
 
     def __init__(self, root: Path, run_id: str):
+        if fault := path_part_fault(run_id):
+            raise StoreError(f"The id of a run {fault}")
         self.root, self.run_id, self.path = root, run_id, root / run_id
         self._beats = 0
 
@@ -131,8 +136,8 @@ class RunFolder:
         return {**(self.result() or {}), "summary": read_json(self.path / "summary.json") or {}}
 
     def error(self) -> dict[str, Any] | None:
-        """Returns why the run failed."""
-        return read_json(self.path / "error.json")
+        """Returns why the run failed, safe to print: the file may come from someone else."""
+        return inert(read_json(self.path / "error.json"))
 
     def progress(self) -> dict[str, Any]:
         """Returns the last heartbeat: step, steps and their time, as far as known."""

@@ -9,16 +9,22 @@ import torch
 
 from mtlbench import registry
 from mtlbench.data import MTLDataModule
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
-from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.runs.spec import RunSpec
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
 
 def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
-    """Returns the tasks of a run with the suite's changes."""
+    """Return the tasks of a run with the suite's changes.
+
+    Raises:
+        MethodError: If the data module has no task of that name (any more).
+    """
+    for name in spec.tasks:
+        if name not in module.TASKS:
+            raise MethodError(f"{spec.run_id}: " + unknown_name(f"task of {spec.data['module']}", name, module.TASKS))
     return {
         name: module.TASKS[name].with_options(scale=described["scale"], optional=described["optional"])
         for name, described in spec.tasks.items()

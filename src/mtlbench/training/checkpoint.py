@@ -23,6 +23,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.ckpt"
 
 
+def step_of(path: Path | None) -> int:
+    """Return the optimiser step of a checkpoint that `path_of` named; 0 without one."""
+    return int(path.stem.removeprefix("step-")) if path else 0
+
+
 def newest(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose content matches its hash; damaged ones are skipped, and the log says so."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mtlbench.errors import DataError, ExitCode, MtlbenchError, StoreError
-from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.networks.dense import build_dense  # noqa: F401 - preloaded, so that forked runs need not import it
 from mtlbench.runs.liveness import born
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, write_json
