@@ -81,7 +81,7 @@ def test_plans_that_read_networks_of_other_runs_finish_and_resume_without_permis
 
 def test_a_warm_start_needs_no_permission(folder: Path) -> None:
     answer = mtlbench(
-        folder, "bench", suite(folder, WARM), "--methods", "kd_mtl single_task", "--results", "warm", "--jobs", "2"
+        folder, "bench", suite(folder, WARM), "--methods", "Halves single_task", "--results", "warm", "--jobs", "2"
     )
     suite(folder)
     assert answer.code == 0, answer.text
