@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mtlbench.errors import ExitCode
+from mtlbench.errors import ExitCode, MethodError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_lightning()
     torch.set_num_threads(1)
     thing = registry.load(target) if ":" in target else registry.find(target)
-    is_data = isinstance(thing, type) and issubclass(thing, MTLDataModule)
+    if not (isinstance(thing, type) and issubclass(thing, (registry.Registered, MTLDataModule))):
+        raise MethodError(f"`mtlbench check` needs a method, balancer or data module. {target!r} is {thing!r}.")
+    is_data = issubclass(thing, MTLDataModule)
     print(f"Checking {target} …", flush=True)
     findings = testing.check_data_module(target) if is_data else testing.check_method(target)
     for finding in findings:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtlbench import registry
 from mtlbench import suite as suites
 from mtlbench.cli.arguments import add_suite
 from mtlbench.errors import DataError, ExitCode
@@ -55,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _open(suite: Suite, root: str | None) -> Any:
-    module = registry.load(suite.data.module)
+    from mtlbench.training.build import data_class
+
+    module = data_class(suite.data.module)
     optional = {task for task, section in suite.tasks.items() if section.optional}
     names = [task for task in (suite.tasks or module.TASKS) if task in module.TASKS]
     tasks = {task: module.TASKS[task].with_options(optional=task in optional) for task in names}

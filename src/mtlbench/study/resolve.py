@@ -117,6 +117,7 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     root = root_of(suite, local)
     data = _open_data(suite, module, tasks, root)
     removed = _drop_absent(data, tasks)
+    _check_counts(suite, data, place)
     scenario = _checked_scenario(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
     specs = [
@@ -177,6 +178,28 @@ def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
         del tasks[name]
     data.tasks = dict(tasks)
     return [{"task": name, "reason": f"optional, and absent in {data.root}"} for name in sorted(absent)]
+
+
+def _check_counts(suite: Suite, data: Any, place: Place) -> None:
+    """Refuses empty splits and a batch larger than the training set, as far as the data module knows its sizes.
+
+    Raises:
+        DataError: If a split is empty.
+        SuiteError: If the batch is too large.
+    """
+    counts = {split: data.sample_count(split) for split in data.SPLITS}
+    empty = [split for split, count in counts.items() if count is not None and count < 1]
+    if empty:
+        raise DataError(
+            f"Every split needs at least one sample. {', '.join(empty)} of {suite.data.module} "
+            f"{'have' if len(empty) > 1 else 'has'} none. Change data.options, or the lists of the splits."
+        )
+    size = counts.get("train")
+    if size is not None and suite.trainer.batch_size > size:
+        raise SuiteError(
+            f"{place('trainer.batch_size')}: A batch is drawn without repetition, so trainer.batch_size is at most the "
+            f"size of the training set. Found {suite.trainer.batch_size} of {size} samples. Lower it."
+        )
 
 
 def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
@@ -320,14 +343,17 @@ def _files_of(module: str) -> set[Path]:
     here = Path.cwd() / f"{top}.py"
     if here.exists():
         return {here}
+    # The current folder is importable once a module is loaded from it, which the key is made before.
+    places = [str(Path.cwd() / top)]
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
-        return set()
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if places:
-        return {path for place in places for path in Path(place).rglob("*.py")}
-    return {Path(spec.origin)} if spec and spec.origin else set()
+        spec = None
+    if spec and spec.submodule_search_locations:
+        places += spec.submodule_search_locations
+    elif spec and spec.origin and spec.has_location:  # What is built into the interpreter has no file.
+        return {Path(spec.origin)}
+    return {path.resolve() for place in places for path in Path(place).rglob("*.py")}
 
 
 def _walk(root: str | None) -> str:

@@ -91,9 +91,9 @@ def check_run(spec: RunSpec) -> None:
 
     from mtlbench.balancing.base import overrides
     from mtlbench.method import MethodSpec, MTLMethod
-    from mtlbench.training.build import build_method, build_tasks
+    from mtlbench.training.build import build_method, build_tasks, data_class
 
-    tasks = build_tasks(spec, registry.load(spec.data["module"]))
+    tasks = build_tasks(spec, data_class(spec.data["module"]))
     try:
         method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
     except MethodError as error:
@@ -126,12 +126,9 @@ class _Faults:
 
 
 def _data_module(path: str) -> Any:
-    from mtlbench.data import MTLDataModule
+    from mtlbench.training.build import data_class
 
-    cls = registry.load(path)
-    if not (isinstance(cls, type) and issubclass(cls, MTLDataModule)):
-        raise SuiteError(f"data.module must name a subclass of MTLDataModule; {path!r} is {cls!r}.")
-    return cls
+    return data_class(path)
 
 
 def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:

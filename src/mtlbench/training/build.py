@@ -16,6 +16,18 @@ from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
 
+def data_class(path: str, *, trusted: registry.Trusted | None = None) -> type[MTLDataModule]:
+    """Return the data module that ``module:Class`` names; ``trusted`` as `registry.load` takes it.
+
+    Raises:
+        MethodError: If it cannot be imported, must not be, or is no data module.
+    """
+    found = registry.load(path, trusted=trusted)
+    if not (isinstance(found, type) and issubclass(found, MTLDataModule)):
+        raise MethodError(f"data.module must name a subclass of MTLDataModule; {path!r} is {found!r}.")
+    return found
+
+
 def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
     """Return the tasks of a run with the suite's changes.
 
@@ -37,9 +49,7 @@ def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MT
     Raises:
         MethodError: If a class cannot be imported, must not be, or is not of its kind.
     """
-    module = registry.load(spec.data["module"], trusted=trusted)
-    if not (isinstance(module, type) and issubclass(module, MTLDataModule)):
-        raise MethodError(f"data.module must name a subclass of MTLDataModule; {spec.data['module']!r} is {module!r}.")
+    module = data_class(spec.data["module"], trusted=trusted)
     tasks = build_tasks(spec, module)
     trainer, local = spec.trainer, spec.local
     data = module(
