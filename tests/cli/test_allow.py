@@ -43,7 +43,7 @@ methods:
 scenario: SCENARIO
 seeds: [0]
 """
-WARM = '{kind: unseen_task, task: depth, related: [semseg], examples: [4], steps: 2}'
+WARM = "{kind: unseen_task, task: depth, related: [semseg], examples: [4], steps: 2}"
 
 
 def suite(folder: Path, scenario: str = "{}") -> str:

@@ -61,8 +61,13 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     if not arguments.dry:
         _prepare(asked.suite, asked.local)
     devices = asked.local.devices
-    jobs, threads = _share_cores(arguments.jobs, devices)
-    executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads)
+    accelerators = _accelerators()
+    jobs, threads = _share_cores(arguments.jobs, devices, len(accelerators))
+    executor = (
+        None
+        if arguments.dry
+        else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads, accelerators=accelerators)
+    )
     with Progress() as progress:
         bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
         print_plan(bench, jobs, threads)
@@ -93,27 +98,27 @@ def _prepare(suite: Suite, local: Local) -> None:
         print(inert(f"Warning: {error}"), file=sys.stderr)
 
 
-def _share_cores(jobs: int | None, devices: int) -> tuple[int, int]:
-    """Returns runs at once and threads per process.
+def _share_cores(jobs: int | None, devices: int, accelerators: int) -> tuple[int, int]:
+    """Return runs at once and threads per process.
 
     On CPUs every run gets one thread unless told otherwise: two runs of one thread finish sooner than one of two.
     With accelerators it is one run per group of ``devices`` accelerators.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    accelerators = _accelerators()
     if accelerators:
         return jobs or max(1, accelerators // devices), max(1, cores // accelerators)
     jobs = jobs or max(1, cores // devices)
     return jobs, max(1, cores // (jobs * devices))
 
 
-def _accelerators() -> int:
+def _accelerators() -> list[str]:
+    """Return the accelerators as ``CUDA_VISIBLE_DEVICES`` calls them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip()])
+        return [part.strip() for part in visible.split(",") if part.strip()]
     import torch
 
-    return torch.cuda.device_count()
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def _miniature(suite: Suite) -> str:

@@ -205,7 +205,8 @@ class RunFolder:
         self.release()
 
     def fail(self, record: Mapping[str, Any]) -> None:
-        """Records why the run failed and gives it up."""
+        """Records why the run failed and gives it up; its process may have ended before it made the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "error.json", record)
         self.release()
 

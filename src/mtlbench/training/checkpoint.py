@@ -51,7 +51,10 @@ def save(content: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         digest = beside.with_name(beside.name + ".sha256")
-        digest.write_text(_digest(beside))
+        with digest.open("w") as file:  # Synced as well: a power cut must not leave good weights without their hash.
+            file.write(_digest(beside))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(digest, _digest_file(path))
         os.replace(beside, path)
         sync_folder(path.parent)
