@@ -43,7 +43,7 @@ class Processes:
     def __init__(self, *endings: int | None):
         self.endings, self.started, self.made = endings, [], []
 
-    def Process(self, target: Callable[..., None], args: tuple[Any, ...]) -> Any:  # noqa: N802 - multiprocessing's name
+    def Process(self, target: Callable[..., None], args: tuple[Any, ...]) -> Any:
         assert target is local._run
         self.started.append(args)
         process = FORK.Process(target=end_with, args=(self.endings[args[2]["rank"]],))

@@ -1,4 +1,4 @@
-"""Names and texts from elsewhere: what a user or a stranger wrote neither reaches the terminal raw nor leaves a folder."""
+"""Text from elsewhere never reaches the terminal raw, and names from elsewhere lead nowhere."""
 
 from __future__ import annotations
 
