@@ -1,4 +1,4 @@
-"""Errors that tell the user the rule, the fact that was found, and the remedy."""
+"""Errors whose messages state the rule, what was found, and the remedy; and the exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
     """Exit codes of the commands and of the processes of a run, in one place.
 
     A command ends with DONE, FAILED, REFUSED, INTERRUPTED or BROKEN_PIPE. A run's process ends with DONE, FAILED,
-    NOT_OURS or STOPPED; what it did is on disk in every case, and the code only saves a look.
+    NOT_OURS or STOPPED; its outcome is on disk in every case, and the code only saves reading it.
     """
 
     DONE = 0
@@ -43,7 +43,7 @@ _MEANINGS = {
 
 
 class MtlbenchError(Exception):
-    """Base of every error that a user can mend. The command line prints its message without a traceback."""
+    """Base of every error that a user can fix. The command line prints its message without a traceback."""
 
 
 class SuiteError(MtlbenchError):
@@ -51,7 +51,7 @@ class SuiteError(MtlbenchError):
 
 
 class DataError(MtlbenchError):
-    """Data is absent or unreadable. The message names the file or folder and the way to get or mend it."""
+    """Data is absent or unreadable. The message names the file or folder and how to obtain or repair it."""
 
 
 class MethodError(MtlbenchError):

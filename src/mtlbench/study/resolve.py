@@ -1,7 +1,7 @@
 """A study: a suite resolved against data, methods and versions, ready to run.
 
-`resolve` imports methods and data modules (and so torch). What it finds is stored, under a key over everything it
-looked at, so that an unchanged study is answered by `recall` from files alone.
+`resolve` imports methods and data modules, and so torch. Its result is stored under a key over everything that it
+read, so that `recall` answers an unchanged study from files alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mtlbench.suite import ModelSection, Suite
 
 @dataclass(frozen=True)
 class Local:
-    """What a user chooses that does not change a result.
+    """Choices of the user that do not change a result.
 
     Attributes:
         data: Folder of the data (``DATA=``), or None for the suite's own.
@@ -43,14 +43,14 @@ class Local:
 
 @dataclass
 class Study:
-    """Everything the bench needs: the record for the report, and its lines: method, seed and condition."""
+    """Everything the bench needs: the record for the report, and one case per method, seed and condition."""
 
     record: dict[str, Any]
     cases: list[Case] = field(default_factory=list)
 
     @property
     def members(self) -> list[RunSpec]:
-        """What every line trains in the end; the start of a second run is decided when the first is done."""
+        """The last run of every case, without its warm start, which is decided when the earlier run is done."""
         return [case.spec for case in self.cases]
 
 
@@ -98,17 +98,17 @@ def root_of(suite: Suite, local: Local) -> str | None:
 
 
 def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lambda key: key) -> Study:
-    """Checks a suite against data module, methods and encoder, and writes out every run with its defaults.
+    """Check a suite against data module, methods and encoder, and write out every run with its defaults.
 
     Args:
-        suite: What the user asked for.
-        local: What does not change a result.
+        suite: The suite with all overrides.
+        local: Choices that do not change a result.
         overrides: As the user wrote them, for the record.
         place: Returns where a key was given, for messages.
 
     Raises:
         SuiteError: With every fault found.
-        DataError: If data is absent, with the way to get it.
+        DataError: If data is absent, with how to obtain it.
     """
     found = examine(suite, local.devices, place)
     if found.faults or found.module is None:
@@ -166,7 +166,7 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
 
 
 def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
-    """Removes optional tasks without any data, here and in the data module; others are an error."""
+    """Remove optional tasks without any data, here and in the data module; other tasks without data are an error."""
     absent = data.absent_tasks() & set(tasks)
     required = [name for name in absent if not tasks[name].optional]
     if required:
@@ -181,7 +181,7 @@ def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _check_counts(suite: Suite, data: Any, place: Place) -> None:
-    """Refuses empty splits and a batch larger than the training set, as far as the data module knows its sizes.
+    """Refuse empty splits and a batch larger than the training set, if the data module knows its sizes.
 
     Raises:
         DataError: If a split is empty.
@@ -228,7 +228,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
 
 
 def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
-    """Returns the parts of a run with its model. Identity knows what the weights are; where they lie is local."""
+    """Returns the parts of a run with its model. The content of the weights is identity; their path is local."""
     from mtlbench.networks.encoder import weights_identity
 
     identity = {**asdict(model), "weights": weights_identity(model.encoder, model.weights)}
@@ -357,7 +357,7 @@ def _files_of(module: str) -> set[Path]:
 
 
 def _walk(root: str | None) -> str:
-    """Returns a hash over names and sizes of all files of the data folder: cheap, and enough to notice a change."""
+    """Return a hash over names and sizes of all files of the data folder, which is cheap to compute."""
     if root is None:
         return ""
     sha = hashlib.sha256()

@@ -40,7 +40,7 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
 
     Args:
         folder: ``results/<suite>/<run_id>``.
-        data: Folder of the data, where it has moved since.
+        data: Folder of the data, if it has moved since.
         allow: Modules or packages of your own that the run may import. Shipped code and registered entry points
             need no permission; code inside the folder of the results is never imported.
 
