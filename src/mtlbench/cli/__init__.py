@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; overrides may stand before, between and after options."""
+    """Parse the command line; overrides may stand before, between and after options."""
     parser = _parser([name for name in COMMANDS if name in argv])
     arguments, rest = parser.parse_known_args(argv)
     if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):

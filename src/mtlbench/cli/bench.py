@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs what is missing and shows the leaderboard."""
+    """Run what is missing and show the leaderboard."""
     asked = read_request(arguments)
     root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
@@ -80,7 +80,7 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
 
 
 def _refused(bench: Bench) -> int:
-    """Prints which plans break off on what is done already, and returns the exit code."""
+    """Print the plans that break off on the results so far, and return the exit code."""
     broken = [member for member in bench.members if member.error]
     for member in broken:
         print(inert(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}"), file=sys.stderr)
@@ -88,21 +88,21 @@ def _refused(bench: Bench) -> int:
 
 
 def _prepare(suite: Suite, local: Local) -> None:
-    """Lets the data module render or unpack once, before several runs would."""
+    """Let the data module render or unpack its data once, before several runs do it at the same time."""
     from mtlbench import registry
 
     module = registry.load(suite.data.module)
     try:
         module(studies.root_of(suite, local), **suite.data.options).prepare_data()
-    except DataError as error:  # A damaged file fails the runs that read it, and no others.
+    except DataError as error:  # A damaged file fails only the runs that read it.
         print(inert(f"Warning: {error}"), file=sys.stderr)
 
 
 def _share_cores(jobs: int | None, devices: int, accelerators: int) -> tuple[int, int]:
     """Return runs at once and threads per process.
 
-    On CPUs every run gets one thread unless told otherwise: two runs of one thread finish sooner than one of two.
-    With accelerators it is one run per group of ``devices`` accelerators.
+    On CPUs the default is one thread per run: two runs of one thread finish sooner than one run of two threads. With
+    accelerators it is one run per group of ``devices`` accelerators.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if accelerators:

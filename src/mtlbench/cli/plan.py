@@ -1,4 +1,4 @@
-"""What ``mtlbench bench --dry`` prints: what would be trained, how long that may take, and the space that it needs."""
+"""Details that ``mtlbench bench --dry`` prints: what would be trained, and estimates of its time and disk space."""
 
 from __future__ import annotations
 

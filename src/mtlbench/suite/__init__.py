@@ -1,4 +1,4 @@
-"""Suites: what is compared. Reads, checks and overrides ``experiments/*.yaml``. Free of torch."""
+"""Suites, which say what is compared: reads, checks and overrides ``experiments/*.yaml``. Needs no torch."""
 
 from mtlbench.suite.reader import Reading, available, folders, load, locate, read
 from mtlbench.suite.schema import (

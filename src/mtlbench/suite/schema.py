@@ -1,4 +1,4 @@
-"""What a suite file may say: its sections, keys and defaults."""
+"""Schema of a suite file: its sections, keys, defaults and ranges."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number of a suite may have, or every number of a list.
+    """Range of a number of a suite, or of every number of a list.
 
     Attributes:
-        low, high: Bounds, both allowed; infinity itself never is.
+        low, high: Bounds, both inclusive; infinity is never allowed.
         above: Whether ``low`` itself is excluded.
     """
 
@@ -123,7 +123,7 @@ class Suite:
     baseline: str = "single_task"
     selection: str = "last"
     protocol: str = "delta_m@1"
-    # Two labels of methods: the one comparison named beforehand, whose p-value needs no correction.
+    # Two labels of methods: the pre-registered comparison, whose p-value needs no correction.
     named: list[str] = field(default_factory=list)
     # What varies besides method and seed: ``kind``, a file of `mtlbench.study.scenarios`, and its options.
     scenario: dict[str, Any] = field(default_factory=dict)

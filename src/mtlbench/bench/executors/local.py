@@ -1,4 +1,4 @@
-"""Runs as processes of this machine, forked from a server that has done the imports (0.05 s each instead of 6 s)."""
+"""Executor of this machine: forks runs from a server that has imported everything (0.05 s each instead of 6 s)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtlbench.errors import ExitCode
 from mtlbench.runs.spec import RunSpec
 
 GRACE_S = 30.0
-"""How long runs may take to reach a step boundary and write a checkpoint after being asked to stop."""
+"""Seconds that runs have to reach the end of a step and write a checkpoint after they were asked to stop."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class LocalExecutor(Executor):
         for run_id, job in list(self._running.items()):
             codes = [process.exitcode for process in job.processes]
             if any(code not in (None, ExitCode.DONE, ExitCode.STOPPED) for code in codes):
-                # One rank fell: the others would wait for it in a collective indefinitely.
+                # A rank fell, and the others would wait for it in a collective indefinitely.
                 self._end(job, signal.SIGKILL)
                 codes = [process.exitcode for process in job.processes]
             if None not in codes:
