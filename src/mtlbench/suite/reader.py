@@ -119,6 +119,24 @@ def read(name: str, overrides: Sequence[str] = (), methods: Sequence[str] | None
     return Reading(suite, reader.faults, reader.places, path)
 
 
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` words as a dictionary, with values in YAML as in a suite.
+
+    Raises:
+        SuiteError: If a word has another form.
+    """
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key.isidentifier():
+            raise SuiteError(f"An option must have the form KEY=VALUE, with the name of one argument. Found {word!r}.")
+        try:
+            found[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise SuiteError(f"The value of an option must be valid YAML. {_cut(word)!r}: {error}") from error
+    return found
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Suite:
     """Reads a suite as `read` does.
 
