@@ -198,6 +198,8 @@ class _Reader:
     def choose(self, names: Sequence[str]) -> None:
         """Keep the entries of ``methods`` with these labels and their arguments; any other name stands for a method."""
         by_label = {_label_of(entry): entry for entry in self.config.methods}
+        # The leaderboard shows `module:Class` as `Class`.
+        by_label = {label.rpartition(":")[2]: entry for label, entry in by_label.items()} | by_label
         self._set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
 
     def check_values(self, where: str) -> None:
