@@ -60,6 +60,10 @@ class Digits(MTLDataModule):
             self._split[split] = _Pairs(split, np.arange(*self.DIGITS[split]), self.size[split], drop, self.tasks)
         return self._split[split]
 
+    def sample_count(self, split: str) -> int | None:
+        """Returns the number of pairs of a split."""
+        return self.size.get(split)
+
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Moves the whole canvas by up to one pixel; both digits and their mask move together."""
         shift = tuple(int(v) for v in generator.integers(-1, 2, size=2))

@@ -106,6 +106,10 @@ class Scenes(MTLDataModule):
             raise SuiteError(f"Scenes have the splits {', '.join(self.SPLITS)}; found {split!r}.")
         return _SceneSamples(self._load(split), split, tuple(self.tasks), self.clip_length)
 
+    def sample_count(self, split: str) -> int | None:
+        """Returns the number of images of a split without rendering it."""
+        return self.counts[split] * self.clip_length if split in self.counts else None
+
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Returns the sample mirrored half of the time, with small changes of brightness, contrast and colour."""
         mirror, brightness = generator.random() < 0.5, generator.uniform(-12, 12)

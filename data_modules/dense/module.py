@@ -143,6 +143,10 @@ class DenseData(MTLDataModule):
         """Returns a hash of the ids of the splits and the sizes of the files that this run reads."""
         return self.files.fingerprint(self.readable(), self.SPLITS)
 
+    def sample_count(self, split: str) -> int | None:
+        """Returns the number of ids in the list of a split."""
+        return len(self.files.ids(split))
+
     def steps_per_epoch(self) -> int:
         """Returns optimiser steps in one pass over the training split, without decoding it."""
         if self.labels:

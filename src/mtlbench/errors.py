@@ -1,17 +1,22 @@
-"""Errors that tell the user the rule, the fact that was found, and the remedy."""
+"""Errors whose messages state the rule, what was found, and the remedy; and the exit codes."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
+
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which a terminal obeys; overrides of the writing direction; halves of surrogate pairs."""
 
 
 class ExitCode(IntEnum):
     """Exit codes of the commands and of the processes of a run, in one place.
 
     A command ends with DONE, FAILED, REFUSED, INTERRUPTED or BROKEN_PIPE. A run's process ends with DONE, FAILED,
-    NOT_OURS or STOPPED; what it did is on disk in every case, and the code only saves a look.
+    NOT_OURS or STOPPED; its outcome is on disk in every case, and the code only saves reading it.
     """
 
     DONE = 0
@@ -38,7 +43,7 @@ _MEANINGS = {
 
 
 class MtlbenchError(Exception):
-    """Base of every error that a user can mend. The command line prints its message without a traceback."""
+    """Base of every error that a user can fix. The command line prints its message without a traceback."""
 
 
 class SuiteError(MtlbenchError):
@@ -46,7 +51,7 @@ class SuiteError(MtlbenchError):
 
 
 class DataError(MtlbenchError):
-    """Data is absent or unreadable. The message names the file or folder and the way to get or mend it."""
+    """Data is absent or unreadable. The message names the file or folder and how to obtain or repair it."""
 
 
 class MethodError(MtlbenchError):
@@ -85,3 +90,15 @@ def path_part_fault(text: str) -> str | None:
         "must be one plain part of a path: 1 to 100 bytes without slashes, control characters, a dot at the beginning "
         f"or spaces around it. Found {shown}."
     )
+
+
+def inert(value: Any) -> Any:
+    """Return a text or JSON value with U+FFFD in place of `UNSAFE` characters, for text that others may have written.
+
+    Newlines and tabs stay. Results, suites and exception messages may all hold such text.
+    """
+    if isinstance(value, str):
+        return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [inert(item) for item in value]
+    return {inert(key): inert(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Finds methods and balancers because they exist: a file in `methods/`, an entry point, a subclass, `module:Class`."""
+"""Find methods and balancers by name: a file in `methods/`, an entry point, a subclass, or `module:Class`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TAXONOMY = (
     "relationships/embeddings",
 )
 """Leaves of Crawshaw's survey of multi-task learning (https://arxiv.org/abs/2009.09796) that concern images, in its
-order. ``baseline`` and ``optimisation/loss weighting/other`` are ours, for what the survey has no leaf for."""
+order. ``baseline`` and ``optimisation/loss weighting/other`` are added for methods without a leaf in the survey."""
 
 
 class Registered:
@@ -53,7 +53,7 @@ class Registered:
     Attributes:
         VERSION: Raise it when the same hyper-parameters give another result; it enters every run's identity.
         TAXONOMY: Leaf of the survey that the method belongs to, one of `TAXONOMY`. It has no part in the identity.
-            Empty for a method of your own that does not say.
+            Empty if a method of your own does not declare it.
         LATER: Hyper-parameters added after runs were stored. At their default they stay out of a run's identity.
     """
 
@@ -129,7 +129,7 @@ def _files() -> dict[str, Path]:
 
 
 def names() -> list[str]:
-    """Returns every name that `find` takes, without importing anything heavy."""
+    """Return every name that `find` accepts, without importing torch."""
     return sorted({*shipped(), *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
 
 
@@ -212,7 +212,7 @@ def find(name: str, *, trusted: Trusted | None = None) -> type:
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name == name:
             return point.load()
-    # Shipped ones have their names, and what several of them share is no method itself.
+    # Shipped methods are found by file name; their shared base classes are no methods.
     found = [cls for cls in _below(Registered) if not cls.__module__.startswith("mtlbench.")]
     subclasses = {_snake(cls.__name__): cls for cls in found}
     if name in subclasses:
@@ -244,7 +244,7 @@ def defaults(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(name: str, **arguments: Any) -> dict[str, Any]:
-    """Returns the part of a run's identity that tells its method: a suite's entry with all defaults written out.
+    """Return the method's part of a run's identity: a suite's entry with all defaults written out.
 
     Args:
         name: Name of a method or balancer, or ``module:Class``.

@@ -128,7 +128,7 @@ def yields(*stages: Any) -> Callable[[RunSpec], Plan]:
     ("stage", "words"),
     [
         ([], "yielded an empty list"),
-        (SPEC, "A plan must yield a list"),
+        (SPEC, "A plan must yield a non-empty list"),
         ([SPEC, replace(SPEC, label="again")], "twice. Keep the result"),
         ([replace(SPEC, suite="other")], "of the suite other. Derive it"),
     ],

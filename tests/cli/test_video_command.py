@@ -54,7 +54,9 @@ def record(folder: Path) -> dict[str, Any]:
 
 def measure(folder: Path, suite: str, **options: Any) -> int:
     """Runs the command with its options as keywords; errors are raised."""
-    defaults = dict.fromkeys(("label", "seed", "threshold", "distance", "blocks", "clips"))
+    defaults: dict[str, Any] = dict.fromkeys(("label", "seed", "threshold", "distance", "blocks", "clips")) | {
+        "allow": []
+    }
     return video.run(argparse.Namespace(results=folder, suite=suite, **{**defaults, **options}))
 
 

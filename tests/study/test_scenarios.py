@@ -354,4 +354,4 @@ def test_every_protocol_is_found_and_says_what_it_does() -> None:
 
 def test_the_old_key_is_refused_with_the_new_one(mine: Path) -> None:
     answer = mtlbench(mine, "bench", "mine.yaml", "study.kind=low_resource", "--dry")
-    assert answer.code == 2 and "study is called scenario now. Write scenario.kind instead." in answer.text
+    assert answer.code == 2 and "study was renamed to scenario. Write scenario.kind instead." in answer.text

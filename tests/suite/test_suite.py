@@ -214,7 +214,7 @@ def test_values_out_of_range_are_refused(override: str, fact: str) -> None:
         (b"name: a\x00b", "not valid YAML"),
         (b"data: " + b"[" * 20000 + b"]" * 20000, "nested too deeply"),
         (b"version: " + b"9" * 5000, "version"),
-        (b"name: a\nstudy: {kind: low_resource}\n", "study is called scenario now"),
+        (b"name: a\nstudy: {kind: low_resource}\n", "study was renamed to scenario"),
     ],
     ids=["not UTF-8", "NUL", "deep", "5,000 digits", "old key"],
 )

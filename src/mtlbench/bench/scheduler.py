@@ -1,4 +1,4 @@
-"""The bench: drives the plans of a study to their end through an executor. Idempotent: it runs what is missing."""
+"""The bench: runs the plans of a study through an executor. It is idempotent: only missing runs are trained."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ RETRIES = 2
 
 @dataclass
 class Member:
-    """One line of the study: its plan, and how far it is.
+    """One line of the study: its plan and its progress.
 
     Attributes:
         spec: The run that the suite names.
-        plan: What the method makes of it.
-        stages: What the plan has yielded so far; it waits for the last of them.
-        ending: What it returned.
-        error: Why it went no further although its runs were done.
-        failed: Whether it goes no further.
+        plan: The method's plan for it.
+        stages: Runs that the plan has yielded so far, by stage; it waits for the last stage.
+        ending: What the plan returned, or None.
+        error: Why the plan broke off although its runs were done.
+        failed: Whether the plan has stopped before its end.
     """
 
     spec: RunSpec
@@ -60,7 +60,7 @@ class Member:
         return [spec for stage in self.stages for spec in stage]
 
     def step(self, results: list[dict[str, Any]]) -> None:
-        """Gives the plan the results that it waits for, and takes what it asks for next.
+        """Send the plan the results that it waits for, and take the runs that it yields next.
 
         Raises:
             MethodError: If the plan breaks the rules.
@@ -73,7 +73,7 @@ class Member:
         self.stages.append(_checked_runs(self, runs))
 
     def written(self) -> dict[str, Any]:
-        """Returns what the study's record says of it."""
+        """Return the entry of this line in the study's record."""
         ending = self.ending or Ending({})
         more = {"record": dict(ending.record)} if ending.record else {}
         return {
@@ -91,9 +91,9 @@ class Bench:
     Args:
         root: ``results/<suite>``.
         study: What to run.
-        executor: Where to run it; None only looks (``DRY=1``).
+        executor: Where to run it; None trains nothing (``DRY=1``).
         retry: Run failed runs again.
-        record: Whether this becomes the folder's current study; who only looks leaves that as it is.
+        record: Whether this becomes the folder's current study; a dry run leaves the current one in place.
         watch: Called about once a second with this bench, to show progress.
     """
 
@@ -117,11 +117,11 @@ class Bench:
         self.advance()
 
     def specs(self) -> dict[str, RunSpec]:
-        """Returns every run known so far by id; a run that several plans share stands once."""
+        """Return every run known so far by id; a run that several plans share appears once."""
         return {spec.run_id: spec for member in self.members for spec in member.seen}
 
     def state(self, run_id: str) -> str:
-        """Returns a run's state on disk; done is final and not read again."""
+        """Return a run's state on disk. A finished run stays finished, so it is not read again."""
         if self._states.get(run_id) != "done":
             self._states[run_id] = RunFolder(self.root, run_id).state()
         return self._states[run_id]
@@ -131,7 +131,7 @@ class Bench:
         return {run_id: self.state(run_id) for run_id in self.specs()}
 
     def run(self) -> dict[str, str]:
-        """Runs everything that is missing; failures are passed by. Returns the final states."""
+        """Run everything that is missing and return the final states. A failed run does not end the others."""
         if self.executor is None:
             return self.states()
         for folder in (self.root, self.root / "studies", *self.root.glob("*-s*-*/")):
@@ -149,7 +149,7 @@ class Bench:
             self.executor.stop()
 
     def advance(self) -> None:
-        """Lets every plan take the results it waits for, as far as they are there."""
+        """Advance every plan whose awaited results are there."""
         progressed = True
         while progressed:
             progressed = any([self._advance(member) for member in self.members if member.open])
@@ -168,22 +168,22 @@ class Bench:
             return False
         stages = len(member.stages)
         try:
-            if not stages:  # The suite's own line, which a plan may come to only after hours of other runs.
+            if not stages:  # The suite's own run: a plan may reach it only after hours of other runs.
                 self._check(member.spec)
             member.step([RunFolder(self.root, spec.run_id).outcome() for spec in member.waiting])
             for spec in member.waiting:
                 self._check(spec)
         except Exception as error:
-            if not stages:  # Nothing was trained for it yet: the suite is wrong.
+            if not stages:  # Nothing was trained for it yet, so the suite is at fault.
                 raise
             member.failed, member.ending = True, None
-            del member.stages[stages:]  # What was refused is no stage.
+            del member.stages[stages:]  # A refused list of runs is no stage.
             known = isinstance(error, MtlbenchError)
             member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}{_place(error)}"
         return True
 
     def _check(self, spec: RunSpec) -> None:
-        """Refuses a run that cannot be, once for all seeds."""
+        """Refuse a run that cannot be built, once for all seeds."""
         kind = json.dumps([spec.method, list(spec.tasks), spec.model], sort_keys=True)
         if kind not in self._checked and self.state(spec.run_id) == "todo":
             self._checked.add(kind)
@@ -193,7 +193,11 @@ class Bench:
         return any(self.state(s.run_id) == "failed" and s.run_id not in self.attempted for s in member.waiting)
 
     def _wanted(self) -> list[RunSpec]:
-        """Returns runs to start, shuffled by a fixed seed: partial tables compare, and timings mix with the hour."""
+        """Return runs to start, shuffled by a fixed seed.
+
+        So methods of an unfinished table have similar numbers of runs, and changes of the machine's speed over the
+        hours spread over all methods.
+        """
         running = set(self.executor.running) if self.executor else set()
         found = {}
         for spec in (spec for member in self.members if member.open for spec in member.waiting):
@@ -234,7 +238,7 @@ class Bench:
 
 
 def _place(error: Exception) -> str:
-    """Returns where an error came up."""
+    """Return file and line where an error was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f" ({Path(last.filename).name}:{last.lineno})"
 
@@ -251,7 +255,7 @@ def _plan_of(spec: RunSpec) -> Plan:
 
 
 def _checked_runs(member: Member, runs: Any) -> list[RunSpec]:
-    label, rule = member.spec.label, "A plan must yield a list of one or more runs, each of its own suite and once. "
+    label, rule = member.spec.label, "A plan must yield a non-empty list of runs of its own suite, each run once. "
     if not isinstance(runs, list) or not all(isinstance(run, RunSpec) for run in runs):
         raise MethodError(f"{rule}{label} yielded {runs!r}.")
     if not runs:

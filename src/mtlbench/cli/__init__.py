@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from mtlbench import __version__
 from mtlbench.cli.output import reader_left, silence
-from mtlbench.errors import ExitCode, MtlbenchError
+from mtlbench.errors import ExitCode, MtlbenchError, inert
 
 COMMANDS = {
     "init": "write a small project that works at once: suite, data module, method, test",
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except MtlbenchError as error:
-        print(f"mtlbench: {error}", file=sys.stderr)
+        print(inert(f"mtlbench: {error}"), file=sys.stderr)
         return ExitCode.REFUSED
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept; the same command resumes.", file=sys.stderr)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; overrides may stand before, between and after options."""
+    """Parse the command line; overrides may stand before, between and after options."""
     parser = _parser([name for name in COMMANDS if name in argv])
     arguments, rest = parser.parse_known_args(argv)
     if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):

@@ -1,4 +1,4 @@
-"""What the user asked for: suite, overrides, methods, seeds, folders. Shared by the commands that run."""
+"""Arguments shared by several commands: suite, overrides, methods, seeds, folders."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Request:
 
 
 def read_request(arguments: argparse.Namespace) -> Request:
-    """Returns what the arguments ask for.
+    """Return the request that the arguments describe.
 
     Raises:
         SuiteError: With every fault of the suite, of what it names, and of the overrides.
@@ -101,8 +101,8 @@ def results_folder(root: str, suite: Suite, *, dry: bool = False) -> Path:
         probe.unlink()
     except OSError as error:
         raise StoreError(
-            f"Results must be writable. {folder}: {error.strerror or error}. Mend permissions, free space, or choose "
-            "another folder with RESULTS= (--results)."
+            f"Results must be writable. {folder}: {error.strerror or error}. Change the permissions, free space, or "
+            "choose another folder with RESULTS= (--results)."
         ) from error
     return folder
 
@@ -112,7 +112,7 @@ def _seeds(text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.replace(",", " ").split()]
     except ValueError as error:
-        raise SuiteError(f"SEEDS is a number of seeds, or a list such as '0,5'. Found {text!r}.") from error
+        raise SuiteError(f"SEEDS must be a number of seeds, or a list such as '0,5'. Found {text!r}.") from error
     if "," not in text and len(numbers) == 1:
         if numbers[0] < 1:
             raise SuiteError(f"SEEDS must be at least 1. Found {numbers[0]}.")

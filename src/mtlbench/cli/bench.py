@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.cli.stored import states_of
-from mtlbench.errors import DataError, ExitCode
+from mtlbench.errors import DataError, ExitCode, inert
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs what is missing and shows the leaderboard."""
+    """Run what is missing and show the leaderboard."""
     asked = read_request(arguments)
     root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
@@ -61,8 +61,13 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     if not arguments.dry:
         _prepare(asked.suite, asked.local)
     devices = asked.local.devices
-    jobs, threads = _share_cores(arguments.jobs, devices)
-    executor = None if arguments.dry else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads)
+    accelerators = _accelerators()
+    jobs, threads = _share_cores(arguments.jobs, devices, len(accelerators))
+    executor = (
+        None
+        if arguments.dry
+        else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads, accelerators=accelerators)
+    )
     with Progress() as progress:
         bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
         print_plan(bench, jobs, threads)
@@ -75,45 +80,45 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
 
 
 def _refused(bench: Bench) -> int:
-    """Prints which plans break off on what is done already, and returns the exit code."""
+    """Print the plans that break off on the results so far, and return the exit code."""
     broken = [member for member in bench.members if member.error]
     for member in broken:
-        print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)
+        print(inert(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}"), file=sys.stderr)
     return ExitCode.FAILED if broken else ExitCode.DONE
 
 
 def _prepare(suite: Suite, local: Local) -> None:
-    """Lets the data module render or unpack once, before several runs would."""
+    """Let the data module render or unpack its data once, before several runs do it at the same time."""
     from mtlbench import registry
 
     module = registry.load(suite.data.module)
     try:
         module(studies.root_of(suite, local), **suite.data.options).prepare_data()
-    except DataError as error:  # A damaged file fails the runs that read it, and no others.
-        print(f"Warning: {error}", file=sys.stderr)
+    except DataError as error:  # A damaged file fails only the runs that read it.
+        print(inert(f"Warning: {error}"), file=sys.stderr)
 
 
-def _share_cores(jobs: int | None, devices: int) -> tuple[int, int]:
-    """Returns runs at once and threads per process.
+def _share_cores(jobs: int | None, devices: int, accelerators: int) -> tuple[int, int]:
+    """Return runs at once and threads per process.
 
-    On CPUs every run gets one thread unless told otherwise: two runs of one thread finish sooner than one of two.
-    With accelerators it is one run per group of ``devices`` accelerators.
+    On CPUs the default is one thread per run: two runs of one thread finish sooner than one run of two threads. With
+    accelerators it is one run per group of ``devices`` accelerators.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    accelerators = _accelerators()
     if accelerators:
         return jobs or max(1, accelerators // devices), max(1, cores // accelerators)
     jobs = jobs or max(1, cores // devices)
     return jobs, max(1, cores // (jobs * devices))
 
 
-def _accelerators() -> int:
+def _accelerators() -> list[str]:
+    """Return the accelerators as ``CUDA_VISIBLE_DEVICES`` calls them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip()])
+        return [part.strip() for part in visible.split(",") if part.strip()]
     import torch
 
-    return torch.cuda.device_count()
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def _miniature(suite: Suite) -> str:

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
-from mtlbench.errors import ExitCode
+from mtlbench import suite as suites
+from mtlbench.errors import DataError, ExitCode, MethodError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the method or data module."""
+    """Adds the method or data module, and what to build it with."""
     parser.add_argument("target", help="a name, or module:Class")
+    parser.add_argument("--data", metavar="FOLDER", help="folder of the data, for a data module")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyper-parameters of a method, options of a data module",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the contract tests on a method, balancer or data module; exit code 1 if one fails."""
+    """Run the contract tests on a method, balancer or data module; exit code 1 if one fails."""
     import torch
 
     from mtlbench import registry, testing
     from mtlbench.data import MTLDataModule
     from mtlbench.training.trainer import quiet_lightning
 
-    target = arguments.target
+    target, options = arguments.target, suites.options_of(arguments.set)
     quiet_lightning()
     torch.set_num_threads(1)
     thing = registry.load(target) if ":" in target else registry.find(target)
-    is_data = isinstance(thing, type) and issubclass(thing, MTLDataModule)
+    if not (isinstance(thing, type) and issubclass(thing, (registry.Registered, MTLDataModule))):
+        raise MethodError(f"`mtlbench check` needs a method, balancer or data module. {target!r} is {thing!r}.")
     print(f"Checking {target} …", flush=True)
-    findings = testing.check_data_module(target) if is_data else testing.check_method(target)
+    if issubclass(thing, MTLDataModule):
+        _refuse_unusable(thing, arguments.data, options)
+        findings = testing.check_data_module(target, arguments.data, **options)
+    else:
+        registry.check_arguments(target, thing, options)
+        findings = testing.check_method(target, arguments=options)
     for finding in findings:
         print(f"  {'ok    ' if finding.ok else 'FAILED'}  {finding.check}")
         if finding.detail:
@@ -34,3 +51,21 @@ def run(arguments: argparse.Namespace) -> int:
     failed = sum(not finding.ok for finding in findings)
     print(f"{len(findings) - failed} of {len(findings)} checks passed.")
     return ExitCode.FAILED if failed else ExitCode.DONE
+
+
+def _refuse_unusable(cls: type, root: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse a data module that cannot be built as asked, or whose files are missing.
+
+    Raises:
+        DataError: With what is missing, and how to name it.
+    """
+    try:
+        missing = cls(root, **options).missing()
+    except TypeError as error:
+        raise DataError(
+            f"A data module is built from a folder and options. {cls.__name__}: {error}. Name the folder with --data "
+            "and the options with --set KEY=VALUE."
+        ) from error
+    if missing:
+        lines = "\n".join(missing)
+        raise DataError(f"{lines}\nName the folder of the data with --data FOLDER.")

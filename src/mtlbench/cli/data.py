@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtlbench import registry
 from mtlbench import suite as suites
 from mtlbench.cli.arguments import add_suite
 from mtlbench.errors import DataError, ExitCode
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Shows what a suite needs and what is there; exit code 2 if something is missing or faulty."""
+    """Show the data that a suite needs and what is present; exit code 2 if something is missing or faulty."""
     suite = suites.load(arguments.suite, [*arguments.overrides, *arguments.set])
     root = studies.root_of(suite, studies.Local(data=arguments.data))
     if arguments.download:
@@ -55,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _open(suite: Suite, root: str | None) -> Any:
-    module = registry.load(suite.data.module)
+    from mtlbench.training.build import data_class
+
+    module = data_class(suite.data.module)
     optional = {task for task, section in suite.tasks.items() if section.optional}
     names = [task for task in (suite.tasks or module.TASKS) if task in module.TASKS]
     tasks = {task: module.TASKS[task].with_options(optional=task in optional) for task in names}
@@ -63,7 +64,7 @@ def _open(suite: Suite, root: str | None) -> Any:
 
 
 def _tell_tasks(suite: Suite, data: Any) -> bool:
-    """Says which tasks have data, and keeps these; returns whether all that are required do."""
+    """Print which tasks have data, and keep these; return whether every required task has data."""
     absent = data.absent_tasks()
     for task, value in data.tasks.items():
         print(f"  {task:20} {'absent' + (' (optional)' if value.optional else '') if task in absent else 'there'}")
@@ -73,7 +74,7 @@ def _tell_tasks(suite: Suite, data: Any) -> bool:
 
 
 def _tell_split(data: Any, split: str, *, verify: bool) -> int:
-    """Says how many samples a split has and, if they are read, which are faulty; returns the number of faults."""
+    """Print the number of samples of a split and, with ``verify``, its faults; return the number of faults."""
     if not verify:
         print(f"  {split:20} {_count(data, split)} samples")
         return 0
@@ -109,14 +110,14 @@ def _download(data: Any, root: Path, *, agree: bool) -> None:
         )
     print("\n".join(dict.fromkeys(item.terms for item in wanted)))
     if not agree:
-        raise DataError("Whoever uses the data agrees to its terms. Read them above, then add --agree.")
+        raise DataError("Using the data means agreeing to its terms. Read them above, then add --agree.")
     for item in wanted:
         fresh = obtain(item, root, _progress(item.name))
         print(f"  {item.name:40} {'unpacked' if fresh else 'there'}", flush=True)
 
 
 def _progress(what: str) -> Callable[..., None]:
-    """Returns a function that shows how far something is, on a terminal."""
+    """Return a function that shows progress on a terminal."""
 
     def show(done: int, total: int | None = None) -> None:
         if sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""``mtlbench extract``: one task as a network of its own, and what that costs and keeps."""
+"""``mtlbench extract``: extract one task as a separate network, and report its cost and score."""
 
 from __future__ import annotations
 

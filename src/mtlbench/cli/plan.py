@@ -1,4 +1,4 @@
-"""What ``mtlbench bench --dry`` prints: what would be trained, how long that may take, and the space that it needs."""
+"""Details that ``mtlbench bench --dry`` prints: what would be trained, and estimates of its time and disk space."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtlbench.errors import path_part_fault
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, read_json
 
@@ -58,7 +59,8 @@ def _rates(root: Path) -> Iterable[tuple[str, float]]:
 def _disk(root: Path, left: list[RunSpec]) -> str:
     existing = next(place for place in (root, *root.absolute().parents) if place.exists())
     free = f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB free."
-    folders = [path.parent for path in root.glob("*/result.json") if RunFolder(root, path.parent.name).result()]
+    names = [path.parent.name for path in root.glob("*/result.json") if not path_part_fault(path.parent.name)]
+    folders = [root / name for name in names if RunFolder(root, name).result()]
     if not left:
         return f"nothing is left to write; {free}"
     if not folders:

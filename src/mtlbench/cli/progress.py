@@ -1,4 +1,4 @@
-"""Progress of a bench in the terminal: what runs, how far, how long still. Lines where there is no terminal."""
+"""Progress of a bench: a live table in a terminal, lines elsewhere, with running runs, steps and time left."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from mtlbench.runs.spec import RunSpec
 
 LINE_EVERY_S = 20.0
-"""Most seconds between progress lines where the output is not a terminal; there is one for every run that ends, too."""
+"""Maximum seconds between progress lines if the output is no terminal; every run that ends also has a line."""
 
 
 def print_plan(bench: Bench, jobs: int, threads: int) -> None:
-    """Prints how many runs there are in which state."""
+    """Print the number of runs in each state."""
     states = list(bench.states().values())
     counts = ", ".join(f"{states.count(s)} {w}" for s, w in _WORDS.items() if states.count(s))
     print(f"{len(states)} runs: {counts}. {jobs} at once, {threads} thread(s) each. Results: {bench.root}", flush=True)
@@ -49,7 +49,7 @@ class Progress:
             self.live.stop()
 
     def update(self, bench: Bench) -> None:
-        """Takes in the state of a bench; cheap enough to be called several times a second."""
+        """Show the state of a bench; cheap enough to be called several times a second."""
         if self.live and not self.live.is_started:
             self.live.start()
         ended = [] if self.live else self._ended(bench)
@@ -69,7 +69,7 @@ class Progress:
             print(f"[{head}, {left}] {'; '.join([*ended, *running])}", flush=True)
 
     def _ended(self, bench: Bench) -> list[str]:
-        """Returns what has ended since the last call; nothing in the first, which finds earlier work."""
+        """Return the runs that ended since the last call; none on the first call, which finds earlier work."""
         states = bench.states()
         every = {run_id for run_id, state in states.items() if state in ("done", "failed")}
         new = every - (every if self.told is None else self.told)

@@ -11,7 +11,7 @@ from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.output import may_be_cut
 from mtlbench.cli.stored import broken_off, states_of, study_of
 from mtlbench.errors import ExitCode
-from mtlbench.runs.store import RunFolder, read_json
+from mtlbench.runs.store import RunFolder, read_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +34,11 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
     states = states_of(root, record)
     files = [root / name for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "report.html")]
     marker = root / ".reported"
-    current = marker.exists() and marker.read_text() == record.get("key") and all(file.exists() for file in files)
+    reported = marker.read_text(errors="replace") if marker.exists() else None
+    current = reported == record.get("key") and all(file.exists() for file in files)
     if not (unchanged and current):
         files = reports.write(root, states)
-        marker.write_text(str(record.get("key")))
+        write_text(marker, str(record.get("key")))
     failed = [run_id for run_id, state in states.items() if state == "failed"]
     broken = broken_off(record)
     with may_be_cut():

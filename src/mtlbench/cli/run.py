@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the plan of one method for every seed, here, one run after another."""
+    """Run the plan of one method for every seed in this process, one run after another."""
     arguments.methods = arguments.method
     asked = read_request(arguments)
     root = results_folder(arguments.results, asked.suite)
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         todo = [s for run_id, s in bench.specs().items() if bench.state(run_id) in ("todo", "stale", "failed")]
         todo = [spec for spec in todo if spec.run_id not in tried]
         if not todo:
-            # A lock of another machine may be that of a dead process: watch it until that is certain.
+            # The lock of another machine may belong to a dead process: watch it until that is certain.
             if any(RunFolder(root, run_id).undecided() for run_id in bench.specs()):
                 time.sleep(1)
                 continue

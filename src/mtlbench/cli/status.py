@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import broken_off, states_of, study_of
-from mtlbench.errors import ExitCode
+from mtlbench.errors import ExitCode, inert
 from mtlbench.runs.store import RunFolder
 
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         tasks = " ".join(spec.tasks if spec else record.get("run_tasks", {}).get(run_id, ()))
         label = row["label"] + (f" +{len(others)}" if others else "")
         cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(inert(cell)) for cell in cells))
     console = Console()
     console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""What a results folder says of a suite's current study: its record, and the states of its runs."""
+"""Reads the current study of a suite from its results folder: its record, and the states of its runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench import suite as suites
-from mtlbench.errors import StoreError, unknown_name
+from mtlbench.errors import StoreError, inert, unknown_name
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study.resolve import is_record
 
@@ -16,11 +16,11 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
     """Returns the folder and the record of a suite's current study.
 
     Raises:
-        StoreError: If nothing was benched yet, or the record is damaged.
+        StoreError: If the suite has not run yet, or the record is damaged.
     """
     name = Path(suite).stem
     root = results / name
-    record = read_json(root / "study.json")
+    record = inert(read_json(root / "study.json"))
     if record is None:
         if not Path(suite).suffix and name not in suites.available() and not root.exists():
             raise StoreError(unknown_name("suite", name, suites.available()))
@@ -39,5 +39,5 @@ def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def broken_off(record: Mapping[str, Any]) -> list[str]:
-    """Returns what stopped plans whose runs were done."""
-    return [f"plan of {r['label']}, seed {r['seed']}: {r['error']}" for r in record["rows"] if r.get("error")]
+    """Return a line for every plan that broke off although its runs were done."""
+    return [inert(f"plan of {r['label']}, seed {r['seed']}: {r['error']}") for r in record["rows"] if r.get("error")]

@@ -1,4 +1,4 @@
-"""``mtlbench video``: what computation sharing keeps and saves over the frames of clips."""
+"""``mtlbench video``: measure score and cost of computation sharing over the frames of clips."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures a finished row and writes ``video-<label>.json`` and ``.html`` into the suite's results."""
+    """Measure a finished row and write ``video-<label>.json`` and ``.html`` into the suite's results."""
     root, study = study_of(Path(arguments.results), arguments.suite)
     from mtlbench.report.figures import video as report
     from mtlbench.training import clip_sharing
@@ -63,7 +63,7 @@ def _print(record: dict[str, Any]) -> None:
     from mtlbench.report import formatting
     from mtlbench.report.figures import video as report
 
-    # A name only where nothing is shared: the table must fit into 80 columns.
+    # Rows with sharing have no name, so that the table fits into 80 columns.
     table = Table("", "θ", "every", "Δm %", "95 %", "MFLOPs", "of dense", "drift", box=None, header_style="bold")
     whole = report.flops(record["points"][0])
     for point in record["points"]:

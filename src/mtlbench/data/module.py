@@ -145,6 +145,13 @@ class MTLDataModule(L.LightningDataModule):
         """Returns what identifies the data itself: ids of the splits and sizes of the files. Never paths."""
         return ""
 
+    def sample_count(self, split: str) -> int | None:
+        """Returns the number of samples of a split if that is known without reading them, else None.
+
+        A study is refused at once, instead of in its runs, if a split is empty or smaller than a batch.
+        """
+        return None
+
     def steps_per_epoch(self) -> int:
         """Returns optimiser steps in one pass over the training split."""
         return max(1, len(self.training_samples()) // self.batch_size)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, inert
 from mtlbench.runs.store import read_json
 
 FORMAT = 1
@@ -42,7 +41,7 @@ def read_input(folder: Path) -> ReportInput:
     path = folder / "study.json"
     if not path.is_file():
         raise StoreError(f"A report needs a study. {path} does not exist. Run the suite first: make bench SUITE=...")
-    plan = _inert(read_json(path))
+    plan = inert(read_json(path))
     if plan is None or plan.get("format") != FORMAT:
         found = "no JSON" if plan is None else f"format {plan.get('format')!r}"
         raise StoreError(f"{path} must have format {FORMAT}. Found {found}. Run the suite again to write it anew.")
@@ -52,27 +51,14 @@ def read_input(folder: Path) -> ReportInput:
             "bench again to write it anew."
         )
     runs = dict.fromkeys(run for e in plan["rows"] for run in [*e["runs"], *e["serving"].values()])
-    results = {run: record for run in runs if (record := _inert(read_json(folder / run / "result.json")))}
-    errors = {run: record for run in runs if (record := _inert(read_json(folder / run / "error.json")))}
+    results = {run: record for run in runs if (record := inert(read_json(folder / run / "result.json")))}
+    errors = {run: record for run in runs if (record := inert(read_json(folder / run / "error.json")))}
     return ReportInput(folder, plan, {r: x for r, x in results.items() if x.get("format") == FORMAT}, errors)
-
-
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, which a terminal obeys; overrides of the writing direction; halves of surrogate pairs."""
-
-
-def _inert(value: Any) -> Any:
-    """Returns a JSON value with U+FFFD in place of `UNSAFE` characters: results may come from someone else."""
-    if isinstance(value, str):
-        return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value)
-    if isinstance(value, list):
-        return [_inert(item) for item in value]
-    return {_inert(key): _inert(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def read_specs(study: ReportInput) -> dict[str, dict[str, Any]]:
     """Reads ``spec.json`` of every run with a result."""
-    return {run: spec for run in study.results if (spec := _inert(read_json(study.folder / run / "spec.json")))}
+    return {run: spec for run in study.results if (spec := inert(read_json(study.folder / run / "spec.json")))}
 
 
 def read_metrics(run: Path) -> Iterator[dict[str, Any]]:

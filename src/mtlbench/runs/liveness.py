@@ -1,8 +1,8 @@
-"""Tells whether the process that holds a lock still works, on this machine or another. Free of torch.
+"""Whether the process that holds a lock is alive, on this machine or another. Needs no torch.
 
 A lock names its owner (machine, process id, start of the process) and counts the owner's heartbeats. An owner on this
-machine is looked up in the process table. An owner elsewhere is alive while its lock keeps changing, as timed by the
-observer alone: clocks of two machines are never compared, so a clock that is wrong by a day does no harm.
+machine is looked up in the process table. An owner elsewhere counts as alive while its lock keeps changing, as timed by
+the observer alone. Clocks of two machines are never compared, so a wrong clock does no harm.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ FRESH_S = 60.0
 """A lock from another machine counts as dead once it has not changed for this many seconds of watching."""
 
 _SEEN: dict[Path, tuple[str, float, bool]] = {}
-"""What this process saw of locks from elsewhere: content, since when it stands, whether it has ever changed."""
+"""Locks of other machines as this process saw them: content, time of its last change, whether it ever changed."""
 
 
 @cache
 def machine() -> str:
-    """Returns what tells this machine from others, also containers of the same host name."""
+    """Return an identifier of this machine that also distinguishes containers with the same host name."""
     parts = [socket.gethostname()]
     try:
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text()[:8], os.readlink("/proc/self/ns/pid")[5:-1]]
     except OSError:
-        pass  # No /proc on this system: the host name has to do.
+        pass  # Without /proc only the host name is known.
     return "/".join(parts)
 
 
@@ -45,7 +45,7 @@ def is_own(lock: Mapping[str, Any]) -> bool:
 
 
 def alive(path: Path, lock: Mapping[str, Any]) -> bool:
-    """Whether the owner of a lock still works; an owner elsewhere does, until it was watched for `FRESH_S` in vain.
+    """Whether the owner of a lock is alive; one elsewhere is until its lock stays unchanged for `FRESH_S`.
 
     Args:
         path: File of the lock.
@@ -63,13 +63,13 @@ def alive(path: Path, lock: Mapping[str, Any]) -> bool:
 
 
 def undecided(path: Path) -> bool:
-    """Whether a lock from elsewhere was seen, has not changed yet, and may still do so."""
+    """Whether a lock from elsewhere has not changed since it was first seen, less than `FRESH_S` ago."""
     _, since, changed = _SEEN.get(path, ("", -FRESH_S, False))
     return not changed and time.monotonic() - since < FRESH_S
 
 
 def born(pid: int) -> str | None:
-    """Returns the start time of a process since boot, which tells it from later ones of its id; None if it ended."""
+    """Return the start time of a process since boot, which later processes of its id do not share; None if ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -81,7 +81,7 @@ def born(pid: int) -> str | None:
 def _born_portable(pid: int) -> str | None:
     if Path("/proc/self").exists():
         return None
-    try:  # No /proc on this system: the number alone has to do.
+    try:  # Without /proc only the process id is known.
         os.kill(pid, 0)
     except (OSError, OverflowError):
         return None

@@ -1,4 +1,4 @@
-"""Plans: which trainings a method needs, and how the result of one decides the next. Free of torch."""
+"""Plans: the runs that a method needs, and how one run's result decides the next. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MethodPlan = Callable[["RunSpec"], Plan]
 
 @dataclass(frozen=True)
 class Ending:
-    """What a plan returns where it has more to tell than which run serves which task.
+    """What a plan returns if it records more than which run serves which task.
 
     Attributes:
         serving: Run id by task.
@@ -44,9 +44,9 @@ class Case:
     """One line of a study: one method with one seed under one condition.
 
     Attributes:
-        spec: What is trained in the end; its tasks are scored, its label is the row.
-        condition: What varies besides method and seed; ``""`` where nothing does.
-        plan: Returns the runs that lead there, from the case and the plans of methods.
+        spec: The last run; its tasks are scored, and its label is the row.
+        condition: What varies besides method and seed; ``""`` if nothing does.
+        plan: Returns the runs that lead to it, given the plans of methods. None: the method's own plan.
     """
 
     spec: RunSpec
@@ -59,6 +59,6 @@ class Case:
 
 
 def one_run(spec: RunSpec) -> Plan:
-    """The plan of most methods: one run on all tasks, which serves them all."""
+    """Yield the plan of most methods: a single run, which serves all tasks."""
     yield [spec]
     return dict.fromkeys(spec.tasks, spec.run_id)

@@ -1,11 +1,11 @@
-"""Run specifications and plans: which trainings a method needs, and how one decides the next. Free of torch.
+"""Run specifications: everything that decides a training, and the identity derived from it. Needs no torch.
 
 A plan is a generator. It yields a list of run specifications, receives their results (a list in the same order),
 and returns which run serves which task. Finished runs answer at once from the store, so that resuming a study is
 replaying its plans.
 
-A result is what ``result.json`` holds: ``scores`` of the reported split, ``validation`` (scores by which a plan may
-choose; None where the data has no further split), ``cost``, and ``summary``, what the method itself tells of the run.
+A result is the content of ``result.json``: ``scores`` of the reported split, ``validation`` (scores by which a plan may
+choose; None if the data has no other split), ``cost``, and ``summary``, the method's own record of the run.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ class RunSpec:
         seed: Seed of everything random.
         method: ``name``, ``path`` (where its class is), ``version``, ``arguments`` with defaults, ``balancer``.
         tasks: Description of every task of this run, by name.
-        data: ``module``, ``version``, ``options``, ``fingerprint``; ``labels`` where some are cut, see `labels.py`.
+        data: ``module``, ``version``, ``options``, ``fingerprint``; ``labels`` where some are cut, see
+            `mtlbench.data.label_rules`.
         model: Section ``model`` of the suite and the identity of pretrained weights.
         optimiser: Section ``optimiser`` of the suite.
         trainer: What changes the result: steps, effective batch, precision, clipping, evaluation.
-        start: Whose weights it begins with: ``run``, ``hash``, ``related`` and ``freeze``, see `start.py`. None for
-            fresh ones; part of the identity only where it is set.
+        start: The run whose weights it starts from: ``run``, ``hash``, ``related`` and ``freeze``, see
+            `mtlbench.training.warm_start`. None for fresh weights; part of the identity only if set.
         sources: Finished runs whose networks the method reads while it trains, by role: ``run`` and ``hash``. Part
-            of the identity only where it is set.
-        local: What does not: paths, workers, devices, logging. Recorded, never hashed.
+            of the identity only if set.
+        local: What does not change the result: paths, workers, devices, logging. Recorded, never hashed.
     """
 
     suite: str
@@ -54,7 +55,7 @@ class RunSpec:
     sources: Mapping[str, Mapping[str, str]] | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Returns all that decides the result, as plain JSON values."""
+        """Return everything that decides the result, as plain JSON values."""
         keys = ("suite", "seed", "method", "tasks", "data", "model", "optimiser", "trainer")
         more = {key: getattr(self, key) for key in ("start", "sources") if getattr(self, key)}
         return json.loads(json.dumps({key: getattr(self, key) for key in keys} | more))
@@ -70,7 +71,7 @@ class RunSpec:
         return f"{self.method['name']}-s{self.seed}-{self.hash[:8]}"
 
     def with_tasks(self, *names: str) -> RunSpec:
-        """Returns the same run on some of its tasks; what is said about the labels of others is forgotten.
+        """Return the same run on some of its tasks, without the label rules of the others.
 
         Raises:
             MethodError: If it has no such task.
@@ -82,7 +83,7 @@ class RunSpec:
         return replace(self, tasks={name: self.tasks[name] for name in names}).with_labels(labels)
 
     def with_labels(self, labels: Mapping[str, Any]) -> RunSpec:
-        """Returns the same run with other rules on its training labels, by task; none leaves them as they are."""
+        """Return the same run with other rules on its training labels, by task; an empty mapping means no rules."""
         data = {key: value for key, value in self.data.items() if key != "labels"}
         return replace(self, data={**data, "labels": dict(labels)} if labels else data)
 

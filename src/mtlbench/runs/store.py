@@ -1,8 +1,8 @@
-"""The store: one folder per run, state on disk alone, results written last and atomically. Free of torch.
+"""The store: one folder per run. All state is on disk; results are written last and atomically. Needs no torch.
 
-States of a run: ``todo`` (no folder, or nothing decisive in it), ``running`` (lock of a live process, see
-`mtlbench.runs.liveness`), ``stale`` (lock of a dead one: resumes from its checkpoint), ``failed`` (``error.json``),
-``done`` (``result.json`` matches its spec).
+States of a run: ``todo`` (no folder, or nothing decisive in it), ``running`` (locked by a live process, see
+`mtlbench.runs.liveness`), ``stale`` (locked by a dead one; the next process resumes from its checkpoint), ``failed``
+(``error.json``), ``done`` (``result.json`` matches its spec).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, inert, path_part_fault
 from mtlbench.runs import liveness
 from mtlbench.runs.spec import RunSpec
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)(\.sha256)?")
 _OLD_S = 3600.0
-"""Half-written files of other machines are swept once they are older than this, by the clock of the file system."""
+"""Age in seconds, by the clock of the file system, at which half-written files of other machines are swept."""
 
 
 def temporary(path: Path) -> Path:
@@ -32,7 +32,7 @@ def temporary(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the half-written files that killed processes left in a folder; those of living ones stay."""
+    """Remove the half-written files that killed processes left in a folder; those of live processes stay."""
     for path in folder.glob(".*"):
         found = _TEMPORARY.fullmatch(path.name)
         if found is None:
@@ -61,7 +61,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old or the new one, also after a power cut.
+    """Write a file so that a reader sees either the old or the new content, even after a power cut.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full.
@@ -79,7 +79,7 @@ def write_text(path: Path, text: str) -> None:
             beside.unlink(missing_ok=True)
         raise StoreError(
             f"Results must be writable. Writing {path} failed: {error.strerror or error}. "
-            "Free space, mend permissions, or choose another folder with RESULTS=."
+            "Free space, change the permissions, or choose another folder with RESULTS=."
         ) from error
 
 
@@ -107,9 +107,14 @@ class RunFolder:
     Args:
         root: ``results/<suite>``.
         run_id: Name of the run.
+
+    Raises:
+        StoreError: If the name would lead out of ``root``.
     """
 
     def __init__(self, root: Path, run_id: str):
+        if fault := path_part_fault(run_id):
+            raise StoreError(f"The id of a run {fault}")
         self.root, self.run_id, self.path = root, run_id, root / run_id
         self._beats = 0
 
@@ -127,12 +132,12 @@ class RunFolder:
         return result if result and spec and result.get("hash") == spec.get("hash") else None
 
     def outcome(self) -> dict[str, Any]:
-        """Returns what a plan gets of a finished run: its result, and as ``summary`` what its method tells of it."""
+        """Return what a plan receives for a finished run: its result, and the method's record as ``summary``."""
         return {**(self.result() or {}), "summary": read_json(self.path / "summary.json") or {}}
 
     def error(self) -> dict[str, Any] | None:
-        """Returns why the run failed."""
-        return read_json(self.path / "error.json")
+        """Returns why the run failed, safe to print: the file may come from someone else."""
+        return inert(read_json(self.path / "error.json"))
 
     def progress(self) -> dict[str, Any]:
         """Returns the last heartbeat: step, steps and their time, as far as known."""
@@ -150,7 +155,7 @@ class RunFolder:
         return "stale" if any(self.path.glob("*.ckpt")) else "todo"
 
     def claim(self, spec: RunSpec) -> bool:
-        """Takes the run for this process; False if it is done or another live process has it."""
+        """Claim the run for this process; return False if it is done or another live process holds it."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with _exclusive(self.root):
@@ -158,7 +163,7 @@ class RunFolder:
                     return False
                 self.path.mkdir(exist_ok=True)
                 (self.path / "error.json").unlink(missing_ok=True)
-                for left in self.path.glob(".*.*"):  # The owner is dead, wherever it was: so are its files.
+                for left in self.path.glob(".*.*"):  # The owner is dead, so nobody will finish these files.
                     left.unlink(missing_ok=True)
                 if read_json(self.path / "spec.json") is None:
                     write_json(self.path / "spec.json", spec.to_json())
@@ -166,41 +171,42 @@ class RunFolder:
         except OSError as error:
             raise StoreError(
                 f"Results must be writable. {self.path}: {error.strerror or error}. "
-                "Mend permissions or choose another folder with RESULTS=."
+                "Change the permissions, or choose another folder with RESULTS=."
             ) from error
         return True
 
     def undecided(self) -> bool:
-        """Whether another machine holds the run and was not watched long enough to know that it still works."""
+        """Whether another machine holds the run and was not watched long enough to know if it is alive."""
         return liveness.undecided(self.path / "lock.json")
 
     def clear_lock(self) -> None:
-        """Removes the lock of an owner that this process found dead, so that a process that it starts may claim."""
+        """Remove the lock of an owner that this process found dead, so that a new process can claim the run at once."""
         with _exclusive(self.root):
             if self.state() == "stale":
                 (self.path / "lock.json").unlink(missing_ok=True)
 
     def lost(self) -> bool:
-        """Whether another process has taken the run over, which happens to one that stood still for too long."""
+        """Whether another process has taken the run over, as it may after this one was suspended for too long."""
         lock = read_json(self.path / "lock.json")
         return lock is not None and not liveness.is_own(lock)
 
     def beat(self, **progress: Any) -> None:
-        """Renews the lock."""
+        """Renew the lock with the current progress."""
         self._beats += 1
         write_json(self.path / "lock.json", {**liveness.owner(self._beats), **progress})
 
     def release(self) -> None:
-        """Gives the run up."""
+        """Remove the lock."""
         (self.path / "lock.json").unlink(missing_ok=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes the result, which makes the run done, and gives it up."""
+        """Write the result, which makes the run done, and remove the lock."""
         write_json(self.path / "result.json", result)
         self.release()
 
     def fail(self, record: Mapping[str, Any]) -> None:
-        """Records why the run failed and gives it up."""
+        """Record why the run failed and remove the lock; the process may have ended before it made the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "error.json", record)
         self.release()
 

@@ -1,7 +1,7 @@
 """A study: a suite resolved against data, methods and versions, ready to run.
 
-`resolve` imports methods and data modules (and so torch). What it finds is stored, under a key over everything it
-looked at, so that an unchanged study is answered by `recall` from files alone.
+`resolve` imports methods and data modules, and so torch. Its result is stored under a key over everything that it
+read, so that `recall` answers an unchanged study from files alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mtlbench.suite import ModelSection, Suite
 
 @dataclass(frozen=True)
 class Local:
-    """What a user chooses that does not change a result.
+    """Choices of the user that do not change a result.
 
     Attributes:
         data: Folder of the data (``DATA=``), or None for the suite's own.
@@ -43,14 +43,14 @@ class Local:
 
 @dataclass
 class Study:
-    """Everything the bench needs: the record for the report, and its lines: method, seed and condition."""
+    """Everything the bench needs: the record for the report, and one case per method, seed and condition."""
 
     record: dict[str, Any]
     cases: list[Case] = field(default_factory=list)
 
     @property
     def members(self) -> list[RunSpec]:
-        """What every line trains in the end; the start of a second run is decided when the first is done."""
+        """The last run of every case, without its warm start, which is decided when the earlier run is done."""
         return [case.spec for case in self.cases]
 
 
@@ -98,17 +98,17 @@ def root_of(suite: Suite, local: Local) -> str | None:
 
 
 def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lambda key: key) -> Study:
-    """Checks a suite against data module, methods and encoder, and writes out every run with its defaults.
+    """Check a suite against data module, methods and encoder, and write out every run with its defaults.
 
     Args:
-        suite: What the user asked for.
-        local: What does not change a result.
+        suite: The suite with all overrides.
+        local: Choices that do not change a result.
         overrides: As the user wrote them, for the record.
         place: Returns where a key was given, for messages.
 
     Raises:
         SuiteError: With every fault found.
-        DataError: If data is absent, with the way to get it.
+        DataError: If data is absent, with how to obtain it.
     """
     found = examine(suite, local.devices, place)
     if found.faults or found.module is None:
@@ -117,6 +117,7 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     root = root_of(suite, local)
     data = _open_data(suite, module, tasks, root)
     removed = _drop_absent(data, tasks)
+    _check_counts(suite, data, place)
     scenario = _checked_scenario(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
     specs = [
@@ -165,7 +166,7 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
 
 
 def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
-    """Removes optional tasks without any data, here and in the data module; others are an error."""
+    """Remove optional tasks without any data, here and in the data module; other tasks without data are an error."""
     absent = data.absent_tasks() & set(tasks)
     required = [name for name in absent if not tasks[name].optional]
     if required:
@@ -177,6 +178,28 @@ def _drop_absent(data: Any, tasks: dict[str, Any]) -> list[dict[str, str]]:
         del tasks[name]
     data.tasks = dict(tasks)
     return [{"task": name, "reason": f"optional, and absent in {data.root}"} for name in sorted(absent)]
+
+
+def _check_counts(suite: Suite, data: Any, place: Place) -> None:
+    """Refuse empty splits and a batch larger than the training set, if the data module knows its sizes.
+
+    Raises:
+        DataError: If a split is empty.
+        SuiteError: If the batch is too large.
+    """
+    counts = {split: data.sample_count(split) for split in data.SPLITS}
+    empty = [split for split, count in counts.items() if count is not None and count < 1]
+    if empty:
+        raise DataError(
+            f"Every split needs at least one sample. {', '.join(empty)} of {suite.data.module} "
+            f"{'have' if len(empty) > 1 else 'has'} none. Change data.options, or the lists of the splits."
+        )
+    size = counts.get("train")
+    if size is not None and suite.trainer.batch_size > size:
+        raise SuiteError(
+            f"{place('trainer.batch_size')}: A batch is drawn without repetition, so trainer.batch_size is at most the "
+            f"size of the training set. Found {suite.trainer.batch_size} of {size} samples. Lower it."
+        )
 
 
 def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
@@ -205,7 +228,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
 
 
 def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
-    """Returns the parts of a run with its model. Identity knows what the weights are; where they lie is local."""
+    """Returns the parts of a run with its model. The content of the weights is identity; their path is local."""
     from mtlbench.networks.encoder import weights_identity
 
     identity = {**asdict(model), "weights": weights_identity(model.encoder, model.weights)}
@@ -320,18 +343,21 @@ def _files_of(module: str) -> set[Path]:
     here = Path.cwd() / f"{top}.py"
     if here.exists():
         return {here}
+    # The current folder is importable once a module is loaded from it, which the key is made before.
+    places = [str(Path.cwd() / top)]
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
-        return set()
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if places:
-        return {path for place in places for path in Path(place).rglob("*.py")}
-    return {Path(spec.origin)} if spec and spec.origin else set()
+        spec = None
+    if spec and spec.submodule_search_locations:
+        places += spec.submodule_search_locations
+    elif spec and spec.origin and spec.has_location:  # What is built into the interpreter has no file.
+        return {Path(spec.origin)}
+    return {path.resolve() for place in places for path in Path(place).rglob("*.py")}
 
 
 def _walk(root: str | None) -> str:
-    """Returns a hash over names and sizes of all files of the data folder: cheap, and enough to notice a change."""
+    """Return a hash over names and sizes of all files of the data folder, which is cheap to compute."""
     if root is None:
         return ""
     sha = hashlib.sha256()

@@ -1,6 +1,6 @@
-"""Examines the names and values of a suite against what exists: data module, tasks, methods, encoder, optimiser.
+"""Checks names and values of a suite against the data module, tasks, methods, encoder and optimiser that exist.
 
-Imports methods and data modules (and so torch) when called. Collects every fault with the place of its key.
+Imports methods and data modules, and so torch, when called. Collects every fault with the place of its key.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class Examined:
-    """What a suite names, as far as it is without fault.
+    """The valid parts of a suite, and its faults.
 
     Attributes:
         module: Class of the data module, or None.
         tasks: Tasks by name with the suite's changes.
         methods: Every method.
-        faults: Everything that is wrong, each with its place.
+        faults: Every fault with its place.
         scenario: What varies besides method and seed, or None.
     """
 
@@ -57,10 +57,10 @@ class Examined:
 
 
 def examine(suite: Suite, devices: int, place: Place) -> Examined:
-    """Looks up everything that a suite names.
+    """Look up everything that a suite names.
 
     Args:
-        suite: The suite; entries of ``methods`` that are no names are passed over, they were reported before.
+        suite: The suite; entries of ``methods`` without a name are skipped: the reader has reported them.
         devices: Devices per run.
         place: Returns where a key was given.
     """
@@ -82,7 +82,7 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
 
 
 def check_run(spec: RunSpec) -> None:
-    """Looks whether the rule of a run that a plan yields fits its tasks and its network, before it is started.
+    """Check that a run's rule fits its tasks and its network, before it is started.
 
     Raises:
         MethodError: If the rule cannot be made for so many tasks, or looks at a part that the network does not have.
@@ -91,16 +91,16 @@ def check_run(spec: RunSpec) -> None:
 
     from mtlbench.balancing.base import overrides
     from mtlbench.method import MethodSpec, MTLMethod
-    from mtlbench.training.build import build_method, build_tasks
+    from mtlbench.training.build import build_method, build_tasks, data_class
 
-    tasks = build_tasks(spec, registry.load(spec.data["module"]))
+    tasks = build_tasks(spec, data_class(spec.data["module"]))
     try:
         method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
     except MethodError as error:
         raise MethodError(f"{spec.label}, on {', '.join(tasks)}: {error}") from error
     own = any(overrides(method, MTLMethod, hook) for hook in ("build_network", "configure_model"))
     looks = method.balancer.view != "parameters"
-    if own or looks:  # A network that cannot be built is refused now, not after the runs that its plan trains first.
+    if own or looks:  # Refused now, not after the runs that its plan trains first.
         method.configure_model()
     if not looks:
         return
@@ -110,7 +110,7 @@ def check_run(spec: RunSpec) -> None:
 
 
 class _Faults:
-    """Collects what goes wrong, with the place of the key that it concerns."""
+    """Collects faults, each with the place of the key that it concerns."""
 
     def __init__(self, place: Place):
         self.place = place
@@ -126,12 +126,9 @@ class _Faults:
 
 
 def _data_module(path: str) -> Any:
-    from mtlbench.data import MTLDataModule
+    from mtlbench.training.build import data_class
 
-    cls = registry.load(path)
-    if not (isinstance(cls, type) and issubclass(cls, MTLDataModule)):
-        raise SuiteError(f"data.module must name a subclass of MTLDataModule; {path!r} is {cls!r}.")
-    return cls
+    return data_class(path)
 
 
 def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
@@ -153,7 +150,7 @@ def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
 def _scenario(suite: Suite, module: Any, tasks: list[str], labels: list[str], faults: _Faults) -> Scenario | None:
     if not suite.scenario:
         return None
-    # Every method is known, also one that was not chosen this time (METHODS=).
+    # Methods that were not chosen this time (METHODS=) are known too.
     scope = Scope(tasks, [*labels, *registry.names()], module.SPLITS)
     scenario, found = scenarios.read(suite.scenario, scope)
     faults.found += [f"{faults.place(f'scenario.{key}'.rstrip('.'))}: {text}" for key, text in found]
@@ -161,7 +158,7 @@ def _scenario(suite: Suite, module: Any, tasks: list[str], labels: list[str], fa
 
 
 def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodEntry:
-    """Returns one line of ``methods``; makes its balancer once, to see that it can be."""
+    """Return one line of ``methods``; build its balancer once, to see that it can be built."""
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     model = _changed_model(suite.model, options.pop("model", None) or {})
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
@@ -229,7 +226,7 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
         return
     balancer, trainer = cls(**entry["arguments"]), suite.trainer
     needs = needs_of(lambda hook: overrides(balancer, Balancer, hook), balancer)
-    if tasks:  # None where the data module is at fault.
+    if tasks:  # None if the data module is at fault.
         balancer.configure(tasks)
     if needs.batches > 1:
         check_division(trainer.batch_size, devices, trainer.accumulate, needs.batches)

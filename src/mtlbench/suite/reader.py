@@ -1,4 +1,4 @@
-"""Suites: what is compared. Reads, checks and overrides ``experiments/*.yaml``. Free of torch.
+"""Suites, which say what is compared: reads, checks and overrides ``experiments/*.yaml``. Needs no torch.
 
 Every fault of a file and of the overrides is reported at once, with its line.
 """
@@ -21,9 +21,9 @@ from mtlbench.suite.schema import FORMAT, Range, Suite, TaskSection
 
 SELECTIONS = ("last", "best")
 SECTIONS = ("model", "optimiser", "trainer")
-NESTED = "nested too deeply; a suite has few levels."
+NESTED = "nested too deeply. A suite has few levels."
 RENAMED = {"study": "scenario"}
-"""Keys of earlier versions, with what they are called now."""
+"""Keys of earlier versions, with their present names."""
 
 
 def folders() -> list[Path]:
@@ -73,11 +73,11 @@ def locate(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Reading:
-    """A suite as it was read.
+    """A suite with its faults and the places of its keys.
 
     Attributes:
-        suite: The suite, with defaults where a value was at fault; None if a required value is missing.
-        faults: Everything that is wrong, each with its place.
+        suite: The suite, with defaults in place of faulty values; None if a required value is missing.
+        faults: Every fault with its place.
         places: Where a key was given: ``file:line`` or the override; entries of methods as ``methods.<index>``.
         path: The file.
     """
@@ -117,6 +117,24 @@ def read(name: str, overrides: Sequence[str] = (), methods: Sequence[str] | None
     whole = not OmegaConf.missing_keys(config)
     suite: Any = OmegaConf.to_object(config) if whole else None
     return Reading(suite, reader.faults, reader.places, path)
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` words as a dictionary, with values in YAML as in a suite.
+
+    Raises:
+        SuiteError: If a word has another form.
+    """
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key.isidentifier():
+            raise SuiteError(f"An option must have the form KEY=VALUE, with the name of one argument. Found {word!r}.")
+        try:
+            found[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise SuiteError(f"The value of an option must be valid YAML. {_cut(word)!r}: {error}") from error
+    return found
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Suite:
@@ -178,8 +196,10 @@ class _Reader:
         self._set(f"override {_cut(text)!r}", tuple(key.split(".")), parsed)
 
     def choose(self, names: Sequence[str]) -> None:
-        """Keeps the entries of ``methods`` with these labels, with their arguments; other names are methods."""
+        """Keep the entries of ``methods`` with these labels and their arguments; any other name stands for a method."""
         by_label = {_label_of(entry): entry for entry in self.config.methods}
+        # The leaderboard shows `module:Class` as `Class`.
+        by_label = {label.rpartition(":")[2]: entry for label, entry in by_label.items()} | by_label
         self._set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
 
     def check_values(self, where: str) -> None:
@@ -187,7 +207,7 @@ class _Reader:
             if key not in self.places:
                 self.faults.append(f"{where}: {key} is required and has no value.")
             elif key in ("version", "trainer.steps"):
-                # Reported as of the wrong type where it stands; a stand-in lets the rest be looked at too.
+                # The wrong type was reported; with a stand-in the rest can be checked too.
                 OmegaConf.update(self.config, key, 1)
         missing = OmegaConf.missing_keys(self.config)
         self._check_lists(where)
@@ -198,12 +218,16 @@ class _Reader:
         if self.config.format != FORMAT:
             self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
         if len(self.config.named) not in (0, 2):
-            self._fault("named", where, f"named is a pair, method and reference, or empty; found {self.config.named}.")
+            self._fault(
+                "named",
+                where,
+                f"named must be a pair of labels, method and reference, or empty; found {self.config.named}.",
+            )
         if self.config.selection not in SELECTIONS:
             self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
 
     def _check_names(self, where: str, missing: Collection[str]) -> None:
-        """Refuses names that are no plain part of a path: they become folders, files and cells of tables."""
+        """Refuse names that are no plain part of a path, because they become folders, files and cells of tables."""
         if "name" not in missing and (fault := path_part_fault(self.config.name)):
             self._fault("name", where, f"name {fault}")
         for task in self.config.tasks:
@@ -257,12 +281,12 @@ class _Reader:
         at: Any = self.config
         for depth, key in enumerate(keys):
             if not isinstance(at, DictConfig):
-                return f"{'.'.join(keys[:depth])} is a single value and has no key {key!r}."
+                return f"{'.'.join(keys[:depth])} is a single value, which has no key {key!r}."
             kind = OmegaConf.get_type(at)
             if key not in at.keys() and kind is dict and at is self.config.tasks:
                 at[key] = TaskSection()
             if depth == 0 and key in RENAMED:
-                return f"{key} is called {RENAMED[key]} now. Write {'.'.join((RENAMED[key], *keys[1:]))} instead."
+                return f"{key} was renamed to {RENAMED[key]}. Write {'.'.join((RENAMED[key], *keys[1:]))} instead."
             if key not in at.keys() and kind is not dict:
                 names = [*at.keys()]
                 return unknown_name("key", key, names) + _elsewhere(self.config, key)
@@ -282,7 +306,7 @@ class _Reader:
             self.faults.append(f"{where}: {name}: a number of thousands of digits.")
             return
         if "${" in text:
-            self.faults.append(f"{where}: {name}: a suite is written out in full; ${{...}} is not expanded here.")
+            self.faults.append(f"{where}: {name}: ${{...}} is not expanded. Write the value out.")
             return
         fault = self.fault_of(keys)
         if fault:
@@ -305,7 +329,7 @@ def _construct(node: yaml.Node) -> Any:
 
 
 def _elsewhere(config: DictConfig, key: str) -> str:
-    """Returns a hint where a key of that name lives, for users who left out its section."""
+    """Return a hint at the section that has a key of that name, for users who left the section out."""
     if difflib.get_close_matches(key, [str(k) for k in config], 1, 0.8):
         return ""
     for section in config:
@@ -319,20 +343,23 @@ def _method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
     labels: set[str] = set()
     for index, entry in enumerate(methods):
         if isinstance(entry, bool):
-            yield index, f"methods: {entry} is a yes/no word of YAML, not a method; write the name in quotes."
+            yield index, f"methods: {entry} is a truth value in YAML, not a method. Write the name in quotes."
         elif not isinstance(entry, str) and not (isinstance(entry, DictConfig) and isinstance(entry.get("name"), str)):
-            yield index, f"methods: an entry is a name, or a mapping with a name and its arguments; found {entry!r}."
+            yield (
+                index,
+                f"methods: an entry must be a name, or a mapping with a name and its arguments. Found {entry!r}.",
+            )
         else:
             label = _label_of(entry)
             if fault := path_part_fault(label):
                 yield index, f"methods: a label {fault}"
             if label in labels:
-                yield index, f"methods: {label!r} stands twice; give one of them a label of its own (label: ...)."
+                yield index, f"methods: {label!r} stands twice. Give one of them another label (label: ...)."
             labels.add(label)
 
 
 def _label_of(entry: Any) -> str:
-    """Returns the row of the leaderboard that an entry of ``methods`` makes, also of one that is at fault."""
+    """Return the label of an entry of ``methods``, even if the entry is faulty."""
     if isinstance(entry, (dict, DictConfig)):
         return str(entry.get("label") or entry.get("name"))
     return str(entry)

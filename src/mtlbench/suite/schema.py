@@ -1,4 +1,4 @@
-"""What a suite file may say: its sections, keys and defaults."""
+"""Schema of a suite file: its sections, keys, defaults and ranges."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number of a suite may have, or every number of a list.
+    """Range of a number of a suite, or of every number of a list.
 
     Attributes:
-        low, high: Bounds, both allowed; infinity itself never is.
+        low, high: Bounds, both inclusive; infinity is never allowed.
         above: Whether ``low`` itself is excluded.
     """
 

@@ -9,16 +9,34 @@ import torch
 
 from mtlbench import registry
 from mtlbench.data import MTLDataModule
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
-from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.runs.spec import RunSpec
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
 
+def data_class(path: str, *, trusted: registry.Trusted | None = None) -> type[MTLDataModule]:
+    """Return the data module that ``module:Class`` names; ``trusted`` as `registry.load` takes it.
+
+    Raises:
+        MethodError: If it cannot be imported, must not be, or is no data module.
+    """
+    found = registry.load(path, trusted=trusted)
+    if not (isinstance(found, type) and issubclass(found, MTLDataModule)):
+        raise MethodError(f"data.module must name a subclass of MTLDataModule; {path!r} is {found!r}.")
+    return found
+
+
 def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
-    """Returns the tasks of a run with the suite's changes."""
+    """Return the tasks of a run with the suite's changes.
+
+    Raises:
+        MethodError: If the data module has no task of that name (any more).
+    """
+    for name in spec.tasks:
+        if name not in module.TASKS:
+            raise MethodError(f"{spec.run_id}: " + unknown_name(f"task of {spec.data['module']}", name, module.TASKS))
     return {
         name: module.TASKS[name].with_options(scale=described["scale"], optional=described["optional"])
         for name, described in spec.tasks.items()
@@ -31,9 +49,7 @@ def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MT
     Raises:
         MethodError: If a class cannot be imported, must not be, or is not of its kind.
     """
-    module = registry.load(spec.data["module"], trusted=trusted)
-    if not (isinstance(module, type) and issubclass(module, MTLDataModule)):
-        raise MethodError(f"data.module must name a subclass of MTLDataModule; {spec.data['module']!r} is {module!r}.")
+    module = data_class(spec.data["module"], trusted=trusted)
     tasks = build_tasks(spec, module)
     trainer, local = spec.trainer, spec.local
     data = module(

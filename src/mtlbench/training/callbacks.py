@@ -1,4 +1,4 @@
-"""What happens at the end of a step: record, evaluate, checkpoint, heartbeat, stop. In this order, on every rank."""
+"""Work at the end of a step, in the same order on every rank: record, evaluate, checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_EVERY = 5
 
 
 class StepClock:
-    """Seconds per step, measured between moments at which the host has waited for the device anyway."""
+    """Seconds per step, measured between points at which the host waits for the device in any case."""
 
     def __init__(self) -> None:
         self.windows: list[float] = []
@@ -36,7 +36,7 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Opens a window; what lay since the last one does not count."""
+        """Open a window; the time since the last one does not count."""
         self._since = time.perf_counter()
 
     def summary(self) -> dict[str, float]:
@@ -61,8 +61,8 @@ class EndOfStep(L.Callback):
         metrics: Where rows go (rank zero), or None.
         tracker: W&B.
         stop: Returns whether this process was asked to stop.
-        listen: Called when training starts: Lightning has put its own handler of SIGTERM in place by then, which
-            ends the process without a checkpoint.
+        listen: Called when training starts. By then Lightning has installed its own handler of SIGTERM, which ends the
+            process without a checkpoint.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class EndOfStep(L.Callback):
             self.stopped = trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run must know."""
+        """Return the state that a resumed run needs."""
         return {
             "best_loss": self.best_loss,
             "conflicts": self.conflicts,
@@ -125,7 +125,7 @@ class EndOfStep(L.Callback):
         self._earlier, self.clock.windows = state_dict.get("seconds", 0.0), list(state_dict.get("windows", ()))
 
     def seconds(self) -> float:
-        """Returns the time that this run has taken, with the kept work of processes that were killed."""
+        """Return the training time of this run, including that of earlier processes up to their last checkpoint."""
         return self._earlier + time.time() - self.started
 
     def write(self, row: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class EndOfStep(L.Callback):
         return row
 
     def _conflict(self, method: MTLMethod) -> dict[str, float]:
-        """Returns what a measured update tells, in the step that was measured: a later one may never come."""
+        """Return the conflicts of a measured update at once: the run may end before the next row is due."""
         seen, method.last_update = method.last_update, None
         if seen is None:
             return {}

@@ -23,6 +23,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.ckpt"
 
 
+def step_of(path: Path | None) -> int:
+    """Return the optimiser step of a checkpoint that `path_of` named; 0 without one."""
+    return int(path.stem.removeprefix("step-")) if path else 0
+
+
 def newest(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose content matches its hash; damaged ones are skipped, and the log says so."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
@@ -33,7 +38,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """Writes one checkpoint so that no moment leaves the folder without a good one.
+    """Write one checkpoint so that the folder holds a good one at every moment.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full; the older checkpoint stays.
@@ -46,7 +51,10 @@ def save(content: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         digest = beside.with_name(beside.name + ".sha256")
-        digest.write_text(_digest(beside))
+        with digest.open("w") as file:  # Synced as well: a power cut must not leave good weights without their hash.
+            file.write(_digest(beside))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(digest, _digest_file(path))
         os.replace(beside, path)
         sync_folder(path.parent)
@@ -54,7 +62,7 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         for left in (beside, beside.with_name(beside.name + ".sha256")):
             with contextlib.suppress(OSError):
                 left.unlink()
-        # torch wraps what the disk said, or trips over its consequence.
+        # torch wraps the error of the disk, or fails because of it.
         if isinstance(error, RuntimeError) and "write" not in str(error) and not isinstance(error.__context__, OSError):
             raise
         raise StoreError(
@@ -64,7 +72,7 @@ def save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads tensors and plain values only: a hostile pickle does not run."""
+    """Read tensors and plain values only, so that a malicious pickle does not run."""
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -83,7 +91,7 @@ def verified(path: Path) -> dict[str, Any]:
 
 
 class CheckpointFiles(CheckpointIO):
-    """Lightning's way of reading and writing checkpoints, with the promises of this module."""
+    """Reads and writes Lightning's checkpoints with the guarantees of this module."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a checkpoint and removes all but the newest two."""
@@ -129,7 +137,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _matches(path: Path) -> bool:
-    """Whether a checkpoint is there and has the content that was hashed; the file of the hash may hold anything."""
+    """Whether a checkpoint exists and matches its hash; the file of the hash may hold anything."""
     try:
         return _digest_file(path).read_bytes().strip() == _digest(path).encode()
     except OSError:

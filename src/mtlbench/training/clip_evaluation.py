@@ -1,4 +1,4 @@
-"""Ways of running all tasks over clips, and what each gives and costs."""
+"""Ways of running all tasks over clips, with the scores and cost of each."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Way:
 
     @property
     def point(self) -> dict[str, Any]:
-        """What tells this way from others, as plain values."""
+        """Plain values that distinguish this way from others."""
         return {"label": self.label, "threshold": self.threshold, "distance": self.distance}
 
 
 def frame_by_frame(tasks: Mapping[str, VideoTask]) -> Player:
-    """Returns the way of running every task by itself and every frame anew."""
+    """Return the way without sharing: every task and every frame is computed separately."""
 
     def player(images: Sequence[Tensor]) -> Iterator[Frame]:
         each = [play({n: t}, n, images, threshold=0, distance=1, shared_blocks=0) for n, t in tasks.items()]
@@ -65,7 +65,7 @@ def count(data: MTLDataModule, limit: int | None) -> int:
 
 
 def measure(ways: Sequence[Way], data: MTLDataModule, free: Player, clips: int) -> list[dict[str, Any]]:
-    """Returns what each way gives and costs, see `VideoScores.compute`.
+    """Return scores and cost of each way, see `VideoScores.compute`.
 
     Args:
         ways: What to measure.

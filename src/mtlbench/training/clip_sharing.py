@@ -1,4 +1,4 @@
-"""Measures what computation sharing keeps and saves over the frames of clips."""
+"""Measures score and cost of computation sharing over the frames of clips."""
 
 from __future__ import annotations
 
@@ -160,9 +160,9 @@ def _load(
     data = runs[base].data
     data.tasks = {task: loaded.method.tasks[task] for task, loaded in runs.items()}
     tasks = _video_tasks(runs)
-    for task in tasks.values():  # The base's run does not know what its sub-tasks were told.
+    for task in tasks.values():  # The base's run does not hold the arguments of its sub-tasks.
         task.encoder.set_factors(_layers(runs))
-    # The baseline may have failed or be left out: curves are then drawn against frame by frame.
+    # Without a baseline, curves are drawn against the networks run frame by frame.
     whole = all(set(runs) <= set(_serving(study, study["baseline"], each)) for each in seeds)
     single = _serving(study, study["baseline"], seed)
     alone = {task: load_run(root / single[task], allow=allow) for task in runs} if whole else {}

@@ -1,4 +1,4 @@
-"""Evaluation: every sample of a split exactly once over all ranks, metrics summed, training left as it was."""
+"""Evaluation: every sample of a split once over all ranks, with summed metrics and no effect on training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = dict[str, dict[str, float]]
 
 @contextmanager
 def evaluating(method: MTLMethod) -> Iterator[None]:
-    """Puts every module into evaluation mode without gradients, and afterwards each back into its own mode."""
+    """Put every module into evaluation mode without gradients, and restore each module's own mode afterwards."""
     modes = [(module, module.training) for module in method.modules()]
     method.eval()
     try:
@@ -47,7 +47,7 @@ def evaluate(
     Args:
         method: Method in a trainer.
         batches: A split.
-        final: Compute every metric. Else what tasks monitor during training, where some metrics take too long.
+        final: Compute every metric. If false, only those fast enough to monitor during training.
         with_loss: Compute the losses.
     """
     step = method.test_step if final else method.validation_step

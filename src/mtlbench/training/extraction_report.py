@@ -1,4 +1,4 @@
-"""Measures what the network of one task, extracted from a run with experts, costs and keeps."""
+"""Measures cost and score of the network of one task, extracted from a run with experts."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from mtlbench.runs.store import RunFolder
 class Heartbeat(threading.Thread):
     """Renews a run's lock with its progress until closed, and notices when the run must stop.
 
-    It must if its parent process is gone, or if another process has taken the run over.
+    A run must stop if its parent process is gone, or if another process has taken it over.
 
     Args:
         folder: The run's folder.

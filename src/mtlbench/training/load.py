@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from mtlbench import registry
 from mtlbench.data import MTLDataModule
 from mtlbench.errors import StoreError
 from mtlbench.method import MTLMethod
-from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.training import checkpoint
@@ -40,7 +40,7 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
 
     Args:
         folder: ``results/<suite>/<run_id>``.
-        data: Folder of the data, where it has moved since.
+        data: Folder of the data, if it has moved since.
         allow: Modules or packages of your own that the run may import. Shipped code and registered entry points
             need no permission; code inside the folder of the results is never imported.
 
@@ -58,7 +58,8 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
         raise StoreError(
             f"{path} is not a run's folder; runs are in results/<suite>/<run_id>. `mtlbench status` lists them."
         )
-    run = RunFolder(path.parent, path.name)
+    place = Path(os.path.abspath(path))  # Within its own folder a run is ".".
+    run = RunFolder(place.parent, place.name)
     spec, result = run.spec(), run.result()
     if spec is None or result is None:
         raise StoreError(f"A run must be done to be loaded. {path} is {run.state()}. `mtlbench status` lists runs.")

@@ -1,4 +1,4 @@
-"""Records of a run: ``metrics.jsonl`` is the truth, W&B a view of it. The only importer of wandb."""
+"""Records of a run: ``metrics.jsonl`` is the source, W&B a copy. The only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from mtlbench.runs.spec import RunSpec
 
 WAIT_S = 30.0
-"""How long a run waits for a W&B server at its start, and again at its end."""
+"""Seconds that a run waits for a W&B server at its start, and again at its end."""
 USAGE = ("layer", "task", "expert", "probability", "load")
 """Columns of the table on the use of experts."""
 
@@ -34,7 +34,7 @@ class MetricsFile:
         self.kept = [row for row in read_rows(path) if row["step"] <= resume_step] if resume_step else []
         if again is not None:
             self.kept = [r for r in self.kept if r["step"] < resume_step or not any(key.startswith(again) for key in r)]
-        # Beside, then renamed: a kill at this moment must not lose the rows of work that is kept.
+        # Written beside and renamed: a kill now must not lose the rows of work that is kept.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
         os.replace(temporary, path)
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def wandb_mode() -> str:
-    """Returns ``online``, ``offline`` or ``disabled`` as ``WANDB_MODE`` asks; nothing asked means disabled.
+    """Return ``online``, ``offline`` or ``disabled`` from ``WANDB_MODE``; unset means disabled.
 
     Online without an account becomes offline: a run never prompts and never waits for a login.
     """
@@ -74,7 +74,7 @@ def wandb_mode() -> str:
 
 
 class Tracker:
-    """One W&B run per training run, rank zero only. Losing W&B loses nothing: its errors end tracking, not the run.
+    """One W&B run per training run, on rank zero only. An error of W&B ends the tracking, not the run.
 
     A row's step is also W&B's own step: what a resumed run does again is not logged twice.
 
@@ -126,7 +126,7 @@ class Tracker:
     def _log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb
 
-        # Without a step of its own it joins the last row.
+        # Without a step it joins the last row.
         self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def _start(self, spec: RunSpec, folder: Path, mode: str) -> None:

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that training frees and asks for again in every step."""
+"""Makes the C library keep memory that training frees and requests again in every step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed memory instead of giving it back to the kernel after every step.
+    """Let glibc keep freed memory instead of returning it to the kernel after every step.
 
-    A surgery step on a CPU frees all rows at once; to fault their pages in again cost 6 % of a step on a ResNet-18.
-    Peak memory stays what it was. Without effect where the C library is another one.
+    A surgery step on a CPU frees all rows at once; faulting their pages in again cost 6 % of a step on a ResNet-18.
+    Peak memory does not change. Other C libraries are unaffected.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")

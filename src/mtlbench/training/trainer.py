@@ -1,4 +1,4 @@
-"""Builds the Lightning Trainer of a run. The only place that does."""
+"""Builds the Lightning Trainer of a run; no other module creates one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
-from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
 from mtlbench.runs.spec import RunSpec
 from mtlbench.training import checkpoint
 
@@ -48,7 +47,7 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
 
 
 def quiet_lightning() -> None:
-    """Silences what Lightning says about things that are meant: evaluation is ours, buffers follow our rule."""
+    """Silence warnings of Lightning about intended choices: our own evaluation, and our rule for buffers."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for text in ("You defined a `validation_step`", "`broadcast_buffers` is deprecated", "`isinstance\\(treespec"):
         warnings.filterwarnings("ignore", message=text)

@@ -1,6 +1,6 @@
-"""What a run takes from others of the same store: weights to begin with, or whole networks to read.
+"""What a run takes from finished runs of the same store: initial weights, or whole networks to read.
 
-A run may begin with the weights of another one, and a new task's gates with those of a related task.
+A run may start from the weights of another one. A new task's gates may start from those of a related task.
 
 ``RunSpec.start`` holds ``run`` (id, in the same store), ``hash`` (of its specification), ``related`` (a task of that
 run, or None) and ``freeze`` (whether routers stay as they are).
@@ -28,9 +28,10 @@ NETWORK = "network."
 
 
 def begin(method: MTLMethod, spec: RunSpec, root: Path, build: Callable[[RunSpec], MTLMethod]) -> None:
-    """Gives the network of a new run the weights that it starts from; heads of new tasks stay fresh.
+    """Load the weights of a finished run into the network of a new run; heads of new tasks stay fresh.
 
-    A network on the tasks of both runs stands in between: there a new task inherits the gates of the related one.
+    The weights are first loaded into a network with the tasks of both runs, in which each new task inherits the gates
+    of the related task. What the new run's network has in common with it is then copied.
 
     Args:
         method: Method of the new run, with its network.
@@ -39,8 +40,8 @@ def begin(method: MTLMethod, spec: RunSpec, root: Path, build: Callable[[RunSpec
         build: Returns the method of a specification with its network.
 
     Raises:
-        StoreError: The other run is not there, or is another than the one meant.
-        MethodError: The networks do not fit.
+        StoreError: If the other run is missing, not done, or not the one meant.
+        MethodError: If the networks do not fit.
     """
     start: Mapping[str, Any] = spec.start or {}
     source, weights = _read(root, start)
@@ -72,7 +73,7 @@ def networks(
         build: Returns the method of a specification with its network.
 
     Raises:
-        StoreError: A run is not there, or is another than the one meant.
+        StoreError: If a run is missing, not done, or not the one meant.
     """
     found = {}
     for role, source in sources.items():
@@ -89,8 +90,8 @@ def _read(root: Path, start: Mapping[str, Any]) -> tuple[RunSpec, dict[str, Tens
     if source is None or folder.result() is None or source.hash != start["hash"]:
         found = folder.state() if source is None or source.hash == start["hash"] else "another run of that name"
         raise StoreError(
-            f"A run that builds on another needs it done. {folder.path}: {found}. Run the bench again: missing "
-            "runs are trained first."
+            f"A run that builds on another one needs it to be done. {folder.path}: {found}. Run the bench again: "
+            "missing runs are trained first."
         )
     weights = checkpoint.verified(folder.path / "final.ckpt")["state_dict"]
     return source, {k.removeprefix(NETWORK): v for k, v in weights.items() if k.startswith(NETWORK)}
@@ -98,17 +99,17 @@ def _read(root: Path, start: Mapping[str, Any]) -> tuple[RunSpec, dict[str, Tens
 
 @torch.no_grad()
 def _copy(values: Mapping[str, Tensor], network: nn.Module, *, allowed: set[str]) -> None:
-    """Copies by name. Every parameter must get a value, those in ``allowed`` excepted.
+    """Copy by name. Every parameter must get a value, except those in ``allowed``.
 
-    Buffers of another shape stay as they are: statistics with a row per task.
+    Buffers of another shape, such as statistics with a row per task, stay as they are.
     """
     own = network.state_dict()
     fit = {name for name, value in own.items() if name in values and values[name].shape == value.shape}
     lacking = dict(network.named_parameters()).keys() - fit - allowed
     if lacking:
         raise MethodError(
-            f"A run starts from another of the same network. {', '.join(sorted(lacking)[:3])}: absent there, or of "
-            "another shape."
+            f"A warm start needs the same network in both runs. {', '.join(sorted(lacking)[:3])}: missing in the other "
+            "run, or of another shape there. Give both runs the same model."
         )
     for name in fit:
         own[name].copy_(values[name])

@@ -1,4 +1,4 @@
-"""One rank of one run in this process, from start to an exit code."""
+"""Run one rank of one run in this process, from start to exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mtlbench.errors import DataError, ExitCode, MtlbenchError, StoreError
-from mtlbench.networks.dense import build_dense  # noqa: F401 - imported here so that forked runs find it ready
+from mtlbench.networks.dense import build_dense  # noqa: F401 - preloaded, so that forked runs need not import it
 from mtlbench.runs.liveness import born
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, write_json
@@ -30,7 +30,7 @@ from mtlbench.training.trainer import quiet_lightning
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a process sits among the ranks of a run."""
+    """Place of a process among the ranks of a run."""
 
     rank: int = 0
     world: int = 1
@@ -40,9 +40,9 @@ class Seat:
 
 
 def work(root: str, record: Mapping[str, Any], seat: Seat) -> ExitCode:
-    """Runs one rank of one run to its end and returns how it ended.
+    """Run one rank of one run to its end and return how it ended.
 
-    Whatever happens is on disk afterwards: ``result.json``, ``error.json``, or a checkpoint to resume from.
+    The outcome is on disk afterwards: ``result.json``, ``error.json``, or a checkpoint to resume from.
     """
     spec = RunSpec.from_json(record)
     folder = RunFolder(Path(root), spec.run_id)
@@ -68,7 +68,7 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> ExitCode:
             note = None
         done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note, listen=listen)
         return ExitCode.DONE if done else ExitCode.STOPPED
-    except SIGTERMException:  # Lightning's answer to a signal before the first step: nothing is lost yet.
+    except SIGTERMException:  # Lightning raises it on a signal before the first step, so nothing is lost.
         return ExitCode.STOPPED
     except Exception as error:
         traceback.print_exc()
@@ -98,7 +98,7 @@ def _heart(
 
 
 def _join_ranks(seat: Seat) -> None:
-    """Sets the variables by which Lightning joins ranks that were started by somebody else."""
+    """Set the variables by which Lightning joins ranks that it did not start itself."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(seat.port),
@@ -122,7 +122,7 @@ def _record_failure(folder: RunFolder, error: Exception) -> None:
 
 
 def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
-    """Entry of a forked run: sends its output to a file and ends the process with the exit code of `work`."""
+    """Entry point of a forked run: write its output to a file and end the process with the exit code of `work`."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,1 +1,1 @@
-"""Executors start runs somewhere. State lives on disk: an executor may die at any moment and nothing is lost."""
+"""Executors start runs. All state is on disk, so an executor may die at any moment without loss."""

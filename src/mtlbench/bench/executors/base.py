@@ -13,13 +13,13 @@ class Executor(ABC):
 
     Rules that hold for every executor:
 
-    - The truth is on disk. A run is done when its ``result.json`` stands in its folder, and has failed when its
-      ``error.json`` does. An exit code is a hint that saves a look, never a proof.
+    - The state of a run is on disk: it is done once its folder holds ``result.json``, and has failed once it holds
+      ``error.json``. An exit code is only a hint.
     - A run is worked on by `mtlbench.training.worker.work`, once per rank. Rank zero claims the run's folder and
       renews its lock, so two executors, on one machine or on several, may share a results folder.
-    - Any process may be killed at any moment, the bench included. What it leaves is a checkpoint, or nothing; a later
-      bench starts the run again with the same `start`. So an executor keeps no state that is needed after a kill.
-    - When the bench goes away, its runs stop by themselves at the next step, with a checkpoint.
+    - Any process may be killed at any moment, the bench included. It leaves a checkpoint or nothing, and a later bench
+      starts the run again with the same `start`. So an executor keeps no state that is needed after a kill.
+    - When the bench ends, its runs stop by themselves with a checkpoint.
     - No method but `stop` blocks.
     """
 

@@ -32,8 +32,8 @@ class NashMTL(GradientRule):
     the same direction but the length √(T ‖M‖_F) before clipping (directions agree to 7e-7); here ‖d‖ = √T. A zero
     gradient has weight 0. In full conflict (a convex combination of the gradients is zero) no finite α exists:
     eigenvalues of the cosine matrix are raised to at least 1e-8, in float32 1e-6. Below that bound α is approximate and
-    may vary by several per cent with the order of the tasks. ``update_every`` saves only the solution, because d still needs all
-    gradients. A task that appears for the first time between two solutions triggers a new one.
+    may vary by several per cent with the order of the tasks. ``update_every`` saves only the solution, because d still
+    needs all gradients. A task that appears for the first time between two solutions triggers a new one.
 
     Example:
         >>> import torch

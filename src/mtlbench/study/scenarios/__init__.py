@@ -1,4 +1,4 @@
-"""Scenarios: what a study varies besides method and seed. Every file here is one scenario. Free of torch."""
+"""Scenarios: what a study varies besides method and seed. Every file here is one scenario. Needs no torch."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mtlbench.study.scenarios.base import Fault, Scenario, Scope, distinct, is_p
 
 @dataclass(frozen=True)
 class LowResource(Scenario):
-    """How much of a task is learned from the others (first claim of arXiv:2204.07689).
+    """How much a task with limited labels gains from the others (first claim of arXiv:2204.07689).
 
     Methods of one seed keep the labels of the same images, and those of a smaller share are among those of a larger
     one. Validation and test stay whole.

@@ -1,4 +1,4 @@
-"""Unrelated task: what the other tasks lose when one is added to them."""
+"""Unrelated task: how much the other tasks lose when one is added to them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""Ends a run after its last step: scores the selected weights and writes what a finished run leaves behind."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtlbench.data import MTLDataModule
+from mtlbench.method import MTLMethod
+from mtlbench.runs.spec import RunSpec
+from mtlbench.runs.store import RunFolder, write_json
+from mtlbench.training import checkpoint
+from mtlbench.training.callbacks import EndOfStep, flat
+from mtlbench.training.cost import cost_of
+from mtlbench.training.evaluation import Scores, evaluate, examples
+from mtlbench.training.versions import versions
+
+
+def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep) -> None:
+    """Score the selected weights on every rank, and store them with their scores on rank zero.
+
+    ``result.json`` is written last: it makes the run done, so everything else is already on disk when it appears.
+    """
+    if spec.trainer["selection"] == "best":
+        _restore_best(method, folder)
+    split = data.SPLITS[-1]
+    scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
+    end.write({"step": end.step, **flat(scores, split)})
+    # A plan may choose by these: the reported split must stay unseen until its choice is made.
+    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if split != "val" else None
+    weights = method.state_dict()
+    cost = {**end.clock.summary(), **cost_of(method, end.seconds(), method.trainer.world_size)}
+    if not method.trainer.is_global_zero:
+        return
+    pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])
+    np.savez_compressed(folder.path / "examples.npz", **pictures)
+    checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / "final.ckpt")
+    summary = method.summary()
+    write_json(folder.path / "summary.json", summary)
+    images = {name: len(data.samples(name)) for name in ("train", split)}
+    measured = _measured(method, end, scores, validation, weights, cost)
+    folder.finish({**_identified(spec), "split": split, "images": images, **measured})
+    for path in folder.path.glob("step-*.ckpt*"):
+        path.unlink()
+    if end.tracker is not None:
+        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}}, summary)
+
+
+def _restore_best(method: MTLMethod, folder: RunFolder) -> None:
+    """Load the network of the best step; a rule keeps its own state, because its summary describes all of training."""
+    best = checkpoint.verified(folder.path / "best.ckpt")["state_dict"]
+    prefix = "network."
+    method.network.load_state_dict({k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)})
+
+
+def _identified(spec: RunSpec) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "run_id": spec.run_id,
+        "hash": spec.hash,
+        "label": spec.label,
+        "method": spec.method["name"],
+        "seed": spec.seed,
+        "tasks": list(spec.tasks),
+    }
+
+
+def _measured(
+    method: MTLMethod,
+    end: EndOfStep,
+    scores: Scores,
+    validation: Scores | None,
+    weights: dict[str, Any],
+    cost: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "steps": end.step,
+        "scores": scores,
+        "cost": cost,
+        "validation": validation,
+        "task_gates": any(len(method.network.task_modules(task)) > 1 for task in method.tasks),
+        "conflict_share": end.conflicts / end.measured if end.measured else None,
+        "weights_sha256": checkpoint.state_sha256(weights),
+        "optimiser_sha256": checkpoint.state_sha256(method.trainer.optimizers[0].state_dict()),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "started": end.started,
+        "finished": time.time(),
+    }
