@@ -191,12 +191,12 @@ def form_fault(task: Task, target: Tensor, height: int, width: int) -> str | Non
         wanted = _form(task, height, width)
     except TypeError:  # a kind with a field that cannot be hashed
         wanted = _form.__wrapped__(task, height, width)
-    found = (target.dtype, tuple(target.shape))
-    if found == wanted:
+    (dtype, shape), (own, size) = wanted, (target.dtype, tuple(target.shape))
+    # In float64 training, torch makes float64 where a data module names no type.
+    if size == shape and (own == dtype or {own, dtype} <= {torch.float32, torch.get_default_dtype()}):
         return None
-    (dtype, shape), (own, size) = wanted, found
-    hint = " A label must have the size of its image." if task.dense and size[-2:] != (height, width) else ""
-    return f"the label is {dtype} {shape}. Found {own} {size}.{hint}"
+    hint = "; a label has the size of its image" if task.dense and size[-2:] != (height, width) else ""
+    return f"the label is {dtype} {shape}. Found {own} {size}{hint}"
 
 
 @cache
