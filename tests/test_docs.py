@@ -22,7 +22,7 @@ TREE = [
 ]
 MADE = {"results/", "partner.py"}
 """What the docs name that a user makes."""
-SHORT = ("trainer.steps=12", "trainer.batch_size=16", "model.encoder_options.embed_dim=16", "model.decoder_channels=8")
+SHORT = ("trainer.steps=3", "trainer.batch_size=8", "model.encoder_options.embed_dim=16", "model.decoder_channels=8")
 
 
 def files_of(page: str) -> dict[str, str]:

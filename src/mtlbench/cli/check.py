@@ -9,7 +9,7 @@ from mtlbench.errors import ExitCode
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the method or data module."""
-    parser.add_argument("target", help="a name, or module:Class")
+    parser.add_argument("target", help="name of a method, or module:Class")
 
 
 def run(arguments: argparse.Namespace) -> int:
