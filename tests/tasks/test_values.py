@@ -77,3 +77,19 @@ def test_a_batch_names_image_task_rule_and_value() -> None:
     rule = r"s2: semseg: the label must be torch.int64 of shape \(6, 7\), found torch.float32"
     with pytest.raises(DataError, match=rule):
         Collate({"semseg": task})([wrong])
+
+
+def test_training_in_float64_takes_labels_of_either_float_type() -> None:
+    task = Regression("mean")
+    image = torch.zeros(3, *SIZE, dtype=torch.uint8)
+
+    def batch() -> object:
+        labels = (torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float32))
+        return Collate({"mean": task})([{"image": image, "targets": {"mean": y}, "id": "s"} for y in labels])
+
+    batch()  # The form of a label is remembered from here.
+    torch.set_default_dtype(torch.float64)
+    try:
+        batch()
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -17,18 +17,18 @@ from mtlbench.cli.output import reader_left, silence
 from mtlbench.errors import ExitCode, MtlbenchError, inert
 
 COMMANDS = {
-    "init": "write a small project that works at once: suite, data module, method, test",
-    "bench": "run what is missing of a suite and show the leaderboard",
-    "run": "train one method of a suite in this process, one seed after another",
+    "init": "write a small working project: suite, data module, method, test",
+    "bench": "train the missing runs of a suite and show the leaderboard",
+    "run": "train one method of a suite in this process, seed by seed",
     "status": "show the state of every run of a suite",
-    "report": "show the leaderboard; write Markdown, CSV, LaTeX, HTML",
+    "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
     "predict": "draw a finished run's predictions on your own images",
-    "extract": "extract one task from a run with experts, as a small network",
+    "extract": "extract one task from a run with experts as a small network",
     "video": "measure computation sharing over the frames of clips",
     "methods": "list methods, or show one with its hyper-parameters",
     "suites": "list suites",
-    "check": "run the contract tests on a method or data module: my_pkg:MyMethod",
-    "data": "show which data a suite needs, where it is expected, and what is missing",
+    "check": "run the contract tests on a method or data module, e.g. my_pkg:MyMethod",
+    "data": "show which files a suite needs, where they are expected, and which are missing",
 }
 """Every subcommand with its one line of help; its code is ``cli/<name>.py``."""
 

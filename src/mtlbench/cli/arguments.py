@@ -29,9 +29,11 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Adds what `read_request` reads."""
     add_suite(parser)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model.encoder=resnet18")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the suite, e.g. model.encoder=resnet18"
+    )
     parser.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
-    parser.add_argument("--seeds", metavar="N", help="number of seeds, or a list such as '0,1,5'")
+    parser.add_argument("--seeds", metavar="N", help="number of seeds, or a list of seeds such as '0,1,5'")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
     add_results(parser)
 
@@ -43,7 +45,7 @@ def add_allow(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="module or package of your own that the run may import; only if you trust its code",
+        help="a module of yours that the run may import; allow only code that you trust",
     )
 
 

@@ -29,11 +29,17 @@ EPILOG = f"Exit codes: {ExitCode.described()}"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the suite with its changes, and how to run it."""
     add_request(parser)
-    parser.add_argument("--jobs", type=positive, help="runs at once (default: one per core or accelerator)")
-    parser.add_argument("--devices", type=positive, default=1, help="devices per run; the effective batch is kept")
-    parser.add_argument("--sample", action="store_true", help="render and use a small data set in the true layout")
+    parser.add_argument("--jobs", type=positive, help="number of runs at once (default: one per core or accelerator)")
+    parser.add_argument(
+        "--devices", type=positive, default=1, help="devices per run; the effective batch size stays the same"
+    )
+    parser.add_argument(
+        "--sample", action="store_true", help="render a small data set in the original layout and use it"
+    )
     parser.add_argument("--retry", action="store_true", help="run failed runs again")
-    parser.add_argument("--dry", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--dry", action="store_true", help="print runs, steps, and estimates of time and disk; train nothing"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from mtlbench.errors import DataError, ExitCode, MethodError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the method or data module, and what to build it with."""
-    parser.add_argument("target", help="a name, or module:Class")
+    parser.add_argument("target", help="name of a method, or module:Class")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data, for a data module")
     parser.add_argument(
         "--set",

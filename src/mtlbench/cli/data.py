@@ -21,13 +21,15 @@ SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite, folder, and what to do with the data."""
     add_suite(parser)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.options.train=64")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the suite, e.g. data.options.train=64"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="the same as bare overrides")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="the same as KEY=VALUE without --set")
     parser.add_argument(
         "--verify", action="store_true", help="read every file that a split names; count missing labels"
     )
-    parser.add_argument("--download", action="store_true", help="fetch and unpack what has a public address; resumes")
+    parser.add_argument("--download", action="store_true", help="download and unpack files with a public address")
     parser.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
 
 

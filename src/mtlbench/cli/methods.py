@@ -9,7 +9,9 @@ from mtlbench import registry
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the name of one method."""
-    parser.add_argument("name", nargs="?", help="method to show with its documentation and hyper-parameters")
+    parser.add_argument(
+        "name", nargs="?", help="method whose documentation and hyper-parameters are shown (default: list all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

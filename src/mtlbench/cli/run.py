@@ -14,7 +14,7 @@ from mtlbench.study import resolve as studies
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the suite with its changes, and the method."""
     add_request(parser)
-    parser.add_argument("--method", required=True, metavar="NAME", help="method, as in the suite or module:Class")
+    parser.add_argument("--method", required=True, metavar="NAME", help="a method of the suite, or module:Class")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,14 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the suite, the row, and what to vary."""
     add_suite(parser)
     add_results(parser)
-    parser.add_argument("--label", metavar="ROW", help="row to measure (default: the first of computation_sharing)")
+    parser.add_argument("--label", metavar="ROW", help="row to measure (default: the first row of computation_sharing)")
     parser.add_argument(
         "--seed", type=int, nargs="+", metavar="S", help="seeds of the runs (default: all of the study)"
     )
-    parser.add_argument("--threshold", type=float, nargs="+", metavar="θ", help="thresholds to try (default: six)")
+    parser.add_argument(
+        "--threshold", type=float, nargs="+", metavar="θ", help="thresholds to try (default: six values)"
+    )
     parser.add_argument("--distance", type=positive, nargs="+", metavar="N", help="frames between key frames")
-    parser.add_argument("--blocks", type=int, help="blocks in which tasks share between key frames (default: half)")
-    parser.add_argument("--clips", type=positive, help="use the first clips only")
+    parser.add_argument(
+        "--blocks", type=int, help="blocks in which tasks share between key frames (default: half of them)"
+    )
+    parser.add_argument("--clips", type=positive, help="number of clips, from the first (default: all)")
     add_allow(parser)
 
 
