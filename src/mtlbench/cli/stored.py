@@ -24,11 +24,16 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
     if record is None:
         if not Path(suite).suffix and name not in suites.available() and not root.exists():
             raise StoreError(unknown_name("suite", name, suites.available()))
-        raise StoreError(f"There is no study of {name} in {results} yet. Start one: make bench SUITE={name}")
+        found = "is not a folder" if results.exists() and not results.is_dir() else "does not exist"
+        reason = f"{results} {found}" if not results.is_dir() else f"{results} holds no study of {name}"
+        raise StoreError(
+            f"The results folder must hold a study of the suite. {reason}. Name another folder with --results "
+            f"(RESULTS=), or start the study: mtlbench bench {suite} --results {results}"
+        )
     if not is_record(record):
         raise StoreError(
             f"study.json must name a suite and its rows. {root / 'study.json'} is damaged. Run the suite again, which "
-            f"writes it anew and keeps finished runs: make bench SUITE={name}"
+            f"writes it anew and keeps finished runs: mtlbench bench {suite}"
         )
     return root, record
 

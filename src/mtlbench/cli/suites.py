@@ -13,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the shipped suites with their titles."""
-    for name, title in suites.available().items():
-        print(f"{name:14} {title}")
+    found = suites.available()
+    width = max(map(len, found), default=0)
+    for name, title in found.items():
+        print(f"{name:{width}}  {title}")
     return 0

@@ -1,4 +1,12 @@
-"""Plans: the runs that a method needs, and how one run's result decides the next. Needs no torch."""
+"""Plans: the runs that a method needs, and how one run's result decides the next. Needs no torch.
+
+A plan is a generator. It yields a list of run specifications, receives their results (a list in the same order),
+and returns which run serves which task. Finished runs answer at once from the store, so that resuming a study is
+replaying its plans.
+
+A result is the content of ``result.json``: ``scores`` of the reported split, ``validation`` (scores by which a plan may
+choose; None if the data has no other split), ``cost``, and ``summary``, the method's own record of the run.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +17,9 @@ from typing import Any
 from mtlbench.runs.spec import RunSpec
 
 Result = dict[str, Any]
-
-
 Serving = dict[str, str]
-
-
-Plan = Generator[list["RunSpec"], list[Result], "Serving | Ending"]
-
-
-MethodPlan = Callable[["RunSpec"], Plan]
+Plan = Generator[list[RunSpec], list[Result], "Serving | Ending"]
+MethodPlan = Callable[[RunSpec], Plan]
 """Returns the plan that a run's method has for it."""
 
 

@@ -1,12 +1,4 @@
-"""Run specifications: everything that decides a training, and the identity derived from it. Needs no torch.
-
-A plan is a generator. It yields a list of run specifications, receives their results (a list in the same order),
-and returns which run serves which task. Finished runs answer at once from the store, so that resuming a study is
-replaying its plans.
-
-A result is the content of ``result.json``: ``scores`` of the reported split, ``validation`` (scores by which a plan may
-choose; None if the data has no other split), ``cost``, and ``summary``, the method's own record of the run.
-"""
+"""Run specifications: everything that decides a training, and the identity derived from it. Needs no torch."""
 
 from __future__ import annotations
 

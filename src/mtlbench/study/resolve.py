@@ -162,6 +162,10 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
     missing = data.missing()
     if missing:
         raise DataError("\n".join(missing))
+    if root is not None and not Path(root).is_dir():  # Of data that reads no folder nothing is missing.
+        raise DataError(
+            f"The folder of the data must exist. There is no {root}. Correct DATA= (--data), or leave it out."
+        )
     return data
 
 

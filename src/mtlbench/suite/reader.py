@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtlbench.errors import SuiteError, path_part_fault, unknown_name
-from mtlbench.suite.schema import FORMAT, Range, Suite, TaskSection
+from mtlbench.suite.schema import FORMAT, Range, Suite, TaskSection, type_of
 
 SELECTIONS = ("last", "best")
 SECTIONS = ("model", "optimiser", "trainer")
@@ -317,7 +317,9 @@ class _Reader:
         try:
             OmegaConf.update(self.config, name, value, merge=True)
         except OmegaConfBaseException as error:
-            self.faults.append(f"{where}: {name}: {str(error).splitlines()[0]}")
+            wanted = type_of(error.object_type, str(error.key))
+            rule = f" must be {wanted}. Found {value!r}." if wanted else f": {str(error).splitlines()[0]}"
+            self.faults.append(f"{where}: {name}{rule}")
 
 
 def _construct(node: yaml.Node) -> Any:

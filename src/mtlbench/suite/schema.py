@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -128,3 +128,27 @@ class Suite:
     # What varies besides method and seed: ``kind``, a file of `mtlbench.study.scenarios`, and its options.
     scenario: dict[str, Any] = field(default_factory=dict)
     search: str = "none: every method runs with its declared defaults"
+
+
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def type_of(section: Any, key: str) -> str | None:
+    """Returns what the value of a key must be, as a user would say it; None where the schema does not tell.
+
+    Args:
+        section: The dataclass of a section.
+        key: A key of it.
+    """
+    kind = get_type_hints(section).get(key) if is_dataclass(section) else None
+    choices = [choice for choice in get_args(kind) if choice is not type(None)]
+    if type(None) in get_args(kind):
+        kind = choices[0]
+    return _NAMES.get(get_origin(kind) or kind)

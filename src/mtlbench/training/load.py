@@ -61,7 +61,12 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
     place = Path(os.path.abspath(path))  # Within its own folder a run is ".".
     run = RunFolder(place.parent, place.name)
     spec, result = run.spec(), run.result()
-    if spec is None or result is None:
+    if spec is None:
+        raise StoreError(
+            f"A run's folder holds spec.json, and {path} does not. Give results/<suite>/<run_id>; `mtlbench status` "
+            "lists runs."
+        )
+    if result is None:
         raise StoreError(f"A run must be done to be loaded. {path} is {run.state()}. `mtlbench status` lists runs.")
     if data is not None:
         spec = RunSpec(**{**spec.__dict__, "local": {**spec.local, "root": data}})

@@ -1,4 +1,4 @@
-"""Plotly figures of scores, losses and gradients, used unchanged in HTML and in W&B."""
+"""Plotly figures of scores, and of losses and gradients over training, used unchanged in HTML and in W&B."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of computation sharing on video, as one HTML page that needs no network."""
+"""Figures of computation sharing on video, as one HTML page that works offline."""
 
 from __future__ import annotations
 

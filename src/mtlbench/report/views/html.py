@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network."""
+"""The report as one HTML file that works offline."""
 
 from __future__ import annotations
 
