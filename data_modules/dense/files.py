@@ -47,7 +47,8 @@ class Files(ABC):
         if not self.root or not (root := Path(self.root).expanduser()).is_dir():
             return None
         near = [root / name for name in self.FOLDERS]
-        below = [place / name for place in sorted(root.iterdir()) for name in self.FOLDERS[1:] if place.is_dir()]
+        places = [place for place in sorted(root.iterdir()) if place.is_dir() and not place.name.startswith(".")]
+        below = [place / name for place in places for name in self.FOLDERS[1:]]
         found = next((place for place in near if place.is_dir() and self.recognise(place)), None)
         copies = [place for place in below if place.is_dir() and self.recognise(place)]
         return found or max(copies, key=self.weigh, default=None)
@@ -260,7 +261,7 @@ def _familiar(root: str | None) -> str:
     folder = Path(root or "").expanduser()
     if not root or not folder.is_dir():
         return ""
-    entries = sorted(path.name for path in folder.iterdir())
+    entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     places = [folder, *(folder / name for name in entries)]
     known = next((what for mark, what in LANDMARKS.items() for place in places if (place / mark).is_dir()), "")
     found = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "") if entries else "nothing"
@@ -326,7 +327,7 @@ class ListedFiles(Files):
 
     def weigh(self, folder: Path) -> int:
         """Returns the length of the lists."""
-        return sum(path.stat().st_size for path in (folder / self.LISTS).glob("*.txt"))
+        return sum(path.stat().st_size for path in (folder / self.LISTS).glob("[!.]*.txt") if path.is_file())
 
     def sought(self) -> str:
         """Returns the folders of images and lists."""
