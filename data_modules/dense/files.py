@@ -183,7 +183,7 @@ class Files(ABC):
                 ids += self.ids(split)
             except DataError as error:
                 lines.append(str(error))
-        both = _repeated(ids)
+        both = [] if self.may_share_images() else _repeated(ids)
         if both:
             lines.append(
                 f"No image is in two splits. {', '.join(both[:3])} ({len(both)} in all) of {self.folder} are. "
@@ -194,6 +194,10 @@ class Files(ABC):
             for kind in self.NEEDS[task]:
                 users.setdefault(kind, []).append(task)
         return lines + [line for kind, names in users.items() for line in self._lacks(kind, names, ids)]
+
+    def may_share_images(self) -> bool:
+        """Returns whether the official lists put the same images into several splits. Default: never."""
+        return False
 
     def fingerprint(self, tasks: Iterable[str], splits: Iterable[str], *, dates: bool = False) -> str:
         """Returns a hash of the ids of the splits and the names and sizes of the files of these tasks and images.
