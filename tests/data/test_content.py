@@ -9,6 +9,7 @@ import pytest
 
 from mtlbench.data import MTLDataModule, Samples
 from mtlbench.data.content import content_of
+from mtlbench.testing import check_data_module
 
 
 class Plain(MTLDataModule):
@@ -57,3 +58,10 @@ def test_neither_the_place_nor_hidden_files_nor_dead_links_matter(root: Path) ->
 
 def test_without_a_root_nothing_is_known(tmp_path: Path) -> None:
     assert Plain(None).fingerprint() == Plain(str(tmp_path / "absent")).fingerprint() == ""
+
+
+def test_data_that_nothing_identifies_is_warned_about(root: Path) -> None:
+    assert Plain(str(root)).unidentified() is None
+    assert "Override fingerprint()" in str(Plain(None).unidentified())
+    with pytest.warns(UserWarning, match="Plain has neither files"):
+        check_data_module(f"{__name__}:Plain")

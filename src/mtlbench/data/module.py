@@ -158,6 +158,15 @@ class MTLDataModule(L.LightningDataModule):
         """
         return None
 
+    def unidentified(self) -> str | None:
+        """Returns a warning if nothing identifies the data, so that a change of it goes unnoticed; else None."""
+        if self.fingerprint():
+            return None
+        return (
+            f"{type(self).__name__} has neither files under a root nor a fingerprint() of its own: after a change of "
+            "the data, finished runs still count as done. Override fingerprint(), or raise VERSION with every change."
+        )
+
     def steps_per_epoch(self) -> int:
         """Returns optimiser steps in one pass over the training split."""
         return max(1, len(self.training_samples()) // self.batch_size)

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,6 +163,8 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
     missing = data.missing()
     if missing:
         raise DataError("\n".join(missing))
+    if doubt := data.unidentified():
+        warnings.warn(doubt, stacklevel=2)
     return data
 
 
