@@ -6,9 +6,9 @@ stopped and resumed. `mtlbench check module:Class` prints the findings.
 
 from __future__ import annotations
 
-import warnings
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
