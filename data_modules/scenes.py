@@ -130,7 +130,7 @@ class Scenes(MTLDataModule):
         image = ((sample["image"] - 127.5) * gains + (127.5 + brightness)).round_().clamp_(0, 255).to(torch.uint8)
         if not mirror:
             return {**sample, "image": image}
-        geometry = Warp.window(*image.shape[-2:], 0, 0, flip=True)
+        geometry = Warp.window(image.shape[-2], image.shape[-1], 0, 0, flip=True)
         targets = {
             name: torch.from_numpy(self.TASKS[name].warp(target.numpy(), geometry, _LABELS))
             for name, target in sample["targets"].items()

@@ -6,7 +6,7 @@ import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,14 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _arrays(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, np.ndarray]:
+def _arrays(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Any]:
     """Returns decoded predictions by task, dense ones at another height and width.
 
     Raw outputs are resized, not decoded ones: class ids and unit vectors have no values in between.
     """
     from torch.nn import functional as F
 
-    found = {}
+    found: dict[str, Any] = {}
     for name, task in tasks.items():
         value = F.interpolate(raw[name], tuple(size), mode="bilinear") if task.dense else raw[name]
         found[name] = task.decode(value)[0].numpy()
