@@ -205,4 +205,4 @@ def _layout(folder: Path) -> str | None:
     if (folder / "leftImg8bit" / "train").is_dir():
         return "official"
     images = folder / "train" / "image"
-    return next((name for name in ("npy", "png") if any(images.glob(f"*.{name}"))), None)
+    return next((name for name in ("npy", "png") if any(images.glob(f"[!.]*.{name}"))), None)

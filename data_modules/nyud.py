@@ -127,11 +127,14 @@ def normals(path: Path, size: Size) -> Array:
 def edges(path: Path, size: Size) -> Bytes:
     """Returns 0 or 1: (H, W)."""
     if path.suffix == ".png":
-        return (read.png(path, ("L", "1"), size) > 127).astype(np.uint8)
-    found = np.squeeze(read.npy(path))
-    read.check_size(path, found, size)
-    read.check_values(path, "edges lie in 0..1", found, (found >= 0) & (found <= 1))
-    return (found > 0.5).astype(np.uint8)
+        found = read.png(path, ("L", "1"), size)
+    else:
+        found = np.squeeze(read.npy(path))
+        read.check_size(path, found, size)
+        read.check_values(path, "edges lie in 0..1", found, (found >= 0) & (found <= 1))
+    lines = read.mask(path, found)
+    read.check_thin(path, lines)
+    return lines
 
 
 READERS: dict[str, Callable[[Path, Size], Array]] = {

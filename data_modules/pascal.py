@@ -25,6 +25,9 @@ class Pascal(DenseData):
     scale 0.75..1.25, turn -20..20 degrees, flip. ``invpt`` (the same as ATRC's): the photograph keeps its size and is
     padded to 512 x 512; scale 0.5..2, crop, flip, colours.
 
+    ``vandenhende_lines`` is ``vandenhende`` with edges that stay connected where ``size`` is below the photograph's; no
+    published score uses it.
+
     Images without people stay in the list even if human parts are the only task, unlike in the reference loaders. No
     source says where the normals' axes point; the default is what the reference code's rotation assumes.
 
@@ -36,6 +39,7 @@ class Pascal(DenseData):
     FILES = PascalFiles
     RECIPES: ClassVar[Mapping[str, Recipe]] = {
         "vandenhende": AboutCentre(scale=(0.75, 1.25), rotation=20.0),
+        "vandenhende_lines": AboutCentre(scale=(0.75, 1.25), rotation=20.0, whole_edges=True),
         "invpt": ScaledCrop(),
     }
     TASKS: ClassVar[Mapping[str, Task]] = {

@@ -21,8 +21,10 @@ from mtlbench.data import MTLDataModule, Sample, Samples
 from mtlbench.errors import SuiteError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import IGNORE, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation, Task
+from mtlbench.tasks.geometry import LabelOptions
 
 from . import rendering
+from .dense.warp import Warp
 from .rendering import PART_CLASSES, SEMSEG_CLASSES, motion
 
 _LOG = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ _REVISION = {False: "9d79d5dfa448a857", True: "e285f14de068911d"}
 values; where they change on purpose, put any other string here, and runs on old pictures no longer count as done."""
 
 _FIELDS = tuple(field.name for field in fields(rendering.Rendered) if field.name != "instance")
+_LABELS = LabelOptions(axes="right-down")
 _CHUNK = 50
 """Images rendered and written at a time."""
 
@@ -78,9 +81,18 @@ class Scenes(MTLDataModule):
     }
 
     def __init__(
-        self, root: str | None = None, *, size: int = 64, train: int = 2000, val: int = 250, test: int = 250,
-        frames: int = 1, scene_seed: int = 0, cache: str | None = None, **options: Any,
-    ):  # fmt: skip
+        self,
+        root: str | None = None,
+        *,
+        size: int = 64,
+        train: int = 2000,
+        val: int = 250,
+        test: int = 250,
+        frames: int = 1,
+        scene_seed: int = 0,
+        cache: str | None = None,
+        **options: Any,
+    ):
         super().__init__(root, **options)
         self.size, self.counts, self.clip_length = size, {"train": train, "val": val, "test": test}, frames
         self.scene_seed, self.cache = scene_seed, Path(cache).expanduser() if cache else _default_cache()
@@ -118,10 +130,11 @@ class Scenes(MTLDataModule):
         image = ((sample["image"] - 127.5) * gains + (127.5 + brightness)).round_().clamp_(0, 255).to(torch.uint8)
         if not mirror:
             return {**sample, "image": image}
-        targets = {name: target.flip(-1) for name, target in sample["targets"].items()}
-        if "normals" in targets:
-            right = targets["normals"][0]
-            right[right != IGNORE] *= -1
+        geometry = Warp.window(image.shape[-2], image.shape[-1], 0, 0, flip=True)
+        targets = {
+            name: torch.from_numpy(self.TASKS[name].warp(target.numpy(), geometry, _LABELS))
+            for name, target in sample["targets"].items()
+        }
         return {**sample, "image": image.flip(-1), "targets": targets}
 
     def fingerprint(self) -> str:

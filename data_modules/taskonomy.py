@@ -31,6 +31,9 @@ CLASSES = ("class_object", "class_scene")
 MASKS = ("mask_valid", "depth_zbuffer", "depth_euclidean")
 """Domains that tell which pixels are valid, the first that exists counts."""
 
+FLAGS = ("1", "1.0", "0", "0.0", "")
+"""What a list of buildings may hold for a split."""
+
 NO_DEPTH = 65535
 SMALLEST = 100
 """Bytes below which a class file holds nothing."""
@@ -113,6 +116,13 @@ class TaskonomyFiles(Files):
             wanted = {"id", "train", "val", "test"}
             if not rows or not wanted <= rows[0].keys():
                 raise DataError(f"{path}: a list begins with id,train,val,test. Found {list(rows[0]) if rows else []}.")
+            for number, row in enumerate(rows, 2):
+                odd = [row[split] for split in ("train", "val", "test") if row[split] not in FLAGS]
+                if odd:
+                    raise DataError(
+                        f"{path}, line {number}: a split's column holds 1 or 0 (or nothing). Found {odd[0]!r}. "
+                        "Correct the line."
+                    )
             self._buildings = {s: [r["id"] for r in rows if r[s] in ("1", "1.0")] for s in ("train", "val", "test")}
         return self._buildings
 
@@ -147,6 +157,10 @@ class TaskonomyFiles(Files):
         ending = "npy" if kind in CLASSES else "png"
         return [f"{self.folder_of(domain, building)}/{view}_domain_{domain}.{ending}" for domain in domains]
 
+    def may_share_images(self) -> bool:
+        """Returns whether the subset is ``debug``, whose official list has one building in all three splits."""
+        return self.subset == "debug"
+
     def places(self, kind: str) -> list[str]:
         """Returns the folder of the domain."""
         return ["rgb" if kind == "image" else kind]
@@ -179,7 +193,8 @@ class Taskonomy(DenseData):
     Normals are stored (right, down, away): channel 2 is small where a surface faces the camera.
 
     Args:
-        subset: ``debug``, ``tiny``, ``medium``, ``full`` or ``fullplus``: which buildings.
+        subset: ``debug``, ``tiny``, ``medium``, ``full`` or ``fullplus``: which buildings. The official list of
+            ``debug`` has one building in all three splits: its scores show that code runs, and nothing else.
         **options: Of `DenseData`.
     """
 

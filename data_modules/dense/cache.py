@@ -5,19 +5,24 @@ A cache is a folder of arrays, one row per sample, keyed by everything that deci
 renamed, so that two writers cannot harm each other, and a changed source gives another key. Without it the samples are
 the same, only slower.
 
+Caches that nobody has used for 30 days are removed when another one is opened.
+
 ``MTLBENCH_CACHE`` names the folder (default ``$XDG_CACHE_HOME/mtlbench`` or ``~/.cache/mtlbench``) or is ``off``;
 ``MTLBENCH_CACHE_GB`` is the largest size of one split (default 2).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +35,12 @@ _LOG = logging.getLogger(__name__)
 
 SPARE = 0.9
 """Share of the free disk that a cache may take."""
+
+UNUSED = 30 * 86400
+"""Seconds without use after which a cache is removed."""
+
+_OURS = re.compile(r"\.?[a-z0-9_]+-[a-z]+-[0-9a-f]{20}(-\w+)?")
+"""Names of finished caches and of drafts; nothing else in the folder is ever removed."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,27 @@ def cached(name: str, key: Callable[[], str], samples: Stored) -> Stored:
     try:
         if not folder.is_dir():
             _build(folder, samples)
-        return Cached(folder)
+        found = Cached(folder)
+        _prune(folder)
+        return found
     except (OSError, ValueError) as error:  # ValueError: numpy on a damaged file
         _LOG.warning("Samples are decoded each time, since the cache %s cannot be used: %s", folder, error)
         return samples
+
+
+def _prune(used: Path) -> None:
+    """Marks a cache as used and removes finished ones and drafts that nobody has opened for `UNUSED` seconds.
+
+    A process that still has a removed cache open keeps its maps; others decode again. Whatever cannot be removed stays.
+    """
+    os.utime(used)
+    oldest = time.time() - UNUSED
+    for folder in used.parent.iterdir():
+        ours = _OURS.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir()
+        with contextlib.suppress(OSError):
+            if ours and folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
+                _LOG.info("Removed the cache %s: nobody has used it for %d days.", folder, UNUSED // 86400)
 
 
 def folder_of_caches() -> Path | None:

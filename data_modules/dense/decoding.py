@@ -151,3 +151,27 @@ def check_values(path: Path, rule: str, found: Array, fine: NDArray[np.bool_]) -
     """Checks that every value is fine; the error shows some that are not."""
     if not fine.all():
         raise fault(path, rule, f"{np.unique(found[~fine])[:5].tolist()}")
+
+
+def mask(path: Path, found: Array) -> Bytes:
+    """Returns 0 or 1 from a two-valued label, (H, W), whichever of 0/1 and 0/255 (or false/true) it is stored in.
+
+    Values between belong to soft or compressed masks and are cut at half of the range.
+
+    Raises:
+        DataError: A value is outside 0..255, or not finite.
+    """
+    check_values(path, "a mask lies in 0..1 or 0..255", found, (found >= 0) & (found <= 255))
+    highest = 1 if found.dtype == np.bool_ or found.max(initial=0) <= 1 else 255
+    return (found > highest / 2).astype(np.uint8)
+
+
+def check_thin(path: Path, edges: Bytes) -> None:
+    """Checks that edges are lines and not what lies between them.
+
+    Raises:
+        DataError: More than half of the pixels are edges, so the values are exchanged.
+    """
+    share = float(edges.mean()) if edges.size else 0.0
+    if share > 0.5:
+        raise fault(path, "edges are 1 (or 255) on a background of 0", f"{share:.0%} edge pixels: the map is inverted")

@@ -47,7 +47,8 @@ class Files(ABC):
         if not self.root or not (root := Path(self.root).expanduser()).is_dir():
             return None
         near = [root / name for name in self.FOLDERS]
-        below = [place / name for place in sorted(root.iterdir()) for name in self.FOLDERS[1:] if place.is_dir()]
+        places = [place for place in sorted(root.iterdir()) if place.is_dir() and not place.name.startswith(".")]
+        below = [place / name for place in places for name in self.FOLDERS[1:]]
         found = next((place for place in near if place.is_dir() and self.recognise(place)), None)
         copies = [place for place in below if place.is_dir() and self.recognise(place)]
         return found or max(copies, key=self.weigh, default=None)
@@ -182,7 +183,7 @@ class Files(ABC):
                 ids += self.ids(split)
             except DataError as error:
                 lines.append(str(error))
-        both = _repeated(ids)
+        both = [] if self.may_share_images() else _repeated(ids)
         if both:
             lines.append(
                 f"No image is in two splits. {', '.join(both[:3])} ({len(both)} in all) of {self.folder} are. "
@@ -193,6 +194,10 @@ class Files(ABC):
             for kind in self.NEEDS[task]:
                 users.setdefault(kind, []).append(task)
         return lines + [line for kind, names in users.items() for line in self._lacks(kind, names, ids)]
+
+    def may_share_images(self) -> bool:
+        """Returns whether the official lists put the same images into several splits. Default: never."""
+        return False
 
     def fingerprint(self, tasks: Iterable[str], splits: Iterable[str], *, dates: bool = False) -> str:
         """Returns a hash of the ids of the splits and the names and sizes of the files of these tasks and images.
@@ -260,7 +265,7 @@ def _familiar(root: str | None) -> str:
     folder = Path(root or "").expanduser()
     if not root or not folder.is_dir():
         return ""
-    entries = sorted(path.name for path in folder.iterdir())
+    entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     places = [folder, *(folder / name for name in entries)]
     known = next((what for mark, what in LANDMARKS.items() for place in places if (place / mark).is_dir()), "")
     found = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "") if entries else "nothing"
@@ -326,7 +331,7 @@ class ListedFiles(Files):
 
     def weigh(self, folder: Path) -> int:
         """Returns the length of the lists."""
-        return sum(path.stat().st_size for path in (folder / self.LISTS).glob("*.txt"))
+        return sum(path.stat().st_size for path in (folder / self.LISTS).glob("[!.]*.txt") if path.is_file())
 
     def sought(self) -> str:
         """Returns the folders of images and lists."""

@@ -14,8 +14,9 @@ from PIL import Image
 from mtlbench.data import MTLDataModule, Sample
 from mtlbench.data.download import Download
 from mtlbench.errors import DataError, SuiteError, unknown_name
-from mtlbench.tasks import IGNORE, Task
+from mtlbench.tasks import IGNORE, Edges, Task
 
+from .boundaries import shrink
 from .cache import Decoded, Stored, cached
 from .decoding import Array, Bytes
 from .files import Files
@@ -166,7 +167,8 @@ class DenseData(MTLDataModule):
 
     def _key(self, split: str) -> str:
         files = self.files.fingerprint(self.readable(), [split], dates=True) if self.files.folder else ""
-        how = (self.recipe.fit, self.recipe.stored, self.recipe.outside, self.recipe.image_how)
+        how: tuple[Any, ...] = (self.recipe.fit, self.recipe.stored, self.recipe.outside, self.recipe.image_how)
+        how += ("whole edges",) if self.recipe.whole_edges else ()
         return repr((type(self).__qualname__, self.VERSION, sorted(self.readable()), how, files))
 
     def _check(self) -> None:
@@ -212,7 +214,7 @@ class Fit:
         """Returns image and labels at the stored size, the ratio of the sides not kept."""
         size, (height, width) = recipe.stored, photo.shape[:2]
         found = {
-            name: tasks[name].store(_nearest(label, size) if label.ndim > 1 else label)
+            name: tasks[name].store(_fitted(label, size, recipe, tasks[name]) if label.ndim > 1 else label)
             for name, label in labels.items()
         }
         image = _channels_first(_resized(photo, size, recipe.image_how))
@@ -237,7 +239,7 @@ class Fit:
         image[place] = _channels_first(_resized(photo, inner, recipe.image_how))
         found = {}
         for name, label in labels.items():
-            small = tasks[name].store(_nearest(label, inner) if label.ndim > 1 else label)
+            small = tasks[name].store(_fitted(label, inner, recipe, tasks[name]) if label.ndim > 1 else label)
             found[name] = padded(small, tasks[name].outside(small)) if label.ndim > 1 else small
         return Decoded(image, found, (top, left, *inner), original[0] / original[1])
 
@@ -246,6 +248,14 @@ def _resized(photo: Bytes, size: tuple[int, int], how: Image.Resampling) -> Byte
     if photo.shape[:2] == tuple(size):
         return photo
     return np.array(Image.fromarray(photo).resize((size[1], size[0]), how))
+
+
+def _fitted(label: Array, size: tuple[int, int], recipe: Recipe, task: Task) -> Array:
+    """Returns a label (H, W) or (H, W, C) at another size by the recipe's rule, channels first."""
+    smaller = label.shape[:2] != tuple(size) and label.shape[0] >= size[0] and label.shape[1] >= size[1]
+    if recipe.whole_edges and isinstance(task, Edges) and smaller:
+        return shrink(label, size)
+    return _nearest(label, size)
 
 
 def _nearest(label: Array, size: tuple[int, int]) -> Array:

@@ -29,7 +29,8 @@ class NumberedFiles(Files):
     def recognise(self, folder: Path) -> bool:
         """Returns whether the training images lie there."""
         place, ending = self.SOURCES["image"]
-        return any(path.suffix == ending for path in (folder / "train" / place).glob(f"*{ending}"))
+        found = (folder / "train" / place).glob(f"*{ending}")
+        return any(not path.name.startswith(".") for path in found)
 
     def sought(self) -> str:
         """Returns the pattern of training images."""

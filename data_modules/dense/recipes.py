@@ -44,6 +44,7 @@ class Recipe:
         fill: Class id, saliency and edge of pixels from outside: 255 = ignore, or 0 = background as in the reference
             code of ASTMT and Vandenhende. Depth and normals are ignored there in any case.
         nearer: Whether an enlargement divides depth.
+        whole_edges: Whether edges are shrunk to the stored size by `boundaries.shrink` instead of the nearest pixel.
     """
 
     size: tuple[int, int] = (512, 512)
@@ -53,6 +54,7 @@ class Recipe:
     rotation: float = 0.0
     fill: int = IGNORE
     nearer: bool = True
+    whole_edges: bool = False
 
     fit: ClassVar[str] = "stretch"
     """``"stretch"`` to the stored size, or ``"pad"``: keep the size, centred."""

@@ -167,3 +167,19 @@ def test_whole_image_labels_and_gaps_survive(tmp_path: Path) -> None:
     samples = Taskonomy(str(root), size=28).samples("train")
     lacking = [s["id"] for s in (samples[i] for i in range(6)) if "class_object" not in s["targets"]]
     assert lacking == ["beechwood/point_3_view_0"] and isinstance(samples.stored, cache.Cached)
+
+
+def test_caches_that_nobody_uses_are_removed_and_nothing_else(root: Path, place: Path) -> None:
+    old, draft = f"nyud-train-{'0' * 20}", f".nyud-train-{'0' * 20}-abc"
+    fresh = f"nyud-val-{'1' * 20}"
+    for name in (old, draft, fresh, "photos", "my-own-folder"):
+        (place / name).mkdir(parents=True)
+    for name in (old, draft, "photos", "my-own-folder"):
+        os.utime(place / name, (0, 0))
+    data = Pascal(str(root), size=24)
+    data.samples("train")
+    assert not {old, draft} & set(caches(place)) and {fresh, "photos", "my-own-folder"} <= set(caches(place))
+    mine = next(path for path in place.iterdir() if path.name.startswith("pascal-train"))
+    os.utime(mine, (0, 0))
+    Pascal(str(root), size=24).samples("train")
+    assert mine.is_dir() and mine.stat().st_mtime > 0

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtlbench.data_modules.dense import decoding
+from mtlbench.data_modules.dense import decoding, numbered_files
 from mtlbench.data_modules.dense.files import read_list
 from mtlbench.data_modules.miniatures import write_nyud
 from mtlbench.data_modules.nyud import Nyud
+from mtlbench.data_modules.nyuv2 import NYUv2
 from PIL import Image
 
 from mtlbench import registry
+from mtlbench.data_modules import nyud
 from mtlbench.errors import DataError, SuiteError
 
 
@@ -85,3 +87,55 @@ def test_miniatures_are_a_hook_of_the_data_module(tmp_path: Path) -> None:
     assert not Nyud(str(Nyud.miniature(tmp_path))).missing()
     with pytest.raises(DataError, match="Digits has none"):
         registry.load("data_modules.digits:Digits").miniature(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint8])
+def test_depth_and_masks_of_any_number_type(tmp_path: Path, dtype: type) -> None:
+    stored = np.array([[0, 1], [1, 0]], dtype)
+    for read in (nyud.depth, nyud.edges):
+        np.save(tmp_path / "a.npy", stored)
+        found = read(tmp_path / "a.npy", (2, 2))
+        assert np.array_equal(found, [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("stored", [np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8) * 255, np.eye(4, dtype=bool)])
+def test_edge_pictures_of_0_and_1_and_of_0_and_255_are_the_same(tmp_path: Path, stored: np.ndarray) -> None:
+    Image.fromarray(stored).save(tmp_path / "e.png")
+    assert np.array_equal(nyud.edges(tmp_path / "e.png", (4, 4)), np.eye(4))
+    Image.fromarray(~stored if stored.dtype == bool else stored.max() - stored).save(tmp_path / "e.png")
+    with pytest.raises(DataError, match="e.png.*75% edge pixels: the map is inverted"):
+        nyud.edges(tmp_path / "e.png", (4, 4))
+
+
+def test_whole_numbers_only_where_classes_are_stored(tmp_path: Path) -> None:
+    np.save(tmp_path / "c.npy", np.array([[0.0, 1.5], [0, 0]]))
+    with pytest.raises(DataError, match="c.npy.*1.5"):
+        numbered_files.classes(tmp_path / "c.npy", 7, (2, 2))
+
+
+def test_dead_links_and_hidden_folders_end_no_run(tmp_path: Path) -> None:
+    root = write_nyud(tmp_path, train=2, val=1)
+    base = Nyud(str(root), size=[24, 32]).files.base()
+    (base / "images" / "dead.jpg").symlink_to("nowhere")
+    (base / "gt_sets" / "dead.txt").symlink_to("nowhere")
+    (root / "dead").symlink_to("nowhere")
+    (root / ".Trash" / "NYUD_MT" / "gt_sets").mkdir(parents=True)
+    data = Nyud(str(root), size=[24, 32])
+    assert data.files.base() == base and not data.missing() and len(data.originals("train")) == 2
+    image = data.files.path("image", data.files.ids("train")[0])
+    image.unlink()
+    image.symlink_to("nowhere")
+    with pytest.raises(DataError, match=f"{image.name}.*the file is gone"):
+        Nyud(str(root), size=[24, 32]).originals("train")[0]
+
+
+def test_hidden_files_are_no_numbered_samples(tmp_path: Path) -> None:
+    root = NYUv2.miniature(tmp_path)
+    data = NYUv2(str(root))
+    folder = data.files.base() / "train" / "image"
+    before = data.files.ids("train")
+    (folder / "._0.npy").write_bytes(b"junk")
+    assert NYUv2(str(root)).files.ids("train") == before
+    for path in folder.glob("[!.]*"):
+        path.unlink()
+    assert NYUv2(str(root)).files.folder is None

@@ -223,3 +223,28 @@ def test_a_wrong_class_file_is_named(root: Path) -> None:
     np.save(path, np.full(1000, np.nan))
     with pytest.raises(DataError, match="finite"):
         native(root, "class_object")
+
+
+def test_lists_hold_ones_zeros_and_blanks(root: Path) -> None:
+    path = root / "splits_taskonomy/train_val_test_tiny.csv"
+    expected = Taskonomy(str(root)).files.listed()
+    text = path.read_text()
+    lines = text.splitlines()
+    spaced = [lines[0].replace(",", " , ")]
+    spaced += [",".join({"1": " 1.0", "0": "0.0 "}.get(word, word) for word in line.split(",")) for line in lines[1:]]
+    path.write_text("\n".join(spaced))
+    assert Taskonomy(str(root)).files.listed() == expected
+    path.write_text("\n".join([lines[0], *(line.replace(",0", ",") for line in lines[1:])]))
+    assert Taskonomy(str(root)).files.listed() == expected
+    path.write_text("\n".join([*lines[:2], lines[2].replace("1", "yes")]))
+    with pytest.raises(DataError, match="tiny.csv, line 3.*'yes'"):
+        Taskonomy(str(root)).files.listed()
+
+
+def test_the_debug_list_may_have_one_building_in_all_splits(root: Path) -> None:
+    shared = f"id,train,val,test\n{FIRST[0]},1,1,1\n"
+    for subset in ("debug", "tiny"):
+        (root / f"splits_taskonomy/train_val_test_{subset}.csv").write_text(shared)
+    data = Taskonomy(str(root), subset="debug")
+    assert not data.missing() and data.files.ids("train") == data.files.ids("test")
+    assert "No image is in two splits" in "".join(Taskonomy(str(root), subset="tiny").missing())

@@ -8,6 +8,7 @@ import io
 import json
 import os
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -79,3 +80,21 @@ def test_terminal_escapes_and_formulas_are_inert(tmp_path):
     assert {f"'{formula}" for formula in formulas[:2]} <= set(cells)
     numbers = [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
     assert all(float(cell) < 0 for cell in numbers), "only numbers begin with a sign"
+
+
+def test_captions_of_a_foreign_folder_are_inert(tmp_path):
+    folder = write_study(tmp_path / "scenes", ["single_task", "uniform"])
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[2J"
+    for path in folder.rglob("examples.npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        for name in [name for name in arrays if "/" in name]:
+            arrays[f"shown/{name}"] = np.array([hostile] * len(arrays[name]))
+        np.savez(path, **arrays)
+    stream = io.StringIO()
+    show(folder, console=Console(file=stream, width=200))
+    write(folder)
+    page = (folder / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page, "captions are shown"
+    assert "<script>alert(1)" not in page and "<img src=x" not in page
+    assert "\x1b[2J" not in page and "\x1b[2J" not in stream.getvalue()

@@ -80,7 +80,8 @@ def context(path: Path, size: Size) -> NDArray[np.integer]:
     """Returns the 459-class map, 0..459: (H, W)."""
     found = mat(path, "LabelMap")
     check_size(path, found, size)
-    check_values(path, "context classes are whole numbers 0..459", found, (found >= 0) & (found <= CONTEXT_CLASSES))
+    fine = (found >= 0) & (found <= CONTEXT_CLASSES) & (found == np.floor(found))
+    check_values(path, "context classes are whole numbers 0..459", found, fine)
     return found.astype(np.int32)
 
 

@@ -86,6 +86,7 @@ def _tell_split(data: Any, split: str, *, verify: bool) -> int:
     print(f"  {split:20} {found.samples} samples, {len(found.faults)} faulty")
     for task, count in found.unlabelled.items():
         print(f"    {count} without a label of {task}")
+    print("".join(f"    Warning: {doubt}\n" for doubt in found.doubts), end="")
     print("".join(f"    {fault}\n" for fault in found.faults[:SHOWN]), end="")
     if len(found.faults) > SHOWN:
         print(f"    and {len(found.faults) - SHOWN} more")

@@ -33,6 +33,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mtlbench.data.batches import Collate, StepBatches
+from mtlbench.data.content import content_of
 from mtlbench.data.contract import Sample, Samples
 from mtlbench.data.label_rules import ChangedLabels, Rules
 from mtlbench.errors import DataError
@@ -142,8 +143,13 @@ class MTLDataModule(L.LightningDataModule):
         return set()
 
     def fingerprint(self) -> str:
-        """Returns what identifies the data itself: ids of the splits and sizes of the files. Never paths."""
-        return ""
+        """Returns what identifies the data itself, so that a change of it makes finished runs count as not done.
+
+        Default: a hash of the names, sizes and times of the visible files under ``root``; ``""`` without a root.
+        Override it where the files are many, where copies with other times are the same data, or where the data
+        needs no files. Never use absolute paths.
+        """
+        return content_of(Path(self.root).expanduser()) if self.root else ""
 
     def sample_count(self, split: str) -> int | None:
         """Returns the number of samples of a split if that is known without reading them, else None.
@@ -151,6 +157,15 @@ class MTLDataModule(L.LightningDataModule):
         A study is refused at once, instead of in its runs, if a split is empty or smaller than a batch.
         """
         return None
+
+    def unidentified(self) -> str | None:
+        """Returns a warning if nothing identifies the data, so that a change of it goes unnoticed; else None."""
+        if self.fingerprint():
+            return None
+        return (
+            f"{type(self).__name__} has neither files under a root nor a fingerprint() of its own: after a change of "
+            "the data, finished runs still count as done. Override fingerprint(), or raise VERSION with every change."
+        )
 
     def steps_per_epoch(self) -> int:
         """Returns optimiser steps in one pass over the training split."""

@@ -1,4 +1,4 @@
-"""Checks every sample of a data module: readable, of the right form, and how many labels are missing."""
+"""Check every sample of a data module: readable, of the right form, labels plausible over the whole split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from mtlbench.data import MTLDataModule, Sample, Samples
 from mtlbench.errors import DataError
-from mtlbench.tasks import Task, form_fault
+from mtlbench.tasks import IGNORE, BinaryMap, Edges, SemanticSegmentation, Task, form_fault
 
 
 @dataclass
@@ -21,11 +21,13 @@ class Findings:
         samples: Images of the split.
         faults: A line for each image that cannot be used: file, rule, fact, remedy.
         unlabelled: Task -> readable images without any label of it.
+        doubts: A line for each task whose values are allowed but, over the whole split, look like another encoding.
     """
 
     samples: int
     faults: list[str] = field(default_factory=list)
     unlabelled: Counter[str] = field(default_factory=Counter)
+    doubts: list[str] = field(default_factory=list)
 
 
 def verify(data: MTLDataModule, split: str, watch: Callable[[int], None] = lambda done: None) -> Findings:
@@ -38,6 +40,7 @@ def verify(data: MTLDataModule, split: str, watch: Callable[[int], None] = lambd
     """
     samples: Samples = data.originals(split)
     findings = Findings(len(samples))
+    seen = {name: _Seen() for name in data.tasks}
     for index in range(len(samples)):
         try:
             sample = samples[index]
@@ -48,10 +51,47 @@ def verify(data: MTLDataModule, split: str, watch: Callable[[int], None] = lambd
                 f"{split}[{index}]: a sample must be readable. Found {type(error).__name__}: {error}"
             )
         else:
-            findings.faults += faults_of(sample, data.tasks)
+            faults = faults_of(sample, data.tasks)
+            findings.faults += faults
+            if not faults:
+                for name, target in sample["targets"].items():
+                    seen[name].add(data.tasks[name], target)
             findings.unlabelled.update(_unlabelled(sample, data.tasks))
         watch(index + 1)
+    doubts = {name: seen[name].doubt(task) for name, task in data.tasks.items()}
+    findings.doubts = [f"{name}: {doubt}" for name, doubt in doubts.items() if doubt]
     return findings
+
+
+class _Seen:
+    """The values that the targets of one task take over a split, for kinds with few values."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def add(self, task: Task, target: torch.Tensor) -> None:
+        if isinstance(task, SemanticSegmentation | BinaryMap):
+            values, counts = target[target != IGNORE].long().unique(return_counts=True)
+            self.counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    def doubt(self, task: Task) -> str | None:
+        """Returns what looks wrong and its likely cause; None if nothing does, or if no pixel is labelled."""
+        total = self.counts.total()
+        if not total:
+            return None
+        if isinstance(task, BinaryMap):
+            share = self.counts[1] / total
+            if share in (0, 1):
+                return f"every labelled pixel is {int(share)}. Is the mask stored as 0/1 where 0/255 is expected?"
+            if isinstance(task, Edges) and share > 0.5:
+                return f"{share:.0%} of the pixels are edges. Is the map inverted?"
+        elif isinstance(task, SemanticSegmentation) and task.classes > 2:
+            last = task.classes - 1
+            if not self.counts[last] and self.counts[0]:
+                return f"class {last}, the last, never occurs. Are the stored ids one too low, or is the split small?"
+            if not self.counts[0] and self.counts[last]:
+                return "class 0, the first, never occurs. Are the stored ids one too high, or is the split small?"
+        return None
 
 
 def faults_of(sample: Sample, tasks: Mapping[str, Task]) -> list[str]:

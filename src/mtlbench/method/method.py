@@ -16,7 +16,7 @@ from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.gradients.update import Update, needs_of
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.errors import MethodError
+from mtlbench.errors import DataError, MethodError
 from mtlbench.method import step
 from mtlbench.method.optimisers import build_optimiser, build_schedule
 from mtlbench.method.spec import MethodSpec
@@ -170,6 +170,8 @@ class MTLMethod(L.LightningModule, Registered):
 
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all."""
+        if image.dtype != torch.uint8:
+            raise DataError(f"Images are uint8, 0..255. Found {image.dtype}. Give (x * 255).round().to(torch.uint8).")
         return self.network(image, list(tasks or self.tasks)).predictions
 
     # ---- training: Lightning's hooks in its order ------------------------------------------------------------------

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -166,6 +167,8 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
         raise DataError(
             f"The folder of the data must exist. There is no {root}. Correct DATA= (--data), or leave it out."
         )
+    if doubt := data.unidentified():
+        warnings.warn(doubt, stacklevel=2)
     return data
 
 

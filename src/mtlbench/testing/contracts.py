@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -193,6 +194,8 @@ def check_data_module(target: str, root: str | None = None, **options: Any) -> l
     """
     cls = registry.load(target)
     data: MTLDataModule = cls(root, **options)
+    if doubt := data.unidentified():
+        warnings.warn(doubt, stacklevel=2)
     checks = {
         "samples follow the contract": lambda: _samples(data),
         "reading and augmenting are functions of index and generator": lambda: _repeatable(data),

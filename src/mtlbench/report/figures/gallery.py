@@ -110,7 +110,10 @@ def _tile(study: ReportInput, task: str, arrays: Arrays | None, what: str, index
     shown = arrays.get(f"shown/{what}/{task}")
     if shown is None:
         return _redrawn(study, task, arrays, values[index], index, text)
-    return Tile(text=str(shown[index])) if shown.dtype.kind == "U" else _picture(shown[index], text)
+    if shown.dtype.kind != "U":
+        return _picture(shown[index], text)
+    # A results folder may come from elsewhere: no control characters, and nothing that turns the direction of text.
+    return Tile(text="".join(letter for letter in str(shown[index]) if letter.isprintable()))
 
 
 def _redrawn(study: ReportInput, task: str, arrays: Arrays, value: Any, index: int, text: str) -> Tile:

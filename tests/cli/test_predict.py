@@ -1,0 +1,68 @@
+"""`mtlbench predict`: EXIF orientation, and arrays at the photograph's own size."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtlbench.cli import predict
+from mtlbench.tasks import Depth, Normals, SemanticSegmentation
+
+TASKS = {"seg": SemanticSegmentation("seg", classes=3), "normals": Normals("normals"), "depth": Depth("depth")}
+
+
+class Brightness:
+    """Predicts from the red channel alone, so that a turned photograph gives a turned answer."""
+
+    tasks = TASKS
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        red = image[:, :1].float() / 255
+        return {"seg": torch.cat([red, 1 - red, red * 0], 1), "normals": red.repeat(1, 3, 1, 1) + 1, "depth": red}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    run = SimpleNamespace(method=Brightness(), spec=SimpleNamespace(model={"image_size": (8, 8)}))
+    monkeypatch.setattr("mtlbench.training.load.load_run", lambda folder, allow: run)
+
+    def call(image: Path, **changes: Any) -> Path:
+        options = {"run_folder": "r", "images": [str(image)], "out": str(tmp_path / "out"), "arrays": True, "allow": []}
+        assert predict.run(argparse.Namespace(**(options | changes))) == 0
+        return tmp_path / "out"
+
+    return call
+
+
+def test_arrays_have_the_size_of_the_photograph_and_the_form_of_targets(tmp_path: Path, write: Any) -> None:
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:10] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    out = write(tmp_path / "a.png")
+    with np.load(out / "a.npz") as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {
+            "seg": (20, 30), "normals": (3, 20, 30), "depth": (1, 20, 30),
+        }  # fmt: skip
+        assert set(np.unique(arrays["seg"])) == {0, 1} and (arrays["seg"][:8] == 0).all()
+        assert np.allclose(np.linalg.norm(arrays["normals"], axis=0), 1)
+    (out / "a.npz").unlink()
+    write(tmp_path / "a.png", arrays=False)
+    assert not (out / "a.npz").exists()
+
+
+def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, write: Any) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright: the left half is then above
+    Image.fromarray(pixels).save(tmp_path / "b.png", exif=exif)
+    with np.load(write(tmp_path / "b.png") / "b.npz") as arrays:
+        assert arrays["seg"].shape == (32, 16)
+        assert (arrays["seg"][:12] == 0).all() and (arrays["seg"][20:] == 1).all()
