@@ -165,7 +165,7 @@ SPEC = RunSpec("digits", "mine", 0, {"name": "m"}, {"left": {}, "sum": {}}, {}, 
     ("stages", "ending", "words"),
     [
         ([[]], {}, "yielded an empty list"),
-        ([SPEC], {}, "a list of one or more runs"),
+        ([SPEC], {}, "a non-empty list of runs"),
         ([[SPEC, SPEC]], {}, "twice"),
         ([[SPEC.with_tasks("left")], [SPEC, SPEC.with_tasks("left")]], {}, "twice"),
         ([[replace(SPEC, suite="scenes")]], {}, "of the suite scenes"),

@@ -76,7 +76,7 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "data.module=data_modules.digits:Digit"], ["Unknown class 'Digit'", "'Digits'"]),
         (["digits", "data.module=nowhere:Digits"], ["importable module", "nowhere"]),
         (["digits", "steps"], ["override 'steps'", "must have the form key.key=value"]),
-        (["digits", "trainer.steps=many"], ["override 'trainer.steps=many'", "many", "Integer"]),
+        (["digits", "trainer.steps=many"], ["override 'trainer.steps=many'", "many", "must be a whole number"]),
         (["digits", "trainer.steps=0"], ["trainer.steps must be at least 1 and"]),
         (
             ["digits", "--dry", "methods=[{name: task_moe, balancer: mgda_ub}]"],
@@ -102,7 +102,7 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "methods=[uniform, uniform]"], ["'uniform' stands twice", "label"]),
         (["digits", "methods=[{name: pcgrad, balancer: famo}]"], ["pcgrad", "cannot take famo"]),
         (["digits", "--devices", "3", "trainer.batch_size=8"], ["batch_size 8 is not a multiple of 3 device"]),
-        (["digits", "methods=[{name: cagrad, c: 1.5}]"], ["override 'methods=", "cagrad: c must lie in [0, 1)", "1.5"]),
+        (["digits", "methods=[{name: cagrad, c: 1.5}]"], ["override 'methods=", "cagrad: c must be in [0, 1)", "1.5"]),
         (["digits", "methods=[{name: task_moe, balancer: {name: fixed, weights: [1, 2]}}]"], ["fixed", "5", "2"]),
         (["digits", "--methods", "mgda_ub", "trainer.accumulate=2"], ["'representation'", "trainer.accumulate=1"]),
         (["digits", "--methods", "modo", "trainer.batch_size=2"], ["3 mini-batches", "multiple of 3"]),

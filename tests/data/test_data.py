@@ -124,7 +124,7 @@ def test_collate_names_what_does_not_fit():
     other = {**sample(1), "image": torch.zeros(3, 4, 5, dtype=torch.uint8)}
     with pytest.raises(DataError, match=r"one size.*\(3, 4, 5\), \(3, 4, 6\).*s0, s1"):
         Collate(TASKS)([sample(0), other])
-    with pytest.raises(DataError, match=r"s3: far: .*\(1, 4, 6\). Found .*\(1, 6, 4\).*size of its image"):
+    with pytest.raises(DataError, match=r"s3: far: .*\(1, 4, 6\), found .*\(1, 6, 4\).*size of its image"):
         Collate(TASKS)([sample(3, far=torch.ones(1, 6, 4))])
 
 

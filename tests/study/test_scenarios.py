@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_refused(first: tuple[Path, RunSpec, RunSpec]) -> N
         with pytest.raises(StoreError, match=message):
             begin(_method(other), other, root)
     wide = replace(second, model={**second.model, "decoder_channels": 16})
-    with pytest.raises(MethodError, match=r"of the same network.*neck"):
+    with pytest.raises(MethodError, match=r"the same network in both runs.*neck"):
         begin(_method(wide), wide, root)
 
 

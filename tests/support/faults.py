@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mtlbench import balancing, distributed, testing
-from mtlbench.balancing.gradients.surgery import Surgery
+from mtlbench.balancing.gradients import update
 from mtlbench.balancing.losses import ReducedLosses
 from mtlbench.method import MTLMethod, step
 
@@ -67,17 +67,17 @@ class Unstable(testing.ToyData):
         return Read()
 
 
-_reduce = Surgery.reduce
+_reduce = update.reduce
 
 
-def _no_reduction(self, scale):
+def _no_reduction(surgery, collected, scale):
     with mock.patch.multiple(distributed, mean_=lambda tensor: tensor, mean_row=lambda row: row):
-        _reduce(self, scale)
+        return _reduce(surgery, collected, scale)
 
 
-def _rows_only(self, scale):
+def _rows_only(surgery, collected, scale):
     with mock.patch.object(distributed, "mean_row", lambda row: row):
-        _reduce(self, scale)
+        return _reduce(surgery, collected, scale)
 
 
 def _local_counts(sums, counts, scales):
@@ -98,9 +98,9 @@ def _zero_for_absent(self, optimizer):
 
 
 FAULTS: dict[str, Any] = {
-    "none": (Surgery, "reduce", Surgery.reduce),
-    "gradients stay local": (Surgery, "reduce", _no_reduction),
-    "heads stay local": (Surgery, "reduce", _rows_only),
+    "none": (update, "reduce", update.reduce),
+    "gradients stay local": (update, "reduce", _no_reduction),
+    "heads stay local": (update, "reduce", _rows_only),
     "zeros for absent heads": (MTLMethod, "on_before_optimizer_step", _zero_for_absent),
     "means of means": (step, "reduce_losses", _local_counts),
 }

@@ -245,11 +245,11 @@ class Changing(testing.ToyData):
 
 
 class Broken(Changing):
-    """Task ``mean`` has an infinite label at step 3."""
+    """Task ``mean`` has a label at step 3 whose loss overflows."""
 
     def change(self, index, sample):
         if index == 3 * self.batch_size:
-            sample["targets"]["mean"] = torch.tensor(float("inf"))
+            sample["targets"]["mean"] = torch.tensor(1e200, dtype=torch.float64)
         return sample
 
 

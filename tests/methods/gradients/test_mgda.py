@@ -61,7 +61,7 @@ def test_normalisation_by_hand():
 def test_normalisation_takes_losses_as_they_come():
     gramian = gramian_of(rows(*ORTHOGONAL))
     assert_close(mean(normalise="loss").weights(gramian, rows(1.0, 0.0)), rows(0.8, 0.2))
-    with pytest.raises(MethodError, match=r"MGDA: normalise='loss\+' divides by losses.*-1.0"):
+    with pytest.raises(MethodError, match=r"MGDA: normalise='loss\+' divides by the losses.*-1.0"):
         mean(normalise="loss+").weights(gramian, rows(1.0, -1.0))
     assert_close(mean(normalise="l2").weights(gramian, rows(1.0, -1.0)), rows(0.5, 0.25))
 
