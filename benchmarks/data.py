@@ -21,14 +21,14 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from mtlbench.data_modules.dense.recipes import ScaledCrop  # noqa: E402
-from mtlbench.data_modules.nyud import SEMSEG_NAMES  # noqa: E402
-from mtlbench.data_modules.pascal import Pascal  # noqa: E402
-from mtlbench.data_modules.rendering import render  # noqa: E402
 from PIL import Image  # noqa: E402
 from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
+from mtlbench.data_modules.dense.recipes import ScaledCrop  # noqa: E402
+from mtlbench.data_modules.nyud import SEMSEG_NAMES  # noqa: E402
+from mtlbench.data_modules.pascal import Pascal  # noqa: E402
+from mtlbench.data_modules.rendering import render  # noqa: E402
 from mtlbench.tasks import Edges, HumanParts, Normals, Saliency, SemanticSegmentation  # noqa: E402
 
 RECIPES = {

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mtlbench.data_modules.scenes import Scenes
-
 from mtlbench.data import Batch, Collate
+from mtlbench.data_modules.scenes import Scenes
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
 from mtlbench.tasks import Depth, Task
 from mtlbench.training.build import build_method

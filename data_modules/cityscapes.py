@@ -63,7 +63,7 @@ class CityscapesFiles(Files):
         return _layout(folder) is not None
 
     def sought(self) -> str:
-        """Returns what tells the layouts."""
+        """Returns the files by which a layout is recognised, for messages."""
         return "leftImg8bit/train, train/image/*.npy or train/image/*.png"
 
     @cached_property

@@ -29,7 +29,7 @@ EXCLUDED = frozenset({"mosquito", "tansboro", "tomkins", "darnestown", "brinnon"
 
 CLASSES = ("class_object", "class_scene")
 MASKS = ("mask_valid", "depth_zbuffer", "depth_euclidean")
-"""Domains that tell which pixels are valid, the first that exists counts."""
+"""Domains that mark valid pixels; the first one that exists is used."""
 
 FLAGS = ("1", "1.0", "0", "0.0", "")
 """What a list of buildings may hold for a split."""

@@ -1,4 +1,4 @@
-"""Reads one file of a data set, or says what is wrong with it: its name, the rule, what was found, the remedy."""
+"""Readers of single files of a data set; an error states the file, the rule, what was found and the remedy."""
 
 from __future__ import annotations
 

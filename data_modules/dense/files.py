@@ -174,7 +174,7 @@ class Files(ABC):
         return self.folder is not None and any((self.folder / place).is_dir() for place in self.places(kind))
 
     def missing(self, tasks: Iterable[str], splits: Iterable[str]) -> list[str]:
-        """Returns what these tasks lack, a line each, as `MTLDataModule.missing` asks."""
+        """Returns the missing files of these tasks, one per line, for `MTLDataModule.missing`."""
         if self.folder is None:
             return [self._nowhere()]
         lines, ids = [], []

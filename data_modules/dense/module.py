@@ -122,7 +122,7 @@ class DenseData(MTLDataModule):
         return []
 
     def prepare_data(self) -> None:
-        """Decodes into the cache what is not there yet."""
+        """Decodes the images that the cache does not hold yet."""
         for split in self.SPLITS:
             self.samples(split)
 
@@ -133,7 +133,7 @@ class DenseData(MTLDataModule):
         return {**changed, "targets": targets}
 
     def missing(self) -> list[str]:
-        """Returns what the requested tasks lack; optional tasks whose folders are all absent are no fault."""
+        """Returns the missing files of the requested tasks; an optional task may lack all of its folders."""
         return self.files.missing(self.readable(), self.SPLITS)
 
     def absent_tasks(self) -> set[str]:

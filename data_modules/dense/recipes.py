@@ -84,7 +84,7 @@ class Recipe:
         return self.warped(sample, self.draw(sample, generator), tasks, axes)
 
     def view(self, sample: Sample) -> Sample:
-        """Returns the sample as it is tested."""
+        """Returns the sample in the form used for testing."""
         return sample
 
     def warped(self, sample: Sample, warp: Warp, tasks: Mapping[str, Task], axes: str) -> Sample:

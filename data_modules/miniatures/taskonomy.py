@@ -16,7 +16,7 @@ from .writing import photo, save, save_npy, whole
 SIZE = (56, 72)
 BUILDINGS = {"train": ("hiteman", "beechwood"), "val": ("corozal",), "test": ("ihlen",)}
 ELSEWHERE = "allensville"
-"""A building that the list names and the copy lacks, as after a partial download."""
+"""A building that is in the list but not in the copy, as after a partial download."""
 
 
 def write_taskonomy(folder: Path, *, train: int = 144, val: int = 12, test: int = 12, seed: int = 0) -> Path:

@@ -19,7 +19,7 @@ from scipy.io import savemat
 from mtlbench.errors import DataError
 
 MARK = "MINIATURE.json"
-"""File in a miniature that tells it from the real data and says how it was made."""
+"""File that marks a miniature and says how it was made."""
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class _Stage:
         self._place(Thing(*solids, vector(0, 0, 0), rotation(float(self.generator.uniform(-3, 3)))), 2.0, 4.5)
 
     def add_single(self) -> None:
-        """Adds a solid of its own: mostly resting on the ground, upright or tumbled; sometimes hung in the air."""
+        """Adds a single solid, mostly resting on the ground, upright or tumbled, sometimes suspended in the air."""
         kind = _SINGLES[self.generator.integers(len(_SINGLES))]
         extents = self.generator.uniform(0.18, 0.5, 3)
         if kind in (Kind.CYLINDER, Kind.CONE, Kind.CAPSULE):

@@ -1,4 +1,4 @@
-"""Seeds: what is random depends on them alone. PyTorch's global generators, set quickly enough for every step."""
+"""Seeds, on which all randomness depends, and a way to seed PyTorch's generators that is fast enough for every step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reseed(seed: int, device: torch.device) -> None:
     """Seeds the generators of the CPU and of ``device``.
 
     `torch.manual_seed` seeds every kind of accelerator. Where one is absent it formats and keeps a stack trace per
-    call: over a millisecond a step, and memory that grows for ever.
+    call, which costs over a millisecond per step and memory that grows without bound.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

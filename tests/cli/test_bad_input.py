@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mtlbench.data_modules.miniatures import write_pascal
 from PIL import Image
 
+from mtlbench.data_modules.miniatures import write_pascal
 from mtlbench.errors import StoreError
 from mtlbench.runs.store import RunFolder
 from mtlbench.training import checkpoint
@@ -39,17 +39,13 @@ from tests.support.command_line import (
 SUITE = """\
 name: mine
 version: 1
-data:
-  module: {module}
+data: {{module: "{module}"}}
 model:
   encoder: vit_tiny_patch16_224
   encoder_options: {{patch_size: {patch}, embed_dim: 16, depth: 2, num_heads: 2}}
   image_size: {size}
   decoder_channels: 8
-trainer:
-  steps: {steps}
-  batch_size: 4
-  log_every: 1
+trainer: {{steps: {steps}, batch_size: 4, log_every: 1}}
 methods: {methods}
 """
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from mtlbench.data_modules.scenes import Scenes
 
 from mtlbench.cli import video
+from mtlbench.data_modules.scenes import Scenes
 from mtlbench.errors import DataError, MtlbenchError, StoreError, SuiteError
 from mtlbench.networks.sharing.video import Frame
 from mtlbench.networks.sharing.video_scores import VideoScores, drift

@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mtlbench.data_modules.miniatures import write_nyud, write_pascal
-from mtlbench.data_modules.taskonomy import Taskonomy
 
 from mtlbench.data import download
 from mtlbench.data.download import Download, fetch, obtain, unpack
+from mtlbench.data_modules.miniatures import write_nyud, write_pascal
+from mtlbench.data_modules.taskonomy import Taskonomy
 from mtlbench.errors import DataError
 from tests.support.command_line import mtlbench
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mtlbench.data_modules.digits import Digits
 
 from mtlbench.data import Collate, Samples
 from mtlbench.data.label_rules import ChangedLabels
+from mtlbench.data_modules.digits import Digits
 from mtlbench.errors import DataError
 
 

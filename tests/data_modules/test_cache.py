@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from mtlbench import registry
 from mtlbench.data_modules.dense import cache
 from mtlbench.data_modules.miniatures import MINIATURES, write_pascal, write_taskonomy
 from mtlbench.data_modules.pascal import Pascal
 from mtlbench.data_modules.taskonomy import Taskonomy
-from PIL import Image
-
-from mtlbench import registry
 from mtlbench.errors import DataError
 
 MODULES = {

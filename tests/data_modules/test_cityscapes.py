@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mtlbench.data_modules.cityscapes import Cityscapes, Cityscapes19
-from mtlbench.data_modules.miniatures import write_cityscapes
-from mtlbench.data_modules.rendering import render
 from PIL import Image
 
 from mtlbench.data import Collate
+from mtlbench.data_modules.cityscapes import Cityscapes, Cityscapes19
+from mtlbench.data_modules.miniatures import write_cityscapes
+from mtlbench.data_modules.rendering import render
 from mtlbench.errors import DataError
 from mtlbench.testing import check_data_module
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from mtlbench import registry
+from mtlbench.data_modules import nyud
 from mtlbench.data_modules.dense import decoding, numbered_files
 from mtlbench.data_modules.dense.files import read_list
 from mtlbench.data_modules.miniatures import write_nyud
 from mtlbench.data_modules.nyud import Nyud
 from mtlbench.data_modules.nyuv2 import NYUv2
-from PIL import Image
-
-from mtlbench import registry
-from mtlbench.data_modules import nyud
 from mtlbench.errors import DataError, SuiteError
 
 

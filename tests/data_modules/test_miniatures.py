@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtlbench.data_modules.miniatures import MARK, MINIATURES, write_pascal
-from mtlbench.data_modules.miniatures import pascal as miniatures
-from mtlbench.data_modules.pascal import Pascal
 from PIL import Image
 from scipy.io import loadmat
 
+from mtlbench.data_modules.miniatures import MARK, MINIATURES, write_pascal
+from mtlbench.data_modules.miniatures import pascal as miniatures
+from mtlbench.data_modules.pascal import Pascal
 from mtlbench.errors import DataError
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mtlbench.data_modules.miniatures import write_nyud, write_pascal
-from mtlbench.data_modules.nyud import SEMSEG_NAMES, Nyud
-from mtlbench.data_modules.rendering import SEMSEG_CLASSES, render
 from PIL import Image
 from scipy.io import savemat
 
 from mtlbench.data import Collate
+from mtlbench.data_modules.miniatures import write_nyud, write_pascal
+from mtlbench.data_modules.nyud import SEMSEG_NAMES, Nyud
+from mtlbench.data_modules.rendering import SEMSEG_CLASSES, render
 from mtlbench.errors import DataError, SuiteError
 from mtlbench.testing import check_data_module
 

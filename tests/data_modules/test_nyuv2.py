@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from mtlbench.data import Collate
 from mtlbench.data_modules.miniatures import write_cityscapes, write_nyuv2
 from mtlbench.data_modules.nyuv2 import NYUv2
 from mtlbench.data_modules.rendering import render
-
-from mtlbench.data import Collate
 from mtlbench.errors import DataError
 from mtlbench.testing import check_data_module
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtlbench.data_modules.dense import cache
 from PIL import Image
 
 from mtlbench import registry
+from mtlbench.data_modules.dense import cache
 from mtlbench.report.figures.gallery import exhibits
 from mtlbench.report.reader import read_input
 from tests.support.command_line import mtlbench

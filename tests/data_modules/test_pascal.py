@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mtlbench.data_modules.dense.boundaries import boundaries, thin
-from mtlbench.data_modules.dense.formats.pascal_labels import NORMALS_IDS, PART_IDS, PARTS, parts
-from mtlbench.data_modules.dense.warp import AXES, Warp
-from mtlbench.data_modules.miniatures import palette, write_pascal
-from mtlbench.data_modules.pascal import Pascal
 from PIL import Image
 from scipy import ndimage
 from scipy.io import loadmat, savemat
 
 from mtlbench.data import Collate
+from mtlbench.data_modules.dense.boundaries import boundaries, thin
+from mtlbench.data_modules.dense.formats.pascal_labels import NORMALS_IDS, PART_IDS, PARTS, parts
+from mtlbench.data_modules.dense.warp import AXES, Warp
+from mtlbench.data_modules.miniatures import palette, write_pascal
+from mtlbench.data_modules.pascal import Pascal
 from mtlbench.errors import DataError, SuiteError
 
 FIRST = "2008_000000"

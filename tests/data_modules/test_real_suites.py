@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mtlbench.data_modules.miniatures import MINIATURES
-from mtlbench.data_modules.nyud import Nyud
 
 from mtlbench import suite as suites
+from mtlbench.data_modules.miniatures import MINIATURES
+from mtlbench.data_modules.nyud import Nyud
 from mtlbench.errors import DataError
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, read_json

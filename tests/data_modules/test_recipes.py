@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import ndimage
+from torch.nn import functional as F
+
 from mtlbench.data_modules.cityscapes import Cityscapes
 from mtlbench.data_modules.dense.recipes import MEAN_COLOUR, AboutCentre, RandomCrop, ScaledCrop, ZoomedCrop, distort
 from mtlbench.data_modules.dense.warp import Warp
@@ -15,10 +19,6 @@ from mtlbench.data_modules.nyud import Nyud
 from mtlbench.data_modules.nyuv2 import NYUv2
 from mtlbench.data_modules.pascal import Pascal
 from mtlbench.data_modules.taskonomy import Taskonomy
-from PIL import Image
-from scipy import ndimage
-from torch.nn import functional as F
-
 from mtlbench.tasks import Depth, Edges, Normals, SemanticSegmentation
 from mtlbench.tasks.taskonomy import InverseDepth, SoftClassification, ValueMap
 

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from mtlbench.data import Collate
+from mtlbench.data_modules import scenes
 from mtlbench.data_modules.rendering import PART_CLASSES, SEMSEG_CLASSES, Rendered, describe, render, tracing
 from mtlbench.data_modules.rendering.layout import MIN_SOLIDS
 from mtlbench.data_modules.rendering.scene import (
@@ -25,9 +28,6 @@ from mtlbench.data_modules.rendering.scene import (
 )
 from mtlbench.data_modules.rendering.solids import enter, normal
 from mtlbench.data_modules.scenes import Scenes
-
-from mtlbench.data import Collate
-from mtlbench.data_modules import scenes
 from mtlbench.errors import SuiteError
 from mtlbench.tasks import IGNORE
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from mtlbench.data import Collate
+from mtlbench.data_modules import rendering, scenes
 from mtlbench.data_modules.rendering import Rendered, describe, render
 from mtlbench.data_modules.rendering.motion import film, moving, swung
 from mtlbench.data_modules.rendering.scene import BACKGROUND, GROUND, PERSON, Camera, Scene
 from mtlbench.data_modules.rendering.solids import reach
 from mtlbench.data_modules.scenes import Scenes
-
-from mtlbench.data import Collate
-from mtlbench.data_modules import rendering, scenes
 from mtlbench.errors import SuiteError
 
 CLIPS, FRAMES, HEIGHT, WIDTH = 12, 6, 48, 64

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mtlbench.data_modules.miniatures import write_taskonomy
-from mtlbench.data_modules.taskonomy import Taskonomy
 from PIL import Image
 from scipy import ndimage, special
 
 from mtlbench.data import Collate
+from mtlbench.data_modules.miniatures import write_taskonomy
+from mtlbench.data_modules.taskonomy import Taskonomy
 from mtlbench.errors import DataError, SuiteError
 from mtlbench.testing import check_data_module
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from mtlbench.data_modules.dense.boundaries import shrink, thin
 from mtlbench.data_modules.pascal import Pascal
-from scipy import ndimage
 
 EIGHT = np.ones((3, 3))
 

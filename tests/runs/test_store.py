@@ -282,7 +282,6 @@ def test_run_gets_another_id(override: str) -> None:
 
 def test_versions_and_the_data_itself_change_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtlbench.data_modules.digits import Digits
-
     from mtlbench.methods.losses.famo import FAMO
 
     ids = [id_of()]

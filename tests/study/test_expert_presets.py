@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mtlbench.data_modules.miniatures import MINIATURES
 
 from mtlbench import suite as suites
+from mtlbench.data_modules.miniatures import MINIATURES
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.vit import ExpertOptions

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from mtlbench.data_modules.digits import Digits
 
 from mtlbench import suite as suites
 from mtlbench.data import Samples
+from mtlbench.data_modules.digits import Digits
 from mtlbench.errors import MethodError, StoreError
 from mtlbench.runs.plan import Plan, one_run
 from mtlbench.runs.spec import RunSpec

@@ -54,8 +54,8 @@ class Context:
 class Balancer(nn.Module, Registered):
     """Base of every balancing rule. Override one hook (or two: from losses, then from gradients).
 
-    What a rule remembers is a buffer created in `configure`, so that a checkpoint carries it. A Parameter is
-    trained by the main optimiser: only for what shall be trained that way.
+    What a rule remembers is a buffer created in `configure`, so that a checkpoint carries it. Use a
+    Parameter only for values that the main optimiser must train.
 
     Attributes:
         SEARCH: Search space per argument, for tuning.

@@ -44,7 +44,7 @@ class ReducedLosses:
         return scaled if len(self.active) == len(self.counts) else scaled[list(self.active)]
 
     def means(self) -> Tensor:
-        """Returns (T,) unscaled means, NaN for absent tasks: what is logged."""
+        """Returns (T,) unscaled means, NaN for absent tasks, for the log."""
         counts = [count or float("nan") for count in self.counts]
         return self.totals / torch.tensor(counts, dtype=self.totals.dtype, device=self.totals.device)
 

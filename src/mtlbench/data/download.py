@@ -20,7 +20,7 @@ from typing import IO
 from mtlbench.errors import DataError
 
 PLACE = ".downloads"
-"""Folder, within that of the data, for what is not complete."""
+"""Folder for incomplete files, within the data folder."""
 
 CHUNK = 1 << 20
 PAUSE = 2.0
@@ -30,7 +30,7 @@ PASSING = (408, 416, 429, 500, 502, 503, 504)
 """Answers that may be others next time."""
 
 RATIO = 200
-"""Most bytes that an archive may unpack to, per byte of its own. A zip bomb reaches 1000."""
+"""Largest ratio of unpacked to packed bytes. A zip bomb reaches 1000."""
 
 SMALL = 64 << 20
 """Bytes that an archive of any size may unpack to: a few label maps of one class compress without limit."""
@@ -140,7 +140,7 @@ def _refused(url: str, error: urllib.error.HTTPError) -> DataError:
 
 
 def _continue(url: str, part: Path, size: int | None, watch: Watch) -> None:
-    """Asks for what is missing of a file and appends it; starts again if the server has another version by now."""
+    """Requests the missing part of a file and appends it; starts again if the server now has another version."""
     tag = part.with_suffix(".tag")
     have = part.stat().st_size if part.exists() else 0
     if size is not None and have == size:

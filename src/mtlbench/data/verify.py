@@ -95,7 +95,7 @@ class _Seen:
 
 
 def faults_of(sample: Sample, tasks: Mapping[str, Task]) -> list[str]:
-    """Returns what is wrong with a sample's form and values, a line each; see `mtlbench.data`."""
+    """Returns the faults of a sample's form and values, one per line; see `mtlbench.data`."""
     image = sample["image"]
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         return [f"{sample['id']}: an image is uint8 (3, H, W). Found {image.dtype} {tuple(image.shape)}."]

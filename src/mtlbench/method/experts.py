@@ -36,7 +36,7 @@ class ExpertMethod(MTLMethod):
         return ExpertNetwork(self.tasks, self.options, **self.spec.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Runs tasks one by one where each has a backward pass of its own, together elsewhere."""
+        """Runs tasks one by one if each needs its own backward pass, otherwise together."""
         every = self.spec.diagnose_every
         looks = every > 0 and self.trainer.global_step % every == 0
         cast(ExpertNetwork, self.network).separate = looks or self.update.needs.hook is not None
@@ -69,7 +69,7 @@ class ExpertMethod(MTLMethod):
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Returns what the balancer tells, and the running tables of every layer, for the report on experts."""
+        """Returns the balancer's summary and the running tables of every layer, for the report on experts."""
         layers = cast(ExpertNetwork, self.network).layers
         tables = {
             name: {"probability": _rounded(layer.running.probability), "load": _rounded(layer.running.load)}

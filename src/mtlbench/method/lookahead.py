@@ -40,7 +40,7 @@ def moved(network: nn.Module, parameters: Sequence[nn.Parameter], change: Sequen
 
 @contextmanager
 def random_state_kept(device: torch.device | None) -> Iterator[None]:
-    """Restores the global generators of the CPU and of ``device`` in the end."""
+    """Restores the global generators of the CPU and of ``device`` on exit."""
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         yield
 

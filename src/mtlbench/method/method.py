@@ -95,7 +95,7 @@ class MTLMethod(L.LightningModule, Registered):
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """Returns plain values by name that are stored beside the result. Default: what its balancer has to tell."""
+        """Returns plain values by name that are stored beside the result. Default: the balancer's summary."""
         return self.balancer.summary()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -218,7 +218,7 @@ class MTLMethod(L.LightningModule, Registered):
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to what is computed during training."""
+        """Adds a batch to the metrics that are computed during training."""
         self._measure(self.monitors, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

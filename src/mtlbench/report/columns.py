@@ -1,4 +1,4 @@
-"""The columns of all tables of the report. Add one entry here to add a column to every view.
+"""The columns of all tables of the report. Add one entry here to add a column to every table, a cost also to the CSV.
 
 A `TableColumn` defines what a column shows for a row. `grid` formats columns and rows as `Part`s, which
 `mtlbench.report.views` lays out. Costs (`COSTS`) also define how the values of several runs are combined.

@@ -14,7 +14,7 @@ SELECTED = {"last": "with the weights of the last step", "best": "with the weigh
 
 
 def rules(study: Mapping[str, Any], columns: Iterable[Column]) -> tuple[tuple[str, str], ...]:
-    """Returns (name, text) settings of a study, which tell readers whether two tables are comparable."""
+    """Returns (name, text) settings of a study, from which readers see whether two tables are comparable."""
     entering = ", ".join(f"{c.task} ({c.protocol})" for c in columns if c.in_delta_m)
     lines = {
         "Suite": f"{study['suite']}, version {study.get('version', '?')}",

@@ -37,7 +37,7 @@ class Ending:
 
     @classmethod
     def of(cls, value: Any) -> Ending:
-        """Returns an ending as it is, and a serving as an ending without a record."""
+        """Returns an ending unchanged, and turns a serving into an ending without a record."""
         return value if isinstance(value, Ending) else cls(value)
 
 

@@ -141,7 +141,7 @@ _NAMES: dict[Any, str] = {
 
 
 def type_of(section: Any, key: str) -> str | None:
-    """Returns what the value of a key must be, as a user would say it; None where the schema does not tell.
+    """Returns the type of a key in plain words; None if the schema does not define it.
 
     Args:
         section: The dataclass of a section.

@@ -75,7 +75,7 @@ class Task(ABC):
         """
 
     def monitor(self) -> Metric:
-        """Returns what is computed during training, where `metric` takes too long; default: `metric`."""
+        """Returns the metric for training; override it if `metric` takes too long. Default: `metric`."""
         return self.metric()
 
     @abstractmethod
@@ -139,11 +139,11 @@ class Task(ABC):
         return label.astype(np.float32) if label.dtype == np.float64 else label
 
     def restore(self, stored: Array) -> Array:
-        """Returns the target that a stored label stands for. Default: float32, with a channel."""
+        """Converts a stored label to a target. Default: float32, with a channel."""
         return stored.astype(np.float32)[None] if stored.ndim == 2 else stored.astype(np.float32)
 
     def outside(self, stored: Array) -> float:
-        """Returns the stored value that stands for no label, for padding. Default: 255."""
+        """Returns the stored value of an unlabelled pixel, for padding. Default: 255."""
         return IGNORE
 
     def count(self, target: Tensor) -> int:

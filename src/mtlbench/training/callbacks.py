@@ -91,7 +91,7 @@ class EndOfStep(L.Callback):
         self.clock.restart()
 
     def on_train_batch_end(self, trainer: L.Trainer, method: Any, *args: Any) -> None:
-        """Does what is due after an optimiser step; nothing after a micro-batch that did not step."""
+        """Logs, evaluates and saves when due after an optimiser step; ignores micro-batches that did not step."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step

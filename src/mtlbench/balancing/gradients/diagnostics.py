@@ -46,7 +46,7 @@ def cosines(gramian: Tensor) -> Tensor:
 
 
 def conflict_row(seen: Snapshot, tasks: Sequence[str]) -> dict[str, float]:
-    """Returns what the update tells about the tasks, as one record.
+    """Summarises an update as one record of plain values.
 
     Per pair: cosine. Per task: norm of the gradient of its unweighted loss, and its weight in the update. In all:
     ``conflicts``, the share of pairs with a negative cosine; ``similarity``, the mean of 2 ‖a‖ ‖b‖ / (‖a‖² + ‖b‖²)

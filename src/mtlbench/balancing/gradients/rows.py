@@ -82,7 +82,7 @@ def combine(rows: Sequence[Row], weights: Sequence[float]) -> Row:
 
 
 def combine_by(rule: Callable[[Tensor], Tensor], rows: Sequence[Row]) -> Row:
-    """Returns what a rule on single columns, (A, n) → (n,), makes of the rows, in the memory of the first row."""
+    """Applies a rule on single columns, (A, n) → (n,), to the rows; the result takes the memory of the first row."""
     for block in blocks(rows):
         block[0].copy_(rule(torch.stack(block)))
     return rows[0]

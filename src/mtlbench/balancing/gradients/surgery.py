@@ -243,7 +243,7 @@ def blend(reduced: Reduced, weights: Sequence[float], active: Sequence[int]) -> 
 
 
 def apply(reduced: Reduced, rule: Callable[[Tensor], Tensor], active: Sequence[int]) -> Row:
-    """Returns what a rule (A, P) → (P,) makes of the rows, one tensor per shared parameter; uses them up.
+    """Applies a rule (A, P) → (P,) to the rows; returns one tensor per shared parameter and uses the rows up.
 
     A rule that needs no matrix treats columns alone and is called block by block.
     """

@@ -135,7 +135,7 @@ class Update:
             raise MethodError("\n".join(faults))
 
     def _refusals(self, trainer: Any) -> Iterator[str]:
-        """Yields why the rule cannot work with what is in place only now: strategy, optimisers, parameters."""
+        """Yields why the rule cannot work with the trainer's strategy, optimisers or parameters."""
         if self.needs.hook is None:
             return
         strategy = type(trainer.strategy).__name__
@@ -264,7 +264,7 @@ class Update:
             return []
         gramian = gramian.cpu()
         if not gramian.isfinite().all():
-            # A bad row spoils a column of all others: the diagonal tells whose it is.
+            # A bad row spoils a column of all others: the diagonal shows whose it is.
             own = gramian.diagonal().isfinite().tolist()
             raise NonFinite([i for i, fine in zip(ctx.active, own, strict=True) if not fine] or list(ctx.active))
         weights = self.rule.gradient_weights(gramian, ctx)

@@ -58,7 +58,7 @@ class LocalExecutor(Executor):
         return list(self._running)
 
     def start(self, spec: RunSpec) -> None:
-        """Starts a run in processes of its own."""
+        """Starts a run in its own processes."""
         slot = min(set(range(self.jobs)) - {job.slot for job in self._running.values()})
         log = self.root / "logs" / f"{spec.run_id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)

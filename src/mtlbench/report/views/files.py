@@ -76,7 +76,7 @@ def groupings_json(board: Leaderboard) -> str:
 
 
 def latex(board: tables.AnyBoard) -> str:
-    """Returns a table for the package booktabs; what was compared stands in comments above it."""
+    """Returns a LaTeX table for the package booktabs, with the settings of the comparison in comments above it."""
     parts = tables.main(board, "latex")
     align = "".join("l" if p.text else "r" for p in parts)
     comments = [f"% {word}: {' '.join(text.split())}" for word, text in board.rules]

@@ -58,7 +58,7 @@ class Scenario(ABC):
         """
 
     def faults(self, scope: Scope) -> Iterator[Fault]:
-        """Yields what is wrong with the options."""
+        """Yields the faults of the options."""
         if self.task not in scope.tasks:
             yield "task", unknown_name("task", str(self.task), scope.tasks)
 

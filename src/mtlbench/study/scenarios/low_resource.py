@@ -25,7 +25,7 @@ class LowResource(Scenario):
     fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.25)
 
     def faults(self, scope: Scope) -> Iterator[Fault]:
-        """Yields what is wrong with the options."""
+        """Yields the faults of the options."""
         yield from super().faults(scope)
         yield from distinct("fractions", self.fractions, lambda r: is_positive(r) and r <= 1, "shares in (0, 1]")
 

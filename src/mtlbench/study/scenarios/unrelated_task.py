@@ -30,7 +30,7 @@ class UnrelatedTask(Scenario):
     labels: Sequence[str] = ("true",)
 
     def faults(self, scope: Scope) -> Iterator[Fault]:
-        """Yields what is wrong with the options."""
+        """Yields the faults of the options."""
         yield from super().faults(scope)
         yield from distinct("labels", self.labels, lambda name: isinstance(name, str), f"{' or '.join(LABELS)}")
         for name in self.labels if isinstance(self.labels, (list, tuple)) else ():

@@ -43,7 +43,7 @@ class UnseenTask(Scenario):
     scratch: Sequence[str] = ()
 
     def faults(self, scope: Scope) -> Iterator[Fault]:
-        """Yields what is wrong with the options."""
+        """Yields the faults of the options."""
         yield from super().faults(scope)
         yield from distinct("examples", self.examples, is_count, "whole numbers of at least 1")
         yield from distinct("related", self.related, lambda name: isinstance(name, str), "tasks")
