@@ -39,7 +39,8 @@ from tests.support.command_line import (
 SUITE = """\
 name: mine
 version: 1
-data: {{module: "{module}"}}
+data:
+  module: {module}
 model:
   encoder: vit_tiny_patch16_224
   encoder_options: {{patch_size: {patch}, embed_dim: 16, depth: 2, num_heads: 2}}
