@@ -238,10 +238,16 @@ class Taskonomy(DenseData):
         domains = ("rgb", "mask_valid", *self.tasks)
         buildings = [name for names in files.listed().values() for name in names if name not in EXCLUDED]
         return [
-            Download(f"{ADDRESS}/{building}_{domain}.tar", TERMS, f"{domain}/taskonomy/{building}", flat=True,
-                     sums=f"{ADDRESS}/md5sum.txt")
-            for building in dict.fromkeys(buildings) for domain in domains
-        ]  # fmt: skip
+            Download(
+                f"{ADDRESS}/{building}_{domain}.tar",
+                TERMS,
+                f"{domain}/taskonomy/{building}",
+                flat=True,
+                sums=f"{ADDRESS}/md5sum.txt",
+            )
+            for building in dict.fromkeys(buildings)
+            for domain in domains
+        ]
 
     @classmethod
     def miniature(cls, folder: Path) -> Path:
@@ -311,10 +317,18 @@ def shade(path: Path, size: Size) -> NDArray[np.float16]:
 
 
 MAPS: dict[str, Any] = {
-    "depth_euclidean": depth, "depth_zbuffer": depth, "normal": normal, "principal_curvature": curvature,
-    "edge_occlusion": occlusion, "edge_texture": grey(0.08), "keypoints2d": grey(0.005), "keypoints3d": grey(1.0),
-    "reshading": shade, "segment_unsup2d": shade, "segment_unsup25d": shade,
-}  # fmt: skip
+    "depth_euclidean": depth,
+    "depth_zbuffer": depth,
+    "normal": normal,
+    "principal_curvature": curvature,
+    "edge_occlusion": occlusion,
+    "edge_texture": grey(0.08),
+    "keypoints2d": grey(0.005),
+    "keypoints3d": grey(1.0),
+    "reshading": shade,
+    "segment_unsup2d": shade,
+    "segment_unsup25d": shade,
+}
 """Dense domain -> reader(path, size)."""
 
 MASKED = frozenset(MAPS) - {"edge_texture", "keypoints2d", "segment_unsup2d", "segment_unsup25d"}

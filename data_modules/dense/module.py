@@ -58,10 +58,18 @@ class DenseData(MTLDataModule):
     AXES: ClassVar[str] = "left-up"
 
     def __init__(
-        self, root: str | None = None, *, size: int | Sequence[int] | None = None, recipe: str | None = None,
-        flip: float | None = None, scale: Sequence[float] | None = None, rotation: float | None = None,
-        fill: int | None = None, normals_axes: str | None = None, **common: Any,
-    ):  # fmt: skip
+        self,
+        root: str | None = None,
+        *,
+        size: int | Sequence[int] | None = None,
+        recipe: str | None = None,
+        flip: float | None = None,
+        scale: Sequence[float] | None = None,
+        rotation: float | None = None,
+        fill: int | None = None,
+        normals_axes: str | None = None,
+        **common: Any,
+    ):
         if "protocol" in common:
             raise SuiteError(
                 f"{type(self).__name__}: the option that names the augmentation is called recipe. Found protocol: "
@@ -77,9 +85,12 @@ class DenseData(MTLDataModule):
         shape = (size, size) if isinstance(size, int) else tuple(size)
         self._require(len(shape) == 2 and min(shape) > 0, "size", "a positive number or [height, width]", size)
         changes: dict[str, Any] = {
-            "size": shape, "flip": flip, "scale": tuple(scale) if scale is not None else None, "rotation": rotation,
+            "size": shape,
+            "flip": flip,
+            "scale": tuple(scale) if scale is not None else None,
+            "rotation": rotation,
             "fill": fill,
-        }  # fmt: skip
+        }
         self.recipe = replace(own, **{key: value for key, value in changes.items() if value is not None})
         self.normals_axes = normals_axes or self.AXES
         self._check()
@@ -286,6 +297,11 @@ class _Samples:
         tasks = self.data.tasks
         made = {name: tasks[name].restore(label) for name, label in found.labels.items()}
         targets = {name: torch.from_numpy(t) for name, t in made.items() if not tasks[name].vacant(t)}
-        sample = {"image": torch.from_numpy(found.image), "targets": targets, "id": self.ids[index],
-                  "frame": found.frame, "aspect": found.aspect}  # fmt: skip
+        sample = {
+            "image": torch.from_numpy(found.image),
+            "targets": targets,
+            "id": self.ids[index],
+            "frame": found.frame,
+            "aspect": found.aspect,
+        }
         return sample if self.training else self.data.recipe.view(sample)

@@ -95,15 +95,19 @@ def _domains(scene: Rendered) -> dict[str, NDArray[Any]]:
     shade = (127.5 * (1 + scene.normals[0][2])).astype(np.uint8)
     return {
         "rgb": photo(scene.image[0]),
-        "depth_euclidean": metres, "depth_zbuffer": metres, "normal": codes,
+        "depth_euclidean": metres,
+        "depth_zbuffer": metres,
+        "normal": codes,
         "principal_curvature": np.stack([127 + 100 * bend, 127 - 100 * bend, 0 * bend], -1).round().astype(np.uint8),
-        "edge_occlusion": _stored(np.hypot(*np.gradient(depth)), 400), "edge_texture": _stored(ndimage.sobel(grey), 20),
-        "keypoints2d": _stored(ndimage.gaussian_laplace(grey, 1), 20), "keypoints3d": _stored(bend, 60000),
+        "edge_occlusion": _stored(np.hypot(*np.gradient(depth)), 400),
+        "edge_texture": _stored(ndimage.sobel(grey), 20),
+        "keypoints2d": _stored(ndimage.gaussian_laplace(grey, 1), 20),
+        "keypoints3d": _stored(bend, 60000),
         "reshading": np.repeat(shade[..., None], 3, -1),
         "segment_unsup2d": (grey // 32 * 8).astype(np.uint8),
         "segment_unsup25d": (scene.instance[0] * 16 % 256).astype(np.uint8),
         "mask_valid": np.where(hole, 0, 255).astype(np.uint8),
-    }  # fmt: skip
+    }
 
 
 def _stored(values: NDArray[Any], factor: float) -> NDArray[np.uint16]:

@@ -37,8 +37,10 @@ def edges(instance: NDArray[np.int32], surface: NDArray[np.int32], depth: Array,
     """
     marked = np.zeros(instance.shape, np.uint8)
     distance = np.where(depth > 0, depth, np.float32(np.inf))
-    for first, second in (((..., slice(-1)), (..., slice(1, None))), ((..., slice(-1), slice(None)),
-                                                                     (..., slice(1, None), slice(None)))):  # fmt: skip
+    for first, second in (
+        ((..., slice(-1)), (..., slice(1, None))),
+        ((..., slice(-1), slice(None)), (..., slice(1, None), slice(None))),
+    ):
         crease = (normals[first] * normals[second]).sum(0) < CREASE
         jump = np.abs(depth[first] - depth[second]) > JUMP
         parted = (instance[first] != instance[second]) | ((surface[first] != surface[second]) & (crease | jump))

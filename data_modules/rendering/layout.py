@@ -78,8 +78,9 @@ def _light(generator: np.random.Generator) -> Light:
     lamp, sky = generator.uniform((1.3, 0.3), (2.2, 0.65))
     direction = rotation(azimuth, -elevation) @ vector(0, 0, 1)
     horizon, zenith = tint(generator, 0.35) * np.float32(0.8), tint(generator, 0.6) * np.float32(0.7)
-    return Light(direction, tint(generator, 0.25) * np.float32(lamp), tint(generator, 0.25) * np.float32(sky),
-                 horizon, zenith)  # fmt: skip
+    return Light(
+        direction, tint(generator, 0.25) * np.float32(lamp), tint(generator, 0.25) * np.float32(sky), horizon, zenith
+    )
 
 
 class _Stage:
@@ -116,8 +117,11 @@ class _Stage:
             extents[2] = extents[0] = extents[0] * 0.8
         elif kind == Kind.SPHERE and self.generator.random() < 0.7:
             extents[:] = extents[0]
-        turn = rotation(*self.generator.uniform(-3, 3, 3)) if self.generator.random() < 0.35 else rotation(
-            float(self.generator.uniform(-3, 3)))  # fmt: skip
+        turn = (
+            rotation(*self.generator.uniform(-3, 3, 3))
+            if self.generator.random() < 0.35
+            else rotation(float(self.generator.uniform(-3, 3)))
+        )
         body = Solid(kind, vector(0, 0, 0), rotation(), extents.astype(np.float32), material(self.generator))
         height = reach(Solid(kind, body.centre, turn, body.size, body.material), -_UP)
         if self.generator.random() < 0.15:
@@ -173,10 +177,16 @@ def _table(generator: np.random.Generator) -> tuple[int, tuple[Solid, ...]]:
     kind = Kind.CYLINDER if generator.random() < 0.5 else Kind.BOX
     top = Solid(Kind.BOX, vector(0, height, 0), rotation(), vector(width, 0.04, depth), wood)
     legs = (
-        Solid(kind, vector(x * (width - leg), height / 2, z * (depth - leg)), rotation(), vector(leg, height / 2, leg),
-              frame)
-        for x in (-1, 1) for z in (-1, 1)
-    )  # fmt: skip
+        Solid(
+            kind,
+            vector(x * (width - leg), height / 2, z * (depth - leg)),
+            rotation(),
+            vector(leg, height / 2, leg),
+            frame,
+        )
+        for x in (-1, 1)
+        for z in (-1, 1)
+    )
     return SEMSEG_CLASSES.index("table"), (top, *legs)
 
 
@@ -190,8 +200,13 @@ def _tree(generator: np.random.Generator) -> tuple[int, tuple[Solid, ...]]:
     else:
         heights, shrink, kind, flat = (0.9, 1.75), 0.8, Kind.SPHERE, 0.85
     tiers = (
-        Solid(kind, vector(0, 2 * trunk + (height - 0.5) * crown, 0), rotation(),
-              vector(crown, crown * flat, crown) * np.float32(shrink**tier), leaves)
+        Solid(
+            kind,
+            vector(0, 2 * trunk + (height - 0.5) * crown, 0),
+            rotation(),
+            vector(crown, crown * flat, crown) * np.float32(shrink**tier),
+            leaves,
+        )
         for tier, height in enumerate(heights)
-    )  # fmt: skip
+    )
     return SEMSEG_CLASSES.index("tree"), (stem, *tiers)

@@ -22,11 +22,29 @@ def folder(tmp_path: Path) -> Path:
     (root / RUN).mkdir(parents=True)
     row = {"label": f"uni{ESCAPE}", "method": "uniform", "seed": 0, "runs": [RUN], "serving": {}, "error": ESCAPE}
     study = {
-        "format": 1, "suite": "small", "version": 1, "title": ESCAPE, "overrides": [ESCAPE], "baseline": "x",
-        "selection": "last", "split": "val", "named": [], "search": ESCAPE, "seeds": [0], "removed": [], "key": "k",
-        "tasks": {}, "encoders": [ESCAPE], "rows": [row], "commit": None, "dirty": False, "package": "0", "data": "d",
-        "created": "2026-01-01T00:00:00", "run_tasks": {RUN: [f"a{ESCAPE}"]},
-    }  # fmt: skip
+        "format": 1,
+        "suite": "small",
+        "version": 1,
+        "title": ESCAPE,
+        "overrides": [ESCAPE],
+        "baseline": "x",
+        "selection": "last",
+        "split": "val",
+        "named": [],
+        "search": ESCAPE,
+        "seeds": [0],
+        "removed": [],
+        "key": "k",
+        "tasks": {},
+        "encoders": [ESCAPE],
+        "rows": [row],
+        "commit": None,
+        "dirty": False,
+        "package": "0",
+        "data": "d",
+        "created": "2026-01-01T00:00:00",
+        "run_tasks": {RUN: [f"a{ESCAPE}"]},
+    }
     write_json(root / "study.json", study)
     record = {"type": f"Error{ESCAPE}", "message": f"It fell.{ESCAPE}\nSecond line.", "traceback": ""}
     write_json(root / RUN / "error.json", record)

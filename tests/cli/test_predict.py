@@ -48,8 +48,10 @@ def test_arrays_have_the_size_of_the_photograph_and_the_form_of_targets(tmp_path
     out = write(tmp_path / "a.png")
     with np.load(out / "a.npz") as arrays:
         assert {name: arrays[name].shape for name in arrays} == {
-            "seg": (20, 30), "normals": (3, 20, 30), "depth": (1, 20, 30),
-        }  # fmt: skip
+            "seg": (20, 30),
+            "normals": (3, 20, 30),
+            "depth": (1, 20, 30),
+        }
         assert set(np.unique(arrays["seg"])) == {0, 1} and (arrays["seg"][:8] == 0).all()
         assert np.allclose(np.linalg.norm(arrays["normals"], axis=0), 1)
     (out / "a.npz").unlink()

@@ -89,9 +89,11 @@ def test_seeds_depend_on_every_part_in_order():
 # ---- collate --------------------------------------------------------------------------------------------------------
 
 TASKS = {
-    "seg": SemanticSegmentation("seg", classes=3), "far": Depth("far"), "kind": Classification("kind"),
+    "seg": SemanticSegmentation("seg", classes=3),
+    "far": Depth("far"),
+    "kind": Classification("kind"),
     "number": Regression("number"),
-}  # fmt: skip
+}
 
 
 def sample(index, **targets):

@@ -75,8 +75,12 @@ def test_a_cache_is_built_once_and_read_by_later_runs(root: Path, place: Path, m
 
 
 def test_another_size_recipe_or_task_is_another_cache(root: Path, place: Path) -> None:
-    for options in ({"size": 32}, {"size": 40}, {"size": 32, "recipe": "invpt"},
-                    {"size": 32, "tasks": {"semseg": Pascal.TASKS["semseg"]}}):  # fmt: skip
+    for options in (
+        {"size": 32},
+        {"size": 40},
+        {"size": 32, "recipe": "invpt"},
+        {"size": 32, "tasks": {"semseg": Pascal.TASKS["semseg"]}},
+    ):
         Pascal(str(root), **options).samples("train")
     assert len(caches(place)) == 4
     Pascal(str(root), size=32, flip=0.0).samples("train")

@@ -60,9 +60,43 @@ def test_official_label_ids_by_hand(root: Path) -> None:
     )
     n = 255
     assert fine[0, :36].tolist() == [
-        n, n, n, n, n, n, n, 0, 1, n, n, 2, 3, 4, n, n, n, 5, n, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, n, n, 16, 17, 18,
-        n, n,
-    ]  # fmt: skip
+        n,
+        n,
+        n,
+        n,
+        n,
+        n,
+        n,
+        0,
+        1,
+        n,
+        n,
+        2,
+        3,
+        4,
+        n,
+        n,
+        n,
+        5,
+        n,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+        n,
+        n,
+        16,
+        17,
+        18,
+        n,
+        n,
+    ]
     groups = {0: range(7, 11), 1: range(11, 17), 2: range(17, 21), 3: (21, 22), 4: (23,), 5: (24, 25), 6: range(26, 34)}
     expected = [next((g for g, ids in groups.items() if i in ids), n) for i in range(34)]
     assert coarse[0, :34].tolist() == expected

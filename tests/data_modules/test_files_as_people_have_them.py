@@ -69,8 +69,9 @@ def test_strings_and_wrong_ranks_are_named(tmp_path: Path) -> None:
 
 def test_deep_grey_pictures_are_scaled_by_their_range(tmp_path: Path) -> None:
     for name, array, expected in (
-        ("a.png", np.full((2, 3), 30000, np.uint16), 117), ("b.tiff", np.full((2, 3), 0.5, np.float32), 128),
-    ):  # fmt: skip
+        ("a.png", np.full((2, 3), 30000, np.uint16), 117),
+        ("b.tiff", np.full((2, 3), 0.5, np.float32), 128),
+    ):
         Image.fromarray(array).save(tmp_path / name)
         assert (decoding.photo(tmp_path / name) == expected).all()
 

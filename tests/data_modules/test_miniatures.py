@@ -28,9 +28,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_layout(written: Path) -> None:
     folders = {str(p.parent.relative_to(written)): 0 for p in written.rglob("*.*")}
     assert set(folders) == {
-        ".", "JPEGImages", "ImageSets/Context", "pascal-context/trainval", "semseg/VOC12", "semseg/pascal-context",
-        "human_parts", "sal_distill", "normals_distill",
-    }  # fmt: skip
+        ".",
+        "JPEGImages",
+        "ImageSets/Context",
+        "pascal-context/trainval",
+        "semseg/VOC12",
+        "semseg/pascal-context",
+        "human_parts",
+        "sal_distill",
+        "normals_distill",
+    }
     train, val = ((written / "ImageSets/Context" / f"{s}.txt").read_text().split() for s in ("train", "val"))
     assert (len(train), len(val), len({*train, *val})) == (6, 4, 10)
     sizes = {Image.open(p).size for p in (written / "JPEGImages").iterdir()}

@@ -67,9 +67,12 @@ def test_samples_meet_the_contract(pristine: Path) -> None:
     batch = Collate(data.tasks)([data.augment(s, np.random.default_rng(0)) for s in data.samples("train")])
     assert batch["image"].shape == (6, 3, 48, 64) and batch["image"].dtype == torch.uint8
     assert {n: (tuple(t.shape[1:]), t.dtype) for n, t in batch["targets"].items()} == {
-        "semseg": ((48, 64), torch.int64), "parts": ((48, 64), torch.int64), "saliency": ((1, 48, 64), torch.float32),
-        "normals": ((3, 48, 64), torch.float32), "edges": ((1, 48, 64), torch.float32),
-    }  # fmt: skip
+        "semseg": ((48, 64), torch.int64),
+        "parts": ((48, 64), torch.int64),
+        "saliency": ((1, 48, 64), torch.float32),
+        "normals": ((3, 48, 64), torch.float32),
+        "edges": ((1, 48, 64), torch.float32),
+    }
     assert [task.scale for task in data.tasks.values()] == [1, 2, 5, 10, 50]
     assert batch["counts"]["normals"] > 0
 
@@ -289,8 +292,12 @@ def test_fill_is_ignore_or_background(pristine: Path) -> None:
         data = Pascal(str(pristine), fill=fill, **turned)
         targets = data.augment(data.samples("train")[0], np.random.default_rng(0))["targets"]
         assert {name: float(t[..., 0, 0].flatten()[0]) for name, t in targets.items()} == {
-            "semseg": fill, "parts": fill, "saliency": fill, "edges": fill, "normals": 255,
-        }  # fmt: skip
+            "semseg": fill,
+            "parts": fill,
+            "saliency": fill,
+            "edges": fill,
+            "normals": 255,
+        }
 
 
 def test_a_flip_mirrors_exactly(pristine: Path) -> None:

@@ -45,12 +45,23 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def overrides(*more: str) -> list[str]:
     return [
-        f"trainer.steps={STEPS}", "trainer.batch_size=4", f"trainer.evaluate_every={STEPS}", "trainer.workers=0",
-        "trainer.checkpoint_every=5", "trainer.log_every=1", "trainer.diagnose_every=0", "trainer.precision=64-true",
-        "model.encoder=vit_tiny_patch16_224", "model.decoder_channels=8", "model.image_size=[32,48]",
-        "model.encoder_options={patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}", "data.options.size=[32,48]",
-        "methods=[pcgrad]", "seeds=[0]", *more,
-    ]  # fmt: skip
+        f"trainer.steps={STEPS}",
+        "trainer.batch_size=4",
+        f"trainer.evaluate_every={STEPS}",
+        "trainer.workers=0",
+        "trainer.checkpoint_every=5",
+        "trainer.log_every=1",
+        "trainer.diagnose_every=0",
+        "trainer.precision=64-true",
+        "model.encoder=vit_tiny_patch16_224",
+        "model.decoder_channels=8",
+        "model.image_size=[32,48]",
+        "model.encoder_options={patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}",
+        "data.options.size=[32,48]",
+        "methods=[pcgrad]",
+        "seeds=[0]",
+        *more,
+    ]
 
 
 def spec_of(name: str, root: Path, *more: str) -> RunSpec:

@@ -24,10 +24,14 @@ from mtlbench.tasks.taskonomy import InverseDepth, SoftClassification, ValueMap
 
 SIZE = (40, 56)
 TASKS = {
-    "semseg": SemanticSegmentation("semseg", classes=5), "depth": Depth("depth"), "normals": Normals("normals"),
-    "edges": Edges("edges"), "disparity": InverseDepth("disparity"), "where": ValueMap("where", outputs=2),
+    "semseg": SemanticSegmentation("semseg", classes=5),
+    "depth": Depth("depth"),
+    "normals": Normals("normals"),
+    "edges": Edges("edges"),
+    "disparity": InverseDepth("disparity"),
+    "where": ValueMap("where", outputs=2),
     "kind": SoftClassification("kind", classes=3),
-}  # fmt: skip
+}
 
 
 def sample(
@@ -49,9 +53,12 @@ def sample(
     targets["depth"][:, :3], targets["normals"][:, :, :4] = 255, 255
     image = generator.integers(0, 256, (3, height, width), dtype=np.uint8)
     return {
-        "image": torch.from_numpy(image), "targets": {n: torch.from_numpy(t) for n, t in targets.items()},
-        "id": "a", "frame": frame or (0, 0, height, width), "aspect": height / width,
-    }  # fmt: skip
+        "image": torch.from_numpy(image),
+        "targets": {n: torch.from_numpy(t) for n, t in targets.items()},
+        "id": "a",
+        "frame": frame or (0, 0, height, width),
+        "aspect": height / width,
+    }
 
 
 def changed(recipe: Any, given: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -59,9 +66,12 @@ def changed(recipe: Any, given: dict[str, Any], seed: int = 0) -> dict[str, Any]
 
 
 RECIPES = [
-    AboutCentre(SIZE, scale=(0.75, 1.25), rotation=20.0), AboutCentre(SIZE, scale=(1.0, 1.2, 1.5), stepped=True),
-    ScaledCrop(SIZE), ZoomedCrop(SIZE), RandomCrop((35, 49)),
-]  # fmt: skip
+    AboutCentre(SIZE, scale=(0.75, 1.25), rotation=20.0),
+    AboutCentre(SIZE, scale=(1.0, 1.2, 1.5), stepped=True),
+    ScaledCrop(SIZE),
+    ZoomedCrop(SIZE),
+    RandomCrop((35, 49)),
+]
 
 
 def test_the_table_of_recipes() -> None:

@@ -23,10 +23,16 @@ from mtlbench.tasks import (
 TASKS = {
     task.name: task
     for task in (
-        SemanticSegmentation("semseg", classes=4), HumanParts("parts"), Saliency("saliency"), Edges("edges"),
-        Normals("normals"), Depth("depth"), Classification("kind", classes=5), Regression("number"),
+        SemanticSegmentation("semseg", classes=4),
+        HumanParts("parts"),
+        Saliency("saliency"),
+        Edges("edges"),
+        Normals("normals"),
+        Depth("depth"),
+        Classification("kind", classes=5),
+        Regression("number"),
     )
-}  # fmt: skip
+}
 SIZE = (5, 7)
 
 

@@ -37,9 +37,10 @@ WHOLE = {
     Classification("t", classes=3): (torch.tensor(2), [torch.tensor(3), torch.tensor(-2)]),
     Regression("t"): (torch.tensor(-1e6), [torch.tensor(INF)]),
     SoftClassification("t", classes=2): (
-        torch.tensor([0.25, 0.75]), [torch.tensor([0.5, 0.6]), torch.tensor([-0.5, 1.5]), torch.tensor([NAN, 1.0])],
+        torch.tensor([0.25, 0.75]),
+        [torch.tensor([0.5, 0.6]), torch.tensor([-0.5, 1.5]), torch.tensor([NAN, 1.0])],
     ),
-}  # fmt: skip
+}
 
 
 def cases() -> list[tuple[Task, torch.Tensor, torch.Tensor]]:

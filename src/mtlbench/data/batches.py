@@ -53,9 +53,18 @@ class StepBatches:
     """
 
     def __init__(
-        self, size: int, batch_size: int, steps: int, seed: int, *, start: int = 0, micro: int = 1, rank: int = 0,
-        world: int = 1, batches: int = 1,
-    ):  # fmt: skip
+        self,
+        size: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        *,
+        start: int = 0,
+        micro: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        batches: int = 1,
+    ):
         check_division(batch_size, world, micro, batches)
         if size < batch_size:
             raise SuiteError(

@@ -88,9 +88,14 @@ def obtain(wanted: Download, root: Path, watch: Watch = lambda have, total: None
 
 
 def fetch(
-    url: str, target: Path, *, size: int | None = None, checksum: str = "", attempts: int = 5,
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    checksum: str = "",
+    attempts: int = 5,
     watch: Watch = lambda have, total: None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Fetches a file, going on where an earlier attempt broke off.
 
     Args:

@@ -82,9 +82,17 @@ class MTLDataModule(L.LightningDataModule):
     clip_length: int = 1
 
     def __init__(
-        self, root: str | None = None, *, tasks: Mapping[str, Task] | None = None, batch_size: int = 8,
-        steps: int = 1, seed: int = 0, workers: int = 0, micro: int = 1, batches: int = 1,
-    ):  # fmt: skip
+        self,
+        root: str | None = None,
+        *,
+        tasks: Mapping[str, Task] | None = None,
+        batch_size: int = 8,
+        steps: int = 1,
+        seed: int = 0,
+        workers: int = 0,
+        micro: int = 1,
+        batches: int = 1,
+    ):
         super().__init__()
         self.root = root
         self.tasks = dict(tasks if tasks is not None else self.TASKS)
@@ -181,11 +189,16 @@ class MTLDataModule(L.LightningDataModule):
         samples = self.training_samples()
         trainer = self.trainer
         batches = StepBatches(
-            len(samples), self.batch_size, self.steps, self.seed, micro=self.micro, batches=self.batches,
+            len(samples),
+            self.batch_size,
+            self.steps,
+            self.seed,
+            micro=self.micro,
+            batches=self.batches,
             start=trainer.global_step if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
-        )  # fmt: skip
+        )
         # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
         sampler = cast(Any, batches)
         return DataLoader(_Augmented(samples, self.augment, self.seed), batch_sampler=sampler, **self._loading())
