@@ -254,7 +254,7 @@ def id_of(*overrides: str, local: studies.Local | None = None, methods: str = "[
 @pytest.mark.parametrize(
     "override",
     [
-        "data.root=/", "trainer.workers=3", "trainer.log_every=1", "trainer.checkpoint_every=9",
+        "data.root=tests/support", "trainer.workers=3", "trainer.log_every=1", "trainer.checkpoint_every=9",
         "trainer.diagnose_every=0", "trainer.examples=1", "title=another", "methods=[{name: famo, label: mine}]",
         "methods=[{name: famo, lr: 0.025}]",
     ],
@@ -264,7 +264,7 @@ def test_run_keeps_its_id(override: str) -> None:
 
 
 def test_devices_and_data_folder_do_not_change_the_id() -> None:
-    assert id_of(local=studies.Local(data="/", devices=2)) == id_of()
+    assert id_of(local=studies.Local(data="tests/support", devices=2)) == id_of()
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,7 @@ def _walk(root: str | None) -> str:
     for folder, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
-            size = os.path.getsize(os.path.join(folder, name))
+            path = os.path.join(folder, name)
+            size = os.path.getsize(path) if os.path.exists(path) else -1  # A dead link, or a file that just vanished.
             sha.update(f"{os.path.relpath(folder, root)}/{name}:{size}\n".encode())
     return sha.hexdigest()
