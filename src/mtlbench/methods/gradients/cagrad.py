@@ -43,6 +43,7 @@ class CAGrad(GradientRule):
         tensor([0.2500, 0.5000])
     """
 
+    VERSION = 2  # 2: exact near stationarity.
     TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"c": [0.2, 0.4, 0.6, 0.8]}
 

@@ -38,6 +38,7 @@ class FairGrad(GradientRule):
         tensor([1.0000, 0.3969])
     """
 
+    VERSION = 2  # 2: the smallest eigenvalue follows the precision of the gradients.
     TAXONOMY = "optimisation/gradient modulation"
     SEARCH = {"alpha": [1.0, 2.0, 5.0]}
 

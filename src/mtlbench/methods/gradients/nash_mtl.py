@@ -41,6 +41,7 @@ class NashMTL(GradientRule):
         tensor([0.5412, 1.3066])
     """
 
+    VERSION = 2  # 2: the smallest eigenvalue follows the precision of the gradients.
     TAXONOMY = "optimisation/gradient modulation"
 
     alpha: Tensor
