@@ -30,15 +30,15 @@ class ExitCode(IntEnum):
     @classmethod
     def described(cls) -> str:
         """Returns the codes of commands with their meaning, for ``--help``."""
-        return ", ".join(f"{code.value} {text}" for code, text in _MEANINGS.items()) + "."
+        return "; ".join(f"{code.value} {text}" for code, text in _MEANINGS.items()) + "."
 
 
 _MEANINGS = {
-    ExitCode.DONE: "everything asked for is done",
+    ExitCode.DONE: "everything requested is done",
     ExitCode.FAILED: "a run or a check failed",
-    ExitCode.REFUSED: "the request or its data is wrong, and nothing was trained",
-    ExitCode.INTERRUPTED: "interrupted; the same command resumes",
-    ExitCode.BROKEN_PIPE: "the reader of the output left before the command had finished, as in `bench | head`",
+    ExitCode.REFUSED: "the request or its data is invalid, and nothing was trained",
+    ExitCode.INTERRUPTED: "interrupted, the same command resumes",
+    ExitCode.BROKEN_PIPE: "the program that reads the output exited first, as in `bench | head`",
 }
 
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read every file that a split names; count missing labels"
     )
-    parser.add_argument("--download", action="store_true", help="download and unpack files with a public address")
+    parser.add_argument("--download", action="store_true", help="download and unpack the publicly available files")
     parser.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
 
 

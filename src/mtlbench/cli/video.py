@@ -19,16 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_results(parser)
     parser.add_argument("--label", metavar="ROW", help="row to measure (default: the first row of computation_sharing)")
     parser.add_argument(
-        "--seed", type=int, nargs="+", metavar="S", help="seeds of the runs (default: all of the study)"
+        "--seed", type=int, nargs="+", metavar="S", help="seeds of the runs (default: all seeds of the study)"
     )
     parser.add_argument(
         "--threshold", type=float, nargs="+", metavar="θ", help="thresholds to try (default: six values)"
     )
-    parser.add_argument("--distance", type=positive, nargs="+", metavar="N", help="frames between key frames")
+    parser.add_argument("--distance", type=positive, nargs="+", metavar="N", help="frames from key frame to key frame")
     parser.add_argument(
-        "--blocks", type=int, help="blocks in which tasks share between key frames (default: half of them)"
+        "--blocks", type=int, help="number of blocks that share across tasks between key frames (default: half)"
     )
-    parser.add_argument("--clips", type=positive, help="number of clips, from the first (default: all)")
+    parser.add_argument("--clips", type=positive, help="use only the first CLIPS clips (default: all)")
     add_allow(parser)
 
 
