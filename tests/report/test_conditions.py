@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy import stats
 
 from mtlbench.report import load, show, write
+from mtlbench.report.model import NamedPair
 from mtlbench.report.tables import conditions
 from tests.support.fake_study import plan, result
 
@@ -21,9 +22,9 @@ ABOUT = {"kind": "low_resource", "columns": ["1 %", "10 %"], "target": "depth", 
 DROP = {"kind": "unrelated_task", "columns": ["+ normals"], "base": "without", "ignored": "normals", "text": "added"}
 
 
-def study_of(table: dict[str, Any], about: dict[str, Any], seeds: int = 3, named: tuple[str, ...] = ()) -> Any:
+def study_of(table: dict[str, Any], about: dict[str, Any], seeds: int = 3) -> Any:
     """Returns (study, results) where ``table[label][condition][seed]`` is one score per task, None for a failed run."""
-    study = {**plan([], TASKS, list(range(seeds))), "scenario": about, "named": list(named), "rows": []}
+    study = {**plan([], TASKS, list(range(seeds))), "scenario": about, "rows": []}
     results, errors = {}, {}
     for label, by_condition in table.items():
         for condition, by_seed in by_condition.items():
@@ -40,9 +41,9 @@ def study_of(table: dict[str, Any], about: dict[str, Any], seeds: int = 3, named
     return study, results, errors
 
 
-def board_of(*arguments: Any, **more: Any) -> Any:
+def board_of(*arguments: Any, named: NamedPair | None = None, **more: Any) -> Any:
     study, results, errors = study_of(*arguments, **more)
-    return conditions.build(study, results, None, errors)
+    return conditions.build(study, results, None, errors, named)
 
 
 def few(*depths: float) -> list[tuple[float, float]]:
@@ -78,12 +79,24 @@ def test_the_reference_is_the_baseline_where_it_has_a_row() -> None:
 
 
 def test_the_named_comparison_is_corrected_over_conditions_alone() -> None:
-    board = board_of(LOW, ABOUT, named=("sparse", "other"))
+    board = board_of(LOW, ABOUT, named=NamedPair("sparse", "other", True, "", seeds=(0, 1, 2)))
     assert board.reference == "other"
     named = [c for _, c in board.comparisons if c.named]
     assert [c.label for c in named] == ["sparse", "sparse"] and len(board.comparisons) == 4
     assert min(c.p_holm for c in named) == pytest.approx(min(1, 2 * min(c.difference.p for c in named)))
     assert any("sparse against other" in note for note in board.notes)
+
+
+def test_looks_and_seeds_set_apart_count_where_conditions_vary_too() -> None:
+    def best(named: NamedPair) -> Any:
+        return min((c for _, c in board_of(LOW, ABOUT, named=named).comparisons if c.named), key=lambda c: c.p_holm)
+
+    apart = best(NamedPair("sparse", "other", True, "", seeds=(0, 1, 2)))
+    looked = best(NamedPair("sparse", "other", True, "", looks=1))
+    assert looked.p_holm == pytest.approx(min(1, 2 * apart.p_holm))
+    assert best(NamedPair("sparse", "other", True, "", seeds=(0, 1))).difference.estimate.n == 2
+    late = board_of(LOW, ABOUT, named=NamedPair("sparse", "other", False, "late"))
+    assert not any(c.named for _, c in late.comparisons) and ("Named comparison", "late") in late.rules
 
 
 def test_the_drop_of_the_others() -> None:
@@ -130,7 +143,9 @@ def test_the_terminal_shows_intervals_missing_cells_and_failures(folder: Path) -
 def test_files(folder: Path) -> None:
     names = {path.name: path.read_text() for path in write(folder)}
     lines = list(csv.DictReader(io.StringIO(names["leaderboard.csv"])))
-    (cell,) = [x for x in lines if (x["label"], x["condition"], x["quantity"]) == ("dense", "10 %", "depth")]
+    cell, *by_seed = [x for x in lines if (x["label"], x["condition"], x["quantity"]) == ("dense", "10 %", "depth")]
+    assert cell["seed"] == "" and [x["seed"] for x in by_seed] == [str(s) for s in range(len(by_seed))]
+    assert float(cell["mean"]) == pytest.approx(sum(float(x["mean"]) for x in by_seed) / len(by_seed))
     assert float(cell["mean"]) == pytest.approx(0.62) and cell["n"] == "3" and cell["better"] == "lower"
     assert {x["quantity"] for x in lines} >= {"semseg", "depth", "seconds_per_step", "parameters"}
     assert "| method | 1 % | 10 % | s/step |" in names["leaderboard.md"] and "&lt;lost>" in names["leaderboard.md"]

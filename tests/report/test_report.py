@@ -8,14 +8,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from mtlbench.errors import StoreError
 from mtlbench.report import build, load, show, write
-from mtlbench.report.views import files
+from mtlbench.report.model import NamedPair
+from mtlbench.report.views import files, tables
 from tests.support.fake_study import plan, result, write_study
 
 SEGDEPTH = ["semseg", "depth"]
@@ -77,20 +80,73 @@ def test_ties_within_noise_share_a_rank_and_clear_differences_do_not():
     assert compared["single_task", "best"].p_holm == pytest.approx(2 * compared["single_task", "best"].difference.p)
 
 
-def test_a_pre_registered_comparison_is_not_corrected():
+def test_a_pre_registered_comparison_pays_for_looks_alone():
     study, results = study_of({
         "single_task": [(0.40,), (0.41,), (0.39,)], "uniform": [(0.42,), (0.43,), (0.42,)],
         "other": [(0.43,), (0.42,), (0.41,)],
     }, seeds=(0, 1, 2))  # fmt: skip
-    board = build({**study, "named": ["single_task", "uniform"]}, results)
+    pair = NamedPair("single_task", "uniform", True, "in time", seeds=(0, 1, 2))
+    board = build(study, results, named=pair)
     first, *rest = board.comparisons
     assert (first.label, first.reference, first.named) == ("single_task", "uniform", True)
     assert first.p_holm == first.difference.p and not any(c.named for c in rest)
     again = next(c for c in rest if (c.label, c.reference) == ("single_task", "uniform"))
     assert again.p_holm > first.p_holm, "among the others it is corrected"
     assert any("Pre-registered comparison: single_task against uniform" in note for note in board.notes)
-    # A study without one of the two shows the others.
-    assert not any(c.named for c in build({**study, "named": ["absent", "uniform"]}, results).comparisons)
+    for looks in (1, 2):
+        looked, *_ = build(study, results, named=replace(pair, seeds=(), looks=looks)).comparisons
+        assert looked.p_holm == pytest.approx(min(1, first.difference.p * 2**looks))
+    # A study without one of the two shows the others; a pair that was named late is one of them.
+    assert not any(c.named for c in build(study, results, named=replace(pair, label="absent")).comparisons)
+    late = build(study, results, named=replace(pair, confirmatory=False, about="late"))
+    assert not any(c.named for c in late.comparisons) and ("Named comparison", "late") in late.rules
+
+
+def test_intervals_refer_to_the_baseline_or_to_a_row_by_choice():
+    table = {
+        "single_task": [(0.40,), (0.42,), (0.38,)], "uniform": [(0.42,), (0.43,), (0.42,)],
+        "ours": [(0.44,), (0.46,), (0.43,)],
+    }  # fmt: skip
+    study, results = study_of(table, seeds=(0, 1, 2))
+    for reference in ("single_task", "uniform"):
+        board = build(study, results, against=reference if reference == "uniform" else "")
+        points = [
+            100 * (ours[0] - other[0]) / 0.40 for ours, other in zip(table["ours"], table[reference], strict=True)
+        ]
+        known = stats.ttest_1samp(points, 0).confidence_interval(0.95)
+        margin = row_of(board, "ours").margin.estimate
+        assert (margin.low, margin.high) == pytest.approx((known.low, known.high))
+        assert row_of(board, reference).margin is None
+        heads = [part.head for part in tables.main(board)]
+        assert ("95 % interval, minus uniform" in heads) == (reference == "uniform")
+    with pytest.raises(StoreError, match="Did you mean 'uniform'"):
+        build(study, results, against="unifrom")
+
+
+def test_the_smallest_detectable_difference_is_printed():
+    table = {
+        "single_task": [(0.40,)] * 3, "uniform": [(0.40,), (0.42,), (0.38,)], "ours": [(0.44,), (0.42,), (0.43,)],
+    }  # fmt: skip
+    board = build(*study_of(table, seeds=(0, 1, 2)))
+    # Paired differences to uniform in points: ours 10, 0, 12.5 (std 6.614), single_task 0, -5, 5 (std 5).
+    assert board.resolution.std == pytest.approx(((6.6144**2 + 25) / 2) ** 0.5, rel=1e-4)
+    assert board.resolution.detectable == pytest.approx(3.2637 * board.resolution.std, rel=1e-3)
+    assert any("With 3 seeds, differences in Δm to uniform under 19.1 points" in note for note in board.notes)
+    assert any(
+        "Two seeds hardly measure noise" in n for n in build(*study_of({k: v[:2] for k, v in table.items()})).notes
+    )
+
+
+def test_ranks_are_corrected_over_the_rows_below():
+    # Alone, the difference is significant; beside four noisy rows it is not.
+    pair = {"single_task": [(0.40,)] * 4, "best": [(0.46,), (0.46,), (0.47,), (0.45,)]}
+    near = [(0.450,), (0.455,), (0.450,), (0.442,)]
+    alone = build(*study_of({**pair, "near": near}, seeds=(0, 1, 2, 3)))
+    p = next(c for c in alone.comparisons if c.label == "near").difference.p
+    assert 0.025 < p < 0.05 and row_of(alone, "near").rank == 2
+    noisy = {f"noisy{i}": [(0.40,), (0.47,), (0.38,), (0.46 - i / 100,)] for i in range(4)}
+    many = build(*study_of({**pair, "near": near, **noisy}, seeds=(0, 1, 2, 3)))
+    assert row_of(many, "near").rank == 1
 
 
 def test_small_steps_do_not_chain_into_one_rank():

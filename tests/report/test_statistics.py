@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from mtlbench.report.statistics import estimate, holm, paired
+from mtlbench.report.model import NamedPair
+from mtlbench.report.statistics import ALPHA, detectable, estimate, holm, paired, seeds_to_detect
 
 
 def test_interval_of_three_values():
@@ -62,3 +65,27 @@ def test_holm_by_hand():
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_the_detectable_difference_has_the_power_that_it_claims():
+    # Figures of G*Power for a paired t test, two-sided, alpha 0.05, power 0.8.
+    known = {5: 1.6819, 10: 0.9964, 20: 0.6604}
+    assert {n: detectable(1.0, n) for n in known} == pytest.approx(known, rel=2e-3)
+    assert detectable(2.5, 5) == pytest.approx(2.5 * detectable(1.0, 5))
+    assert seeds_to_detect(1.0, 1.0) == 10 and seeds_to_detect(1.0, 0.1) is None and seeds_to_detect(0.0, 1.0) == 2
+    draws = np.random.default_rng(0).normal(detectable(1.0, 4), 1.0, (20_000, 4))
+    found = np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05)
+    assert found == pytest.approx(0.8, abs=0.015)
+
+
+def test_looks_keep_the_error_of_a_null_study_under_five_per_cent():
+    # 10,000 studies without any difference are looked at with 3, 5 and 9 seeds; each stops at a significant look.
+    draws = np.random.default_rng(1).normal(size=(10_000, 9))
+    naive, corrected = np.zeros(10_000, bool), np.zeros(10_000, bool)
+    for look, seeds in enumerate((3, 5, 9), start=1):
+        p = stats.ttest_1samp(draws[:, :seeds], 0, axis=1).pvalue
+        pair = NamedPair("a", "b", True, "", looks=look)
+        naive |= p < ALPHA
+        corrected |= np.array([pair.adjusted(value) for value in p]) < ALPHA
+    assert naive.mean() > 0.09, "without the correction, three looks err about twice as often as claimed"
+    assert corrected.mean() <= 0.05

@@ -15,6 +15,7 @@ from typing import Any
 from mtlbench.bench.executors.base import Executor
 from mtlbench.errors import ExitCode, MethodError, MtlbenchError
 from mtlbench.runs.plan import Ending, Plan
+from mtlbench.runs.registration import register
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, sweep
 from mtlbench.study.resolve import Study, remember
@@ -136,6 +137,8 @@ class Bench:
             return self.states()
         for folder in (self.root, self.root / "studies", *self.root.glob("*-s*-*/")):
             sweep(folder)
+        finished = sum(state == "done" for state in self.states().values())
+        register(self.root, self.study.record, finished)
         try:
             while True:
                 self._take_in()

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "train one method of a suite in this process, seed by seed",
     "status": "show the state of every run of a suite",
     "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
+    "compare": "rank methods over several studies",
     "predict": "draw a finished run's predictions on your own images",
     "extract": "extract one task from a run with experts as a small network",
     "video": "measure computation sharing over the frames of clips",

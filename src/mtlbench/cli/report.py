@@ -18,15 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite and results folder."""
     add_suite(parser)
     add_results(parser)
+    parser.add_argument("--against", default="", metavar="ROW", help="row that intervals refer to (default: baseline)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the leaderboard and writes its files."""
     root, _ = study_of(Path(arguments.results), arguments.suite)
-    return end_of_bench(root, unchanged=False)
+    return end_of_bench(root, unchanged=False, against=arguments.against)
 
 
-def end_of_bench(root: Path, *, unchanged: bool) -> int:
+def end_of_bench(root: Path, *, unchanged: bool, against: str = "") -> int:
     """Shows the leaderboard, writes its files unless nothing has changed, and returns the exit code."""
     from mtlbench import report as reports
 
@@ -37,12 +38,12 @@ def end_of_bench(root: Path, *, unchanged: bool) -> int:
     reported = marker.read_text(errors="replace") if marker.exists() else None
     current = reported == record.get("key") and all(file.exists() for file in files)
     if not (unchanged and current):
-        files = reports.write(root, states)
-        write_text(marker, str(record.get("key")))
+        files = reports.write(root, states, against)
+        write_text(marker, "" if against else str(record.get("key")))
     failed = [run_id for run_id, state in states.items() if state == "failed"]
     broken = broken_off(record)
     with may_be_cut():
-        reports.show(root, states)
+        reports.show(root, states, against=against)
         print("Written: " + ", ".join(str(path) for path in files))
         _print_unfinished(root, states, failed, broken)
     return ExitCode.FAILED if failed or broken else ExitCode.DONE

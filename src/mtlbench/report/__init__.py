@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.report.model import Leaderboard
+from mtlbench.report.preregistration import named_pair, without_seeds_set_apart
 from mtlbench.report.reader import ReportInput, read_input, read_specs
 from mtlbench.report.tables import conditions
 from mtlbench.report.tables.leaderboard import build
@@ -20,29 +21,34 @@ if TYPE_CHECKING:
 __all__ = ["build", "load", "show", "write"]
 
 
-def load(folder: Path, states: Mapping[str, str] | None = None) -> tuple[ReportInput, AnyBoard]:
+def load(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> tuple[ReportInput, AnyBoard]:
     """Reads a results folder and builds its leaderboard, or its table of methods by conditions.
 
     Args:
         folder: ``results/<suite>``.
         states: State per run id, see `build`.
+        against: Row that the intervals of Δm refer to. Default: the baseline.
     """
-    study = read_input(folder)
+    study = without_seeds_set_apart(read_input(folder))
+    named = named_pair(study)
     if "scenario" in study.plan:
-        return study, conditions.build(study.plan, study.results, states, study.errors)
-    return study, build(study.plan, study.results, states, study.errors, read_specs(study))
+        return study, conditions.build(study.plan, study.results, states, study.errors, named)
+    specs = read_specs(study)
+    return study, build(study.plan, study.results, states, study.errors, specs, named=named, against=against)
 
 
-def show(folder: Path, states: Mapping[str, str] | None = None, console: Console | None = None) -> None:
-    """Prints the leaderboard of a results folder in the terminal."""
+def show(
+    folder: Path, states: Mapping[str, str] | None = None, console: Console | None = None, against: str = ""
+) -> None:
+    """Prints the leaderboard of a results folder in the terminal; arguments as for `load`."""
     from rich.console import Console
 
     from mtlbench.report.views.terminal import show_board
 
-    show_board(load(folder, states)[1], console or Console())
+    show_board(load(folder, states, against)[1], console or Console())
 
 
-def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
+def write(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> list[Path]:
     """Writes ``leaderboard.md``, ``.csv``, ``.tex`` and ``report.html`` into a results folder; returns their paths.
 
     If methods have experts, ``experts.json`` holds how often each task uses each expert. If plans searched for groups
@@ -57,7 +63,7 @@ def write(folder: Path, states: Mapping[str, str] | None = None) -> list[Path]:
     from mtlbench.report.figures.sharing import read_sharing, sharing_json
     from mtlbench.report.views import files, html
 
-    study, board = load(folder, states)
+    study, board = load(folder, states, against)
     texts = {
         "leaderboard.md": files.markdown(board),
         "leaderboard.csv": files.tidy_csv(board),

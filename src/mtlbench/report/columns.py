@@ -7,7 +7,7 @@ A `TableColumn` defines what a column shows for a row. `grid` formats columns an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,8 @@ COSTS = (
 
 METHOD = TableColumn(head="method", value=lambda row: row.label, group="name", text=True)
 
+INTERVAL = "95 % interval"
+
 RANKING = (
     TableColumn(head="#", value=lambda row: row.rank, group="name", tip="rank"),
     METHOD,
@@ -151,12 +153,11 @@ RANKING = (
         tip="mean relative gain over single-task training",
     ),
     TableColumn(
-        head="95 % interval",
-        value=lambda row: row.delta,
+        head=INTERVAL,
+        value=lambda row: row.margin.estimate if row.margin else None,
         show=formatting.interval,
         group="delta",
-        views=NOT_LATEX,
-        tip="95 % t interval of Δm over seeds",
+        tip="95 % t interval of the difference in Δm to the row that the notes name, paired by seed",
     ),
 )
 """Columns of the leaderboard before the scores."""
@@ -181,7 +182,7 @@ COMPARED = (
         head="p (Holm)",
         value=lambda c: c.p_holm,
         show=formatting.probability,
-        tip="paired t test, Holm correction per reference",
+        tip="paired t test, Holm correction per reference; of a pre-registered comparison: corrected for looks",
     ),
 )
 """Columns of the pairwise comparisons."""
@@ -248,7 +249,8 @@ def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
         Part(formatting.heading(board, c), tuple(formatting.score_cells(board.rows, c)), "score", c.protocol)
         for c in board.primary
     ]
-    return (*grid(RANKING, board.rows, view), *scores, *grid(_costs("leaderboard"), board.rows, view))
+    ranking = grid([_read_against(board, column) for column in RANKING], board.rows, view)
+    return (*ranking, *scores, *grid(_costs("leaderboard"), board.rows, view))
 
 
 def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
@@ -306,6 +308,13 @@ def networks(found: FoundGroups) -> str:
 def problem_summary(board: Board) -> str:
     """Counts failed and unfinished runs; ``""`` if there are none."""
     return ", ".join(f"{count} {what}" for what, count in board.counts.items() if count)
+
+
+def _read_against(board: Leaderboard, column: TableColumn) -> TableColumn:
+    """Returns the column with a heading that names the row which the intervals refer to, if it is not the baseline."""
+    if column.head != INTERVAL or board.against == board.baseline:
+        return column
+    return replace(column, head=f"{INTERVAL}, minus {board.against}")
 
 
 def _costs(table: str) -> list[CostColumn]:

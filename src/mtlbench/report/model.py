@@ -70,6 +70,8 @@ class Row:
         cost: Costs, ``None`` while no run of the row is done.
         hint: Why Δm or the rank is blank, ``""`` otherwise.
         rank: Place by mean Δm; ties within noise share one.
+        scores: Score per (task, protocol) and seed.
+        margin: Δm minus that of the row which the leaderboard is read against, paired by seed; ``None`` for that row.
     """
 
     label: str
@@ -83,6 +85,27 @@ class Row:
     cost: Cost | None = None
     hint: str = ""
     rank: int | None = None
+    scores: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    margin: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Which differences in Δm a study can show.
+
+    Attributes:
+        reference: Row whose paired differences were used.
+        std: Standard deviation of a paired difference, pooled over rows, in points of Δm.
+        n: Number of seeds.
+        detectable: Smallest true difference that becomes significant with a probability of 80 %.
+        seeds: Number of seeds that would show one point; ``None`` above 100.
+    """
+
+    reference: str
+    std: float
+    n: int
+    detectable: float
+    seeds: int | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ class Comparison:
         reference: Row it is compared with.
         difference: Difference in points of Δm.
         p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
-        named: Whether the suite pre-registered this comparison. Its p-value needs no correction.
+        named: Whether this is the pre-registered comparison. Its p-value is corrected for the number of looks alone.
     """
 
     label: str
@@ -102,6 +125,34 @@ class Comparison:
     difference: Difference
     p_holm: float | None
     named: bool = False
+
+
+@dataclass(frozen=True)
+class NamedPair:
+    """The comparison that a suite names, and how its p-value is to be read.
+
+    Attributes:
+        label: Row.
+        reference: Row it is compared with.
+        confirmatory: Whether it was named before any run existed; else it is one comparison among the others.
+        about: When it was named, in words.
+        looks: How often results of it were shown, this time included.
+        seeds: Seeds set apart for it; empty if all seeds count.
+    """
+
+    label: str
+    reference: str
+    confirmatory: bool
+    about: str
+    looks: int = 1
+    seeds: tuple[int, ...] = ()
+
+    def adjusted(self, p: float | None) -> float | None:
+        """Returns a p-value corrected for the number of looks.
+
+        Look k may spend α / 2^k, so that all looks together spend at most α. Seeds set apart are looked at once.
+        """
+        return p if p is None or self.seeds else min(1.0, p * 2**self.looks)
 
 
 @dataclass(frozen=True)
@@ -273,14 +324,18 @@ class Leaderboard(Board):
         comparisons: Against the best row and against ``uniform``.
         groupings: Rows whose plan searched for groups of tasks.
         published: Comparable results of others.
+        against: Row that the intervals of Δm refer to.
+        resolution: Which differences the study can show; ``None`` with fewer than two seeds or rows.
     """
 
     baseline: str
+    against: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
     groupings: tuple[Grouping, ...] = ()
     published: tuple[PublishedRow, ...] = ()
+    resolution: Resolution | None = None
 
     @property
     def primary(self) -> tuple[Column, ...]:

@@ -15,6 +15,12 @@ LEVEL = 0.95
 ALPHA = 0.05
 """A difference is called significant below this p-value."""
 
+POWER = 0.8
+"""Probability with which a difference of the smallest detectable size becomes significant."""
+
+_MOST_SEEDS = 100
+"""Numbers of seeds beyond this are not proposed."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -80,6 +86,34 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     return Difference(result, _p_value(result))
 
 
+def detectable(std: float, n: int) -> float:
+    """Returns the smallest true difference that a paired t test on n seeds finds with probability `POWER`.
+
+    Args:
+        std: Standard deviation of the paired difference, in the unit of the answer.
+        n: Number of seeds, at least 2.
+    """
+    low, high = 0.0, 1.0
+    while _power(high, n) < POWER:
+        high *= 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _power(middle, n) < POWER else (low, middle)
+    return high * std
+
+
+def seeds_to_detect(std: float, difference: float) -> int | None:
+    """Returns the number of seeds that make a difference detectable, see `detectable`; ``None`` above 100."""
+    effect = difference / std if std else math.inf
+    return next((n for n in range(2, _MOST_SEEDS + 1) if effect == math.inf or _power(effect, n) >= POWER), None)
+
+
+def pooled_std(differences: Iterable[Difference]) -> float | None:
+    """Returns the root mean square of the standard deviations of several differences; ``None`` without any."""
+    variances = [d.estimate.std**2 for d in differences if d.estimate.std is not None]
+    return math.sqrt(math.fsum(variances) / len(variances)) if variances else None
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns p-values adjusted for their number by Holm's step-down rule, in the order given."""
     adjusted = [0.0] * len(p_values)
@@ -107,6 +141,14 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 def _ranks(values: Sequence[float]) -> list[float]:
     """Returns places from 1; n values may be compared pair by pair, since a study has some hundred groups at most."""
     return [1 + sum(other < v for other in values) + (sum(other == v for other in values) - 1) / 2 for v in values]
+
+
+def _power(effect: float, n: int) -> float:
+    """Returns the probability that a two-sided t test on n pairs rejects, for a true mean of ``effect`` deviations."""
+    from scipy.special import nctdtr
+
+    shift, limit = effect * math.sqrt(n), _t_quantile(n - 1)
+    return float(1 - nctdtr(n - 1, shift, limit) + nctdtr(n - 1, shift, -limit))
 
 
 def _t_quantile(freedom: int) -> float:

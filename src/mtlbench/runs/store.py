@@ -158,7 +158,7 @@ class RunFolder:
         """Claim the run for this process; return False if it is done or another live process holds it."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with _exclusive(self.root):
+            with exclusive(self.root):
                 if self.state() in ("done", "running"):
                     return False
                 self.path.mkdir(exist_ok=True)
@@ -181,7 +181,7 @@ class RunFolder:
 
     def clear_lock(self) -> None:
         """Remove the lock of an owner that this process found dead, so that a new process can claim the run at once."""
-        with _exclusive(self.root):
+        with exclusive(self.root):
             if self.state() == "stale":
                 (self.path / "lock.json").unlink(missing_ok=True)
 
@@ -212,7 +212,8 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
+def exclusive(root: Path) -> Iterator[None]:
+    """Hold the lock of a results folder, so that one process at a time changes what several may change."""
     with (root / ".claims").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

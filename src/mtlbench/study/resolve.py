@@ -124,7 +124,7 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     specs = [
         RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **_with_model(shared, entry.model))
         for entry in found.methods
-        for seed in suite.seeds
+        for seed in (*suite.seeds, *suite.confirm)
     ]
     cases = [case for spec in specs for case in (scenario.cases(spec) if scenario else [Case(spec)])]
     record = _record(suite, local, data, tasks, removed, overrides, cases)
@@ -273,6 +273,7 @@ def _record(
         "named": list(suite.named),
         "search": suite.search,
         "seeds": list(suite.seeds),
+        "confirm": list(suite.confirm),
         "tasks": described,
         "removed": removed,
         "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),

@@ -250,6 +250,11 @@ class _Reader:
             self.faults.append(f"{place}: {fault}")
         if len(set(self.config.seeds)) != len(self.config.seeds) or not self.config.seeds:
             self._fault("seeds", where, f"seeds must be distinct and at least one, found {list(self.config.seeds)}.")
+        apart = list(self.config.confirm)
+        if len(set(apart)) != len(apart) or set(apart) & set(self.config.seeds):
+            self._fault("confirm", where, f"confirm must be distinct seeds that are not among seeds, found {apart}.")
+        if apart and not self.config.named:
+            self._fault("confirm", where, f"confirm sets seeds apart for the pair in named. Found {apart}, no named.")
 
     def _leaves(self, node: yaml.MappingNode, above: tuple[str, ...], path: str) -> Iterator[tuple[int, Any, Any]]:
         seen: set[str] = set()

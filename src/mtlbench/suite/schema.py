@@ -123,8 +123,10 @@ class Suite:
     baseline: str = "single_task"
     selection: str = "last"
     protocol: str = "delta_m@1"
-    # Two labels of methods: the pre-registered comparison, whose p-value needs no correction.
+    # Two labels of methods: the pre-registered comparison. The store keeps when it was named.
     named: list[str] = field(default_factory=list)
+    # Further seeds for the named comparison alone, hidden in every report until all of their runs are done.
+    confirm: list[int] = field(default_factory=list, metadata={"range": Range(0, 2**32 - 1)})
     # What varies besides method and seed: ``kind``, a file of `mtlbench.study.scenarios`, and its options.
     scenario: dict[str, Any] = field(default_factory=dict)
     search: str = "none: every method runs with its declared defaults"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mtlbench.report import formatting
-from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow
+from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, holm, paired
 from mtlbench.report.tables.cost import cost_of
@@ -18,7 +18,11 @@ Scores = dict[tuple[str, str], dict[int, float]]
 
 
 def build(
-    study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
+    study: Record,
+    results: Mapping[str, Record],
+    states: Mapping[str, str] | None,
+    errors: Mapping[str, Record],
+    named: NamedPair | None = None,
 ) -> ConditionBoard:
     """Builds the table of a study; arguments and errors are those of `leaderboard.build`."""
     about, columns = study["scenario"], columns_of(study)
@@ -26,8 +30,8 @@ def build(
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
     labels = [row.label for row in rows]
-    named = list(study.get("named") or ()) if set(study.get("named") or ()) <= set(labels) else []
-    reference = next(name for name in (*named[1:], study["baseline"], labels[0]) if name in labels)
+    wanted = named.reference if named else ""
+    reference = next(name for name in (wanted, study["baseline"], labels[0]) if name in labels)
     means = [sum(v.values()) / len(v) for row in rows for v in row.values.values() if v]
     quantity = _quantity(about, columns)
     problems = {(p.run, p.label, p.seed): p for p in problems_of(study["rows"], known, errors)}
@@ -35,7 +39,7 @@ def build(
     return ConditionBoard(
         suite=study["suite"],
         title=study.get("title", ""),
-        rules=(*rules(study, columns), ("Cells", quantity)),
+        rules=(*rules(study, columns, named), ("Cells", quantity)),
         notes=_notes(about, named),
         problems=tuple(problems.values()),
         quantity=quantity,
@@ -87,26 +91,31 @@ def _drops(scores: Scores, base: Scores, columns: Sequence[Column]) -> dict[int,
 
 
 def _comparisons(
-    rows: Sequence[ConditionRow], conditions: Sequence[str], reference: str, named: Sequence[str]
+    rows: Sequence[ConditionRow], conditions: Sequence[str], reference: str, named: NamedPair | None
 ) -> list[tuple[str, Comparison]]:
     """Compares every row with the reference; the pre-registered pair is corrected separately, over conditions."""
     base = next(row for row in rows if row.label == reference)
     others = [row for row in rows if row is not base]
-    first = [row for row in others if row.label in named]
+    confirmatory = named is not None and named.confirmatory and named.reference == reference
+    first = [row for row in others if named and confirmatory and row.label == named.label]
     found: list[tuple[str, Comparison]] = []
     for group in (first, [row for row in others if row not in first]):
-        differences = [(c, row.label, _difference(row, base, c)) for row in group for c in conditions]
+        seeds = named.seeds if named and group is first else ()
+        differences = [(c, row.label, _difference(row, base, c, seeds)) for row in group for c in conditions]
         there = [(c, label, d) for c, label, d in differences if d]
         adjusted = iter(holm([d.p for _, _, d in there if d.p is not None]))
-        found += [
-            (c, Comparison(label, reference, d, None if d.p is None else next(adjusted), named=group is first))
-            for c, label, d in there
-        ]
+        for condition, label, d in there:
+            p = None if d.p is None else next(adjusted)
+            p = named.adjusted(p) if named and group is first else p
+            found.append((condition, Comparison(label, reference, d, p, named=group is first)))
     return found
 
 
-def _difference(row: ConditionRow, base: ConditionRow, condition: str) -> Difference | None:
-    return paired(row.values.get(condition, {}), base.values.get(condition, {}))
+def _difference(
+    row: ConditionRow, base: ConditionRow, condition: str, seeds: Collection[int] = ()
+) -> Difference | None:
+    ours = {s: v for s, v in row.values.get(condition, {}).items() if not seeds or s in seeds}
+    return paired(ours, base.values.get(condition, {}))
 
 
 def _quantity(about: Record, columns: Sequence[Column]) -> str:
@@ -115,7 +124,7 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
     return formatting.metric(next(c for c in columns if c.primary and c.task == about["target"]))
 
 
-def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
+def _notes(about: Record, named: NamedPair | None) -> tuple[str, ...]:
     lines = [
         "Cells show the mean over seeds and its 95 % t interval, and n if seeds are missing. Differences are paired by "
         "seed; p-values of paired t tests are corrected by Holm over all rows and conditions.",
@@ -125,9 +134,10 @@ def _notes(about: Record, named: Sequence[str]) -> tuple[str, ...]:
         lines.append(
             "The drop is 100 · mean over tasks of ±(without − with) / mean of without. Tasks outside Δm do not count."
         )
-    if named:
+    if named and named.confirmatory:
+        looks = "" if named.seeds else f", and multiplied by {2**named.looks} for look {named.looks} at its outcome"
         lines.append(
-            f"* Pre-registered comparison: {named[0]} against {named[1]}. Its p-values are corrected over conditions "
-            "alone."
+            f"* Pre-registered comparison: {named.label} against {named.reference}. Its p-values are corrected over "
+            f"conditions alone{looks}."
         )
     return tuple(lines)

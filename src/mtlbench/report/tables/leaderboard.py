@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mtlbench.errors import StoreError, unknown_name
 from mtlbench.metrics.relative import delta_m
-from mtlbench.report.model import Column, Leaderboard, Row
+from mtlbench.report.model import Column, Leaderboard, NamedPair, Row
 from mtlbench.report.notes import notes, rules
 from mtlbench.report.published import comparable
 from mtlbench.report.statistics import Difference, estimate, paired
 from mtlbench.report.tables.cost import cost_of
 from mtlbench.report.tables.grouping import groupings
-from mtlbench.report.tables.ranking import compare, order
+from mtlbench.report.tables.ranking import against as margins
+from mtlbench.report.tables.ranking import compare, order, resolution
 from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
@@ -27,6 +29,9 @@ def build(
     states: Mapping[str, str] | None = None,
     errors: Mapping[str, Record] | None = None,
     specs: Mapping[str, Record] | None = None,
+    *,
+    named: NamedPair | None = None,
+    against: str = "",
 ) -> Leaderboard:
     """Returns the leaderboard of a study.
 
@@ -37,6 +42,8 @@ def build(
             its run is done. Default: done if there is a result.
         errors: Content of ``error.json`` per run id.
         specs: Content of ``spec.json`` per run id; without it no published results are shown.
+        named: The comparison that the suite names, as far as the store knows of it.
+        against: Row that the intervals of Δm refer to. Default: the baseline.
 
     Raises:
         StoreError: If a run reports another protocol or split than its column.
@@ -46,23 +53,27 @@ def build(
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
-    rows = order(_finish(draft, baseline, columns) for draft in drafts)
-    named = study.get("named") or ()
-    named = named if set(named) <= {row.label for row in rows} else ()
+    base = baseline.row.label if baseline else study["baseline"]
+    rows = margins(order(_finish(draft, baseline, columns) for draft in drafts), against or base)
+    if against and against not in (labels := [row.label for row in rows]):
+        raise StoreError("Intervals refer to a row of the table. " + unknown_name("row", against, labels))
     serving = dict.fromkeys(run for e in study["rows"] for run in e["serving"].values() if run in done)
     others, left_out = comparable(study["suite"], [((specs or {}).get(run, {}), done[run]) for run in serving])
+    able = resolution(rows, base)
     return Leaderboard(
         suite=study["suite"],
         title=study.get("title", ""),
-        baseline=baseline.row.label if baseline else study["baseline"],
-        rules=rules(study, columns),
+        baseline=base,
+        against=against or base,
+        rules=rules(study, columns, named),
         columns=columns,
         rows=rows,
-        notes=(*notes(rows, named), *filter(None, [left_out])),
+        notes=(*notes(rows, named, against or base, able), *filter(None, [left_out])),
         comparisons=compare(rows, named),
         problems=tuple(problems_of(study["rows"], known, errors or {})),
         groupings=groupings(study, columns, done),
         published=others,
+        resolution=able,
     )
 
 
@@ -86,7 +97,7 @@ def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], do
     full = [s for s in planned if all(s in scores[c.key] for c in columns if c.primary)]
     cells = {key: estimate(by_seed.values()) for key, by_seed in scores.items() if by_seed}
     label, method = entries[0]["label"], entries[0]["method"]
-    row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost_of(entries, done))
+    row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost_of(entries, done), scores=scores)
     return _Draft(row, scores)
 
 

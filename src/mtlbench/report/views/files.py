@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from mtlbench.metrics.relative import PROTOCOL
@@ -15,10 +15,12 @@ from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderbo
 from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.views import tables
 
-FIELDS = ("label", "method", "rank", "quantity", "protocol", "unit", "better", "mean", "std", "n", "low", "high")
-"""Columns of the CSV: one line per number."""
+_NUMBER = ("quantity", "protocol", "unit", "better", "seed", "mean", "std", "n", "low", "high")
 
-CONDITION_FIELDS = ("label", "method", "condition", *FIELDS[3:])
+FIELDS = ("label", "method", "rank", *_NUMBER)
+"""Columns of the CSV: one line per number, over all seeds (``seed`` is empty) or of one seed."""
+
+CONDITION_FIELDS = ("label", "method", "condition", *_NUMBER)
 """The same where conditions vary, and nothing is ranked."""
 
 
@@ -90,8 +92,14 @@ def _records(board: Leaderboard, row: Row) -> Iterator[dict[str, object]]:
     for column in board.columns:
         if column.key in row.cells:
             yield _about(column) | _numbers(row.cells[column.key])
+            yield from _by_seed(_about(column), row.scores[column.key])
     if row.delta:
-        yield {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"} | _numbers(row.delta)
+        about = {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"}
+        yield about | _numbers(row.delta)
+        yield from _by_seed(about, row.deltas)
+    if row.margin:
+        about = {"quantity": f"delta_m minus {board.against}", "protocol": PROTOCOL, "unit": "%", "better": "higher"}
+        yield about | _numbers(row.margin.estimate)
     yield from numbers_of(row)
     about = {"quantity": "rank_correlation_of_groups", "protocol": "spearman", "better": "higher"}
     yield from (about | _numbers(g.correlation) for g in board.groupings if g.label == row.label and g.correlation)
@@ -101,7 +109,9 @@ def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dic
     for condition, scores in row.scores.items():
         for column in board.columns:
             if values := scores[column.key]:
-                yield {"condition": condition, **_about(column)} | _numbers(estimate(values.values()))
+                about = {"condition": condition, **_about(column)}
+                yield about | _numbers(estimate(values.values()))
+                yield from _by_seed(about, values)
     for condition, values in row.values.items() if board.signed else ():
         if values:
             drop = {"condition": condition, "quantity": "drop", "unit": "%", "better": "lower"}
@@ -112,6 +122,11 @@ def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dic
 def _csv(value: object) -> object:
     """Returns a cell that no spreadsheet reads as a formula: text that begins like one gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _by_seed(about: Mapping[str, object], values: dict[int, float]) -> Iterator[dict[str, object]]:
+    for seed, value in sorted(values.items()):
+        yield {**about, "seed": seed, "mean": value, "n": 1}
 
 
 def _named(row: Row | ConditionRow, record: dict[str, object]) -> dict[str, object]:

@@ -23,14 +23,14 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
     """Prints rules, table, notes, comparisons and problems."""
     console.print(Text(f"{board.suite}: {board.title}" if board.title else board.suite, style="bold"))
     console.print(_lines(board.rules))
-    for table in _fit(tables.main(board, "terminal"), console):
+    for table in fit(tables.main(board, "terminal"), console):
         console.print(table)
         console.print()
     for note in board.notes:
         console.print(Text(note, style="dim"))
     if others := tables.published(board):
         console.print(Text(f"\n{others[0]}", style="bold"))
-        for table in _fit(others[1], console):
+        for table in fit(others[1], console):
             console.print(table)
     if compared := tables.differences(board):
         console.print(Text(f"\n{compared[0]}", style="bold"))
@@ -45,7 +45,7 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
         console.print(_problems(board.problems))
 
 
-def _fit(parts: Sequence[Part], console: Console) -> list[Table]:
+def fit(parts: Sequence[Part], console: Console) -> list[Table]:
     """Returns one table if it fits, else a summary (Δm and cost) and the tasks, each cut where the width ends."""
     if _fits(parts, console):
         return [_table(parts)]
