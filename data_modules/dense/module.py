@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,9 +141,13 @@ class DenseData(MTLDataModule):
         ]
 
     def images_with(self, kind: str, split: str, holds: Callable[[Path], bool]) -> list[str]:
-        """Returns the names of the files of a kind for which something holds; absent files are left out."""
-        names = (self.files.find(kind, image) for image in self.files.ids(split))
-        return [name for name in names if name is not None and holds(self.files.base() / name)]
+        """Returns the names of the files of a kind for which something holds, without absent and damaged files."""
+        found = []
+        for name in (self.files.find(kind, image) for image in self.files.ids(split)):
+            with suppress(DataError):  # a fault of its own, which reading the sample names
+                if name is not None and holds(self.files.base() / name):
+                    found.append(name)
+        return found
 
     def downloads(self) -> list[Download]:
         """Returns the archives that a program may fetch; none where a registration or a browser is needed."""

@@ -63,7 +63,8 @@ def image(path: Path) -> Bytes:
     if found.ndim != 3 or found.shape[2] != 3 or not found.size:
         raise read.fault(path, "an image has the shape (height, width, 3)", f"{found.shape}")
     read.check_values(path, "an image lies in 0..1", found, (found >= 0) & (found <= 1))
-    return (found * 255 + 0.5).astype(np.uint8)
+    shares = found if found.dtype.kind == "f" else found.astype(np.float64)
+    return (shares * 255 + 0.5).astype(np.uint8)
 
 
 def classes(path: Path, count: int, size: Size) -> Bytes:
