@@ -53,7 +53,7 @@ def read_text(path: Path) -> str:
     else:
         raise DataError(f"{path}: a list is text. Found damaged UTF-16. Save it as UTF-8.")
     for number, line in enumerate(text.splitlines(), 1):
-        if odd := next((letter for letter in line if letter < " " and letter != "\t"), None):
+        if odd := next((letter for letter in line if letter < " " and letter != "\t" or letter == "\x7f"), None):
             raise DataError(
                 f"{path}, line {number}: a list is text in UTF-8, UTF-16 with a mark, or Latin-1. Found the control "
                 f"character U+{ord(odd):04X}. Save the list as UTF-8."
