@@ -236,7 +236,7 @@ def damage(draw: Any, path: Path) -> None:
         key, value = next(iter(variables.items()))
         plain = np.ones((4, 5)) if value.dtype.kind not in "biuf" else value
         array = damaged_array(draw, plain)
-        array = array.astype(np.int64) if array.dtype.kind == "M" else array  # MATLAB has no such type
+        array = np.array(array, np.int64 if array.dtype.kind == "M" else array.dtype, order="C")  # MATLAB has no dates
         savemat(path, {draw(st.sampled_from([key, key, "other"])): array})
     else:
         with Image.open(path) as picture:
