@@ -76,10 +76,9 @@ class CityscapesFiles(Files):
         place, ending = LAYOUTS[self.layout]["image"]
         if self.layout == "official":
             cities = sorted(self.names(f"{place}/{split}"))
-            stems = {city: self.names(f"{place}/{split}/{city}") for city in cities}
-            return [f"{split}/{c}/{n.removesuffix(ending)}" for c in cities for n in sorted(stems[c]) if ending in n]
-        stems_ = [name.removesuffix(ending) for name in self.names(f"{split}/{place}") if name.endswith(ending)]
-        return [f"{split}/{stem}" for stem in sorted(stems_, key=lambda stem: (len(stem), stem))]
+            return [f"{split}/{c}/{stem}" for c in cities for stem in self.stems(f"{place}/{split}/{c}", ending)]
+        stems = self.stems(f"{split}/{place}", ending)
+        return [f"{split}/{stem}" for stem in sorted(stems, key=lambda stem: (len(stem), stem))]
 
     def candidates(self, kind: str, image: str) -> list[str]:
         """Returns the one name that a file has."""
@@ -170,18 +169,18 @@ def official_classes(path: Path, groups: tuple[Collection[int], ...], size: Size
     table = np.full(256, IGNORE, np.uint8)
     for number, ids in enumerate(groups):
         table[list(ids)] = number
-    found = read.png(path, ("L",), size)
-    read.check_values(path, "label ids are 0..33, or 255 for the car itself", found, (found <= 33) | (found == 255))
-    return table[found]
+    found = read.png(path, read.WHOLE, size)
+    fine = (found >= 0) & (found <= 33) | (found == 255)
+    read.check_values(path, "label ids are 0..33, or 255 for the car itself", found, fine)
+    return table[found.astype(np.uint8)]
 
 
 def png_classes(path: Path, count: int, size: Size) -> Bytes:
     """Returns class ids as stored, 255 = ignore: (H, W)."""
-    found = read.png(path, ("L", "P"), size)
-    read.check_values(
-        path, f"classes are 0..{count - 1}, or 255 for ignore", found, (found < count) | (found == IGNORE)
-    )
-    return found
+    found = read.png(path, read.WHOLE, size)
+    fine = (found >= 0) & (found < count) | (found == IGNORE)
+    read.check_values(path, f"classes are 0..{count - 1}, or 255 for ignore", found, fine)
+    return found.astype(np.uint8)
 
 
 def disparity(path: Path, size: Size, *, official: bool) -> NDArray[np.float32]:
@@ -189,20 +188,22 @@ def disparity(path: Path, size: Size, *, official: bool) -> NDArray[np.float32]:
     if official:
         stored = read.grey16(path, size).astype(np.float32)
         return np.where(stored > 0, np.maximum(stored - 1, 0.5) / 256, np.float32(0)).astype(np.float32)
-    return read.png(path, ("L", *read.GREY16), size).astype(np.float32)
+    found = read.png(path, ("L", *read.GREY16), size)
+    read.check_values(path, "disparity is not negative, with 0 for none", found, found >= 0)
+    return found.astype(np.float32)
 
 
 def npy_inverse(path: Path, size: Size) -> NDArray[np.float32]:
     """Returns inverse depth, 0 = invalid: (H, W)."""
-    found = np.squeeze(read.npy(path))
-    read.check_size(path, found, size)
+    with np.errstate(over="ignore"):
+        found = read.plane(path, read.npy(path), size).astype(np.float32)
     fine = np.isfinite(found) & (found >= 0) & (found != IGNORE)
     read.check_values(path, "inverse depth is finite and not negative, with 0 for none", found, fine)
-    return found.astype(np.float32)
+    return found
 
 
 def _layout(folder: Path) -> str | None:
     if (folder / "leftImg8bit" / "train").is_dir():
         return "official"
-    images = folder / "train" / "image"
-    return next((name for name in ("npy", "png") if any(images.glob(f"[!.]*.{name}"))), None)
+    endings = {read.ending(path) for path in (folder / "train" / "image").glob("[!.]*")}
+    return next((name for name in ("npy", "png") if f".{name}" in endings), None)

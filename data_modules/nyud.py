@@ -16,6 +16,7 @@ from .dense import DenseData
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes, Size
 from .dense.files import ListedFiles
+from .dense.formats.nyu_labeled import write_nyud_mt
 from .dense.recipes import AboutCentre, Recipe, ScaledCrop
 
 SEMSEG_NAMES = (
@@ -46,8 +47,9 @@ class NyudFiles(ListedFiles):
     REMEDY: ClassVar[str] = (
         "Unpack NYUD_MT.tgz (Google Drive id 14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw, by browser; or the older archive of "
         "that name at data.vision.ee.ethz.ch/kmaninis/share/MTL/NYUD_MT.tgz) or NYUDv2.tar.gz (OneDrive folder linked "
-        "in the InvPT README) and give the folder that holds it as the root. The terms are those of NYU Depth V2. "
-        "SAMPLE=1 renders a miniature instead."
+        "in the InvPT README) and give the folder that holds it as the root; or `mtlbench data nyud --convert "
+        "nyu_depth_v2_labeled.mat`, which makes photographs, depth and segmentation of the authors' file. The terms "
+        "are those of NYU Depth V2. SAMPLE=1 renders a miniature instead."
     )
 
 
@@ -89,6 +91,20 @@ class Nyud(DenseData):
 
         return write_nyud(folder)
 
+    @classmethod
+    def convert(cls, source: Path, folder: Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
+        """Writes ``NYUD_MT`` from the authors' ``nyu_depth_v2_labeled.mat``; it lacks normals and edges.
+
+        Args:
+            source: That file. ``splits.mat`` lies beside it, and ``classMapping40.mat`` if segmentation is wanted.
+            folder: Where ``NYUD_MT`` is put.
+            watch: Called with the number of images written so far and in all.
+
+        Raises:
+            DataError: See `data_modules.dense.formats.nyu_labeled.write_nyud_mt`.
+        """
+        return write_nyud_mt(source, folder, watch)
+
     def decode(self, image: str, tasks: Collection[str]) -> tuple[Bytes, dict[str, Array]]:
         """Returns the photograph and the labels of ``tasks``; see `DenseData.decode`."""
         pixels = read.photo(self.files.path("image", image))
@@ -98,8 +114,9 @@ class Nyud(DenseData):
 
 def semseg(path: Path, size: Size) -> Bytes:
     """Returns classes 0..39, 255 = ignore: (H, W). Stored: 0 = unlabelled, else class + 1."""
-    found = np.squeeze(read.mat(path, "segmentation")) if path.suffix == ".mat" else read.png(path, ("L", "P"), size)
-    read.check_size(path, found, size)
+    matlab = read.ending(path) == ".mat"
+    stored = read.matrix(path, "segmentation") if matlab else read.png(path, read.WHOLE, size)
+    found = read.plane(path, stored, size)
     fine = ((found >= 0) & (found <= len(SEMSEG_NAMES)) & (found == np.floor(found))) | (found == IGNORE)
     read.check_values(path, f"classes are 0 (unlabelled) or 1..{len(SEMSEG_NAMES)}", found, fine)
     return np.where((found == 0) | (found == IGNORE), IGNORE, found - 1).astype(np.uint8)
@@ -107,31 +124,25 @@ def semseg(path: Path, size: Size) -> Bytes:
 
 def depth(path: Path, size: Size) -> NDArray[np.float32]:
     """Returns metres, 0 = no measurement: (H, W)."""
-    return read.depth(path, read.mat(path, "depth") if path.suffix == ".mat" else read.npy(path), size)
+    return read.depth(path, read.matrix(path, "depth") if read.ending(path) == ".mat" else read.npy(path), size)
 
 
 def normals(path: Path, size: Size) -> Array:
     """Returns 8-bit codes or float16 vectors, as stored: (H, W, 3)."""
-    if path.suffix != ".npy":
-        codes = read.png(path, ("RGB",), size)
-        read.check_unit(path, codes * np.float32(2 / 255) - 1)
-        return codes
-    found = read.npy(path)
-    read.check_size(path, found, size)
-    if found.ndim != 3 or found.shape[2] != 3:
-        raise read.fault(path, "normals have three components", f"the shape {found.shape}")
-    read.check_unit(path, found)
-    return found.astype(np.float16)
+    if read.ending(path) == ".npy":
+        return read.normals(path, size)
+    codes = read.png(path, ("RGB",), size)
+    read.check_unit(path, codes * np.float32(2 / 255) - 1)
+    return codes
 
 
 def edges(path: Path, size: Size) -> Bytes:
     """Returns 0 or 1: (H, W)."""
-    if path.suffix == ".png":
-        found = read.png(path, ("L", "1"), size)
-    else:
-        found = np.squeeze(read.npy(path))
-        read.check_size(path, found, size)
+    if read.ending(path) == ".npy":
+        found = read.plane(path, read.npy(path), size)
         read.check_values(path, "edges lie in 0..1", found, (found >= 0) & (found <= 1))
+    else:
+        found = read.png(path, read.WHOLE, size)
     lines = read.mask(path, found)
     read.check_thin(path, lines)
     return lines

@@ -71,6 +71,6 @@ class NYUv2(DenseData):
         readers: dict[str, Callable[[], Array]] = {
             "semseg": lambda: numbered_files.classes(files.path("semseg", image), 13, size),
             "depth": lambda: read.depth(files.path("depth", image), read.npy(files.path("depth", image)), size),
-            "normals": lambda: numbered_files.normals(files.path("normals", image), size),
+            "normals": lambda: read.normals(files.path("normals", image), size),
         }
         return pixels, {task: readers[task]() for task in tasks}

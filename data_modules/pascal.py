@@ -15,6 +15,7 @@ from .dense import DenseData
 from .dense.decoding import Array, Bytes, photo
 from .dense.formats import pascal_labels as labels
 from .dense.formats.pascal_files import PascalFiles
+from .dense.module import few
 from .dense.recipes import AboutCentre, Recipe, ScaledCrop
 
 
@@ -49,6 +50,16 @@ class Pascal(DenseData):
         "normals": Normals("normals", scale=10.0),
         "edges": Edges("edges", scale=50.0),
     }
+
+    def doubts(self, split: str) -> list[str]:
+        """Adds a line if class maps carry another palette than VOC's: their indices may be another program's."""
+        found = super().doubts(split)
+        if "semseg" in self.tasks and (odd := self.images_with("semseg", split, labels.foreign_palette)):
+            found.append(
+                f"semseg: {few(odd)} a palette other than VOC's, and classes are the indices, whatever their colour. "
+                "A program that sorted the colours anew has changed the classes."
+            )
+        return found
 
     def downloads(self) -> list[Download]:
         """Returns ASTMT's archive."""

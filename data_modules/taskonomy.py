@@ -20,7 +20,8 @@ from mtlbench.tasks.taskonomy import CosineNormals, SoftClassification, ValueMap
 from .dense import DenseData
 from .dense import decoding as read
 from .dense.decoding import Array, Bytes, Size
-from .dense.files import Files, read_text
+from .dense.files import Files
+from .dense.lists import read_text
 from .dense.recipes import RandomCrop, Recipe
 
 SUBSETS = ("debug", "tiny", "medium", "full", "fullplus")
@@ -46,6 +47,34 @@ TERMS = (
 
 CURVATURE = (np.array((123.572, 120.1), np.float32), np.array((31.922, 21.658), np.float32))
 """Mean and deviation of the two principal curvatures, 8-bit."""
+
+
+def _buildings(path: Path) -> dict[str, list[str]]:
+    """Returns the buildings of each split, as a list says: columns id, train, val and test, in any order."""
+    lines = read_text(path).splitlines()  # its lines end in CR alone
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","  # spreadsheets write others in some countries
+    rows = csv.reader(lines, delimiter=delimiter)
+    wanted = ("id", "train", "val", "test")
+    found: dict[str, list[str]] = {split: [] for split in wanted[1:]}
+    try:
+        head = [word.strip().lower() for word in next(rows, [])]
+        if not set(wanted) <= set(head):
+            raise DataError(f"{path}: a list begins with id,train,val,test. Found {head}.")
+        for words in rows:
+            row = dict(zip(head, (word.strip() for word in words), strict=False))
+            if not any(row.values()):
+                continue
+            odd = [row.get(split) for split in wanted[1:] if row.get(split) not in FLAGS]
+            if odd or not row.get("id"):
+                rule = "a split's column holds 1 or 0 (or nothing)" if odd else "every line names a building"
+                fact = repr(odd[0]) if odd and odd[0] is not None else f"only {len(words)} columns" if odd else "no id"
+                raise DataError(f"{path}, line {rows.line_num}: {rule}. Found {fact}. Correct the line.")
+            for split in wanted[1:]:
+                if row[split] in ("1", "1.0"):
+                    found[split].append(row["id"])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}. Correct the line.") from error
+    return found
 
 
 class TaskonomyFiles(Files):
@@ -109,21 +138,7 @@ class TaskonomyFiles(Files):
             path = next((place for place in places if place.is_file()), None)
             if path is None:
                 raise DataError(f"No list of buildings: looked for {places[0]} or {places[1]}. {self.REMEDY}")
-            lines = read_text(path).splitlines()  # its lines end in CR alone
-            rows = [
-                {str(key).strip(): str(value).strip() for key, value in row.items()} for row in csv.DictReader(lines)
-            ]
-            wanted = {"id", "train", "val", "test"}
-            if not rows or not wanted <= rows[0].keys():
-                raise DataError(f"{path}: a list begins with id,train,val,test. Found {list(rows[0]) if rows else []}.")
-            for number, row in enumerate(rows, 2):
-                odd = [row[split] for split in ("train", "val", "test") if row[split] not in FLAGS]
-                if odd:
-                    raise DataError(
-                        f"{path}, line {number}: a split's column holds 1 or 0 (or nothing). Found {odd[0]!r}. "
-                        "Correct the line."
-                    )
-            self._buildings = {s: [r["id"] for r in rows if r[s] in ("1", "1.0")] for s in ("train", "val", "test")}
+            self._buildings = _buildings(path)
         return self._buildings
 
     def read_ids(self, split: str) -> list[str]:
@@ -144,9 +159,7 @@ class TaskonomyFiles(Files):
     def _views(self, building: str) -> list[str]:
         found: set[str] | None = None
         for domain in ("rgb", *(name for name in MAPS if self.present(name))):
-            tail = f"_domain_{domain}.png"
-            names = self.names(self.folder_of(domain, building))
-            views = {name.removesuffix(tail) for name in names if name.endswith(tail)}
+            views = set(self.stems(self.folder_of(domain, building), f"_domain_{domain}.png"))
             found = views if found is None else found & views
         return [f"{building}/{view}" for view in sorted(found or (), key=_numbers)]
 
@@ -347,9 +360,11 @@ def _invalid(path: Path, size: Size) -> NDArray[np.bool_]:
 def _distribution(files: Files, task: str, image: str, classes: int) -> dict[str, NDArray[np.float32]]:
     """Returns {task: (classes,)}, from logits or probabilities; nothing if the file is absent or holds nothing."""
     name = files.find(task, image)
-    if name is None or (files.base() / name).stat().st_size < SMALLEST:
+    if name is None:
         return {}
     path = files.base() / name
+    if read.reading(path, path.stat).st_size < SMALLEST:
+        return {}
     values = np.squeeze(read.npy(path)).astype(np.float32)
     if values.shape != (classes,):
         raise read.fault(path, f"a class file holds {classes} values", f"the shape {values.shape}")

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io import loadmat
 
 from mtlbench.errors import DataError
 from mtlbench.visualise import rgb
+
+from . import matlab
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
@@ -23,6 +24,15 @@ T = TypeVar("T")
 GREY16 = ("I;16", "I;16B", "I;16L", "I")
 """Pillow's modes of a 16-bit grey picture."""
 
+WHOLE = ("L", "P", "1", *GREY16)
+"""Pillow's modes of a picture with one whole number per pixel."""
+
+ORIENTATION = 0x0112
+"""EXIF's number of the orientation of a camera; 1 is upright."""
+
+HALF = float(np.finfo(np.float16).max)
+"""The largest number that half precision holds."""
+
 MAX_METRES = 100.0
 """Depth of a room or a street stays below; millimetres do not."""
 
@@ -32,6 +42,11 @@ def fault(path: Path, rule: str, fact: str) -> DataError:
     return DataError(f"{path}: {rule}. Found {fact}. Unpack the archive again, or take the id off its list.")
 
 
+def ending(path: Path) -> str:
+    """Returns the ending of a file in small letters: ``".npy"`` of ``0001.NPY`` too."""
+    return path.suffix.lower()
+
+
 def reading(path: Path, read: Callable[[], T]) -> T:
     """Returns what ``read`` returns; whatever a decoder raises on a damaged file becomes a `DataError`."""
     try:
@@ -39,7 +54,7 @@ def reading(path: Path, read: Callable[[], T]) -> T:
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise anything from struct.error to IndexError
-        size = f"{path.stat().st_size} bytes" if path.is_file() else "the file is gone"
+        size = f"{path.stat().st_size} bytes" if path.is_file() else "a folder" if path.is_dir() else "the file is gone"
         raise fault(path, "files must be complete and readable", f"{type(error).__name__}: {error} ({size})") from error
 
 
@@ -51,6 +66,16 @@ def photo(path: Path) -> Bytes:
             return rgb(picture)
 
     return reading(path, read)
+
+
+def orientation(path: Path) -> int:
+    """Returns the EXIF orientation of a photograph, 1..8; 1 = upright, also where none can be read."""
+    try:
+        with Image.open(path) as picture:
+            found = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # what cannot be read is a fault of its own, which `photo` names
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def png(path: Path, modes: tuple[str, ...], size: Size | None) -> Array:
@@ -72,7 +97,10 @@ def png(path: Path, modes: tuple[str, ...], size: Size | None) -> Array:
     mode, found = reading(path, read)
     if mode not in modes:
         hint = " (16 bits read as 8 lose the lower half)" if modes == GREY16 else ""
-        raise fault(path, f"this label is a picture of mode {' or '.join(modes)}{hint}", f"mode {mode}")
+        rule = f"this label is a picture of mode {' or '.join(modes)}{hint}"
+        if modes == WHOLE:
+            rule = "this label holds one whole number per pixel, as do pictures of mode L or P"
+        raise fault(path, rule, f"mode {mode}")
     check_size(path, found, size)
     return found
 
@@ -86,10 +114,11 @@ def grey16(path: Path, size: Size | None) -> NDArray[np.uint16]:
 
 def npy(path: Path) -> Array:
     """Returns a NumPy array of numbers; pickled objects and strings are refused."""
-    return _numbers(path, reading(path, lambda: np.load(path, allow_pickle=False)))
+    return numbers(path, reading(path, lambda: np.load(path, allow_pickle=False)))
 
 
-def _numbers(path: Path, found: Array) -> Array:
+def numbers(path: Path, found: Array) -> Array:
+    """Returns an array if it holds numbers; pickled objects, texts and complex numbers are refused."""
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
         what = getattr(found, "dtype", type(found).__name__)
         raise fault(path, "the file holds one array of numbers", f"{what}")
@@ -97,32 +126,65 @@ def _numbers(path: Path, found: Array) -> Array:
 
 
 def mat(path: Path, key: str) -> Array:
-    """Returns one variable of a MATLAB v5 file.
+    """Returns one variable of a MATLAB file, of version 5 or 7.3.
 
     Raises:
-        DataError: The file is damaged or has no such variable.
+        DataError: The file is damaged or has no such variable, or has version 7.3 and h5py is not installed.
     """
-    content = reading(path, lambda: loadmat(path))
-    if key not in content:
-        names = ", ".join(name for name in content if not name.startswith("__")) or "no variable"
-        raise fault(path, f"the file holds the variable {key}", names)
-    return np.asarray(content[key])
+    found, names = reading(path, lambda: matlab.variable(path, key))
+    if found is None:
+        raise fault(path, f"the file holds the variable {key}", ", ".join(names) or "no variable")
+    return np.asarray(found)
 
 
-def depth(path: Path, found: Array, size: Size | None) -> NDArray[np.float32]:
+def matrix(path: Path, key: str) -> Array:
+    """Returns one variable of a MATLAB file, which must hold numbers."""
+    return numbers(path, mat(path, key))
+
+
+def plane(path: Path, found: Array, size: Size) -> Array:
+    """Returns a label of one value per pixel, (H, W). Axes of length 1 do not count.
+
+    Raises:
+        DataError: The array has further axes, or another size than the photograph.
+    """
+    if found.ndim != 2:
+        extents = tuple(n for n in found.shape if n != 1)
+        if extents == tuple(n for n in size if n != 1):
+            return found.reshape(size)
+        if len(extents) != 2:
+            raise fault(path, "this label has the shape (height, width)", f"{found.shape}")
+        found = found.reshape(extents)
+    check_size(path, found, size)
+    return found
+
+
+def depth(path: Path, found: Array, size: Size) -> NDArray[np.float32]:
     """Returns depth in metres, (H, W), 0 = no measurement.
 
     Raises:
         DataError: A value is not finite, negative, or too large for metres.
     """
-    metres = np.squeeze(_numbers(path, found))
-    if metres.ndim != 2:
-        raise fault(path, "depth has the shape (height, width)", f"{found.shape}")
-    check_size(path, metres, size)
+    metres = plane(path, numbers(path, found), size)
     check_values(path, "depth is finite, with 0 for no measurement", metres, np.isfinite(metres))
     rule = f"depth is given in metres, 0..{MAX_METRES:g}"
     check_values(path, rule, metres, (metres >= 0) & (metres <= MAX_METRES))
     return metres.astype(np.float32)
+
+
+def normals(path: Path, size: Size) -> NDArray[np.float16]:
+    """Returns the unit vectors of a NumPy file, 0 = none: (H, W, 3).
+
+    Raises:
+        DataError: The array has another shape, or its vectors have another length.
+    """
+    found = npy(path)
+    if found.ndim != 3 or found.shape[2] != 3:
+        raise fault(path, "normals have three components: the shape is (height, width, 3)", f"{found.shape}")
+    check_size(path, found, size)
+    check_unit(path, found)
+    check_values(path, "normals are unit vectors", found, (found <= HALF) & (found >= -HALF))
+    return found.astype(np.float16)
 
 
 def check_unit(path: Path, vectors: Array) -> None:
@@ -134,7 +196,8 @@ def check_unit(path: Path, vectors: Array) -> None:
     check_values(path, "normals are finite, with 0 for no direction", vectors, np.isfinite(vectors))
     if vectors.ndim != 3 or vectors.shape[2] != 3:
         raise fault(path, "normals have the shape (height, width, 3)", f"{vectors.shape}")
-    squares = (vectors.astype(np.float32) ** 2).sum(-1)
+    with np.errstate(over="ignore"):
+        squares = (vectors.astype(np.float32) ** 2).sum(-1)
     lengths = squares[squares >= 0.25] ** 0.5
     middle = float(np.median(lengths[:: max(1, lengths.size // 10_000)])) if lengths.size else 1.0
     if not 0.9 <= middle <= 1.1:
@@ -144,7 +207,9 @@ def check_unit(path: Path, vectors: Array) -> None:
 def check_size(path: Path, found: Array, size: Size | None) -> None:
     """Checks that a label has the size of its photograph."""
     if size is not None and found.shape[:2] != tuple(size):
-        raise fault(path, "a label has the size of its photograph", f"{found.shape[:2]}, the photograph {size} (h, w)")
+        turned = "; height and width are exchanged" if found.shape[:2] == tuple(size)[::-1] else ""
+        fact = f"{found.shape[:2]}, the photograph {size} (h, w){turned}"
+        raise fault(path, "a label has the size of its photograph", fact)
 
 
 def check_values(path: Path, rule: str, found: Array, fine: NDArray[np.bool_]) -> None:

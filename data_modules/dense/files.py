@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from mtlbench.errors import DataError
+
+from .lists import read_list
 
 
 class Files(ABC):
@@ -116,16 +120,19 @@ class Files(ABC):
         name = self.find(kind, image)
         if name is None:
             looked = " or ".join(str(self.base() / c) for c in self.candidates(kind, image))
-            near = f" Near it lies {self._near(kind, image)}." if self._near(kind, image) else ""
-            raise DataError(f"Every listed image needs its {kind} file. Looked for {looked}.{near} {self.REMEDY}")
+            raise DataError(
+                f"Every listed image needs its {kind} file. Looked for {looked}.{self._near(kind, image)} {self.REMEDY}"
+            )
         return self.base() / name
 
     def _near(self, kind: str, image: str) -> str:
-        """Returns the names most like those looked for, for messages."""
+        """Returns a sentence with the names most like those looked for, empty if there are none."""
         for name in self.candidates(kind, image):
             place, _, file = name.rpartition("/")
-            if close := difflib.get_close_matches(file, self.names(place), n=2, cutoff=0.8):
-                return ", ".join(close)
+            # Another number alone is another image.
+            others = [other for other in sorted(self.names(place)) if _shape(other) != _shape(file)]
+            if close := difflib.get_close_matches(file, others, n=2, cutoff=0.75):
+                return f" Near {file} lies {', '.join(close)}."
         return ""
 
     def find(self, kind: str, image: str) -> str | None:
@@ -134,11 +141,20 @@ class Files(ABC):
             place, _, file = name.rpartition("/")
             if file in self.names(place):
                 return name
-        for name in self.candidates(kind, image):
+        names = self.candidates(kind, image)
+        if kind == "image":  # photographs keep their content in another format; labels may not
+            pictures = [name for name in names if name.endswith(PICTURES)]
+            names = names + [name.rpartition(".")[0] + ending for name in pictures for ending in PICTURES]
+        for name in names:
             place, _, file = name.rpartition("/")
             if other := self._spelled(place).get(_plain(file)):
                 return f"{place}/{other}" if place else other
         return None
+
+    def stems(self, place: str, ending: str) -> list[str]:
+        """Returns the names in a folder that have an ending, however it is spelled, without it, in order."""
+        names = (_small(name) for name in sorted(self.names(place)))
+        return list(dict.fromkeys(name.removesuffix(ending) for name in names if name.endswith(ending)))
 
     def _spelled(self, place: str) -> dict[str, str]:
         """Returns the names in a folder by what they are with an ending in small letters, ``.jpeg`` as ``.jpg``."""
@@ -244,7 +260,7 @@ class Files(ABC):
             return []
         return [
             f"{len(lost)} of {len(ids)} files for {', '.join(users)} are absent from {where}, for example "
-            f"{', '.join(lost[:3])}. {self.REMEDY}"
+            f"{', '.join(lost[:3])}.{self._near(kind, lost[0])} {self.REMEDY}"
         ]
 
 
@@ -256,6 +272,7 @@ LANDMARKS = {
     "leftImg8bit": "Cityscapes (suite cityscapes)",
     "train/label": "Cityscapes of MTAN (suite cityscapes)",
     "rgb": "Taskonomy (suite taskonomy)",
+    "nyu_depth_v2_labeled.mat": "the authors' NYU Depth V2 (`mtlbench data nyud --convert FILE` reads it)",
 }
 """What lies in a folder -> the data set that it belongs to."""
 
@@ -267,47 +284,32 @@ def _familiar(root: str | None) -> str:
         return ""
     entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     places = [folder, *(folder / name for name in entries)]
-    known = next((what for mark, what in LANDMARKS.items() for place in places if (place / mark).is_dir()), "")
+    known = next((what for mark, what in LANDMARKS.items() for place in places if (place / mark).exists()), "")
     found = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "") if entries else "nothing"
     return f"Found {found}. " + (f"That looks like {known}. " if known else "")
 
 
-def _plain(name: str) -> str:
+PICTURES = (".jpg", ".png", ".tif", ".bmp", ".webp")
+"""Endings of photographs."""
+
+SAME = {"jpeg": "jpg", "tiff": "tif"}
+"""Ending -> another spelling of it."""
+
+
+def _small(name: str) -> str:
+    """Returns a name with its ending in small letters and in the usual spelling."""
     stem, dot, ending = name.rpartition(".")
     small = ending.lower()
-    return f"{stem}{dot}{'jpg' if small == 'jpeg' else small}" if dot else name
+    return f"{stem}{dot}{SAME.get(small, small)}" if dot else name
 
 
-def read_list(path: Path) -> list[str]:
-    """Returns the ids of a list, one a line: without comments (``#``), and without a flag 1 behind an id, as VOC has.
-
-    Raises:
-        DataError: The text is in no encoding that editors write, or a line says that its image does not belong.
-    """
-    ids = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.partition("#")[0].split()
-        if len(words) == 2 and words[1] in ("0", "-1"):
-            raise DataError(
-                f"{path}, line {number}: a list names the images of a split. Found {line.strip()!r}, a flag that "
-                "leaves the image out. Remove the line."
-            )
-        if len(words) == 2 and words[1] == "1":
-            del words[1]
-        if words:
-            ids.append(" ".join(words))
-    return ids
+def _plain(name: str) -> str:
+    """Returns what equal names have in common: some systems store accents as letters of their own."""
+    return unicodedata.normalize("NFC", _small(name))
 
 
-def read_text(path: Path) -> str:
-    """Returns a text in UTF-8, with or without a mark, in UTF-16 with one, or in Latin-1."""
-    content = path.read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+def _shape(name: str) -> str:
+    return re.sub(r"\d", "0", name)
 
 
 def _repeated(ids: Iterable[str]) -> list[str]:
@@ -345,8 +347,10 @@ class ListedFiles(Files):
         return read_list(path)
 
     def list_name(self, split: str) -> str:
-        """Returns the file of the list."""
-        return str(self.base() / self.LISTS / f"{split}.txt")
+        """Returns the file of the list; ``Train.TXT`` counts as ``train.txt`` if there is no other."""
+        name = f"{split}.txt"
+        other = next((found for found in sorted(self.names(self.LISTS)) if found.lower() == name), name)
+        return str(self.base() / self.LISTS / (name if name in self.names(self.LISTS) else other))
 
     def candidates(self, kind: str, image: str) -> list[str]:
         """Returns the image's name in every folder of the kind."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +20,7 @@ from mtlbench.tasks import IGNORE, Edges, Task
 
 from .boundaries import shrink
 from .cache import Decoded, Stored, cached
-from .decoding import Array, Bytes
+from .decoding import Array, Bytes, orientation
 from .files import Files
 from .recipes import Recipe
 from .warp import AXES
@@ -128,6 +130,25 @@ class DenseData(MTLDataModule):
         """Returns the samples of a split straight from the files, whatever a cache holds."""
         return _Samples(self, split, self._decoder(split))
 
+    def doubts(self, split: str) -> list[str]:
+        """Returns a line if photographs carry an EXIF orientation, which is not applied to them or to their labels."""
+        turned = self.images_with("image", split, lambda path: orientation(path) != 1)
+        if not turned:
+            return []
+        return [
+            f"image: {few(turned)} an EXIF orientation, which is not applied: labels must lie as the pixels are "
+            "stored. Turn photograph and labels upright and remove the orientation if they do not."
+        ]
+
+    def images_with(self, kind: str, split: str, holds: Callable[[Path], bool]) -> list[str]:
+        """Returns the names of the files of a kind for which something holds, without absent and damaged files."""
+        found = []
+        for name in (self.files.find(kind, image) for image in self.files.ids(split)):
+            with suppress(DataError):  # a fault of its own, which reading the sample names
+                if name is not None and holds(self.files.base() / name):
+                    found.append(name)
+        return found
+
     def downloads(self) -> list[Download]:
         """Returns the archives that a program may fetch; none where a registration or a browser is needed."""
         return []
@@ -198,6 +219,11 @@ class DenseData(MTLDataModule):
             raise SuiteError(
                 f"{name}'s {option} must be {rule}. Found {found!r}. Change data.options.{option} in the suite."
             )
+
+
+def few(names: Sequence[str]) -> str:
+    """Returns how many files there are, with an example, as the beginning of a sentence."""
+    return f"{names[0]} carries" if len(names) == 1 else f"{len(names)} files, for example {names[0]}, carry"
 
 
 class _Decoder:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mtlbench.errors import DataError
 from mtlbench.tasks import IGNORE
 
 from . import decoding as read
-from .decoding import Array, Bytes, Size
+from .decoding import Bytes, Size
 from .files import Files
 
 
@@ -29,8 +28,7 @@ class NumberedFiles(Files):
     def recognise(self, folder: Path) -> bool:
         """Returns whether the training images lie there."""
         place, ending = self.SOURCES["image"]
-        found = (folder / "train" / place).glob(f"*{ending}")
-        return any(not path.name.startswith(".") for path in found)
+        return any(read.ending(path) == ending for path in (folder / "train" / place).glob("[!.]*"))
 
     def sought(self) -> str:
         """Returns the pattern of training images."""
@@ -40,8 +38,8 @@ class NumberedFiles(Files):
     def read_ids(self, split: str) -> list[str]:
         """Returns the numbers of the images, in order."""
         place, ending = self.SOURCES["image"]
-        stems = [name.removesuffix(ending) for name in self.names(f"{split}/{place}") if name.endswith(ending)]
-        odd = sorted(stem for stem in stems if not stem.isdecimal())
+        stems = self.stems(f"{split}/{place}", ending)
+        odd = [stem for stem in stems if not stem.isdecimal()]
         if odd:
             raise DataError(
                 f"{self.TITLE}: images are numbered. {self.base() / split / place} holds {odd[0]}{ending}. Remove it."
@@ -62,24 +60,16 @@ class NumberedFiles(Files):
 def image(path: Path) -> Bytes:
     """Returns an image of floats in [0, 1] as RGB uint8, (H, W, 3)."""
     found = read.npy(path)
-    if found.ndim != 3 or found.shape[2] != 3:
+    if found.ndim != 3 or found.shape[2] != 3 or not found.size:
         raise read.fault(path, "an image has the shape (height, width, 3)", f"{found.shape}")
     read.check_values(path, "an image lies in 0..1", found, (found >= 0) & (found <= 1))
-    return (found * 255 + 0.5).astype(np.uint8)
+    shares = found if found.dtype.kind == "f" else found.astype(np.float64)
+    return (shares * 255 + 0.5).astype(np.uint8)
 
 
 def classes(path: Path, count: int, size: Size) -> Bytes:
     """Returns class ids, 255 = ignore, from 0..count-1 and -1: (H, W)."""
-    found = np.squeeze(read.npy(path))
-    read.check_size(path, found, size)
+    found = read.plane(path, read.npy(path), size)
     fine = (found >= -1) & (found < count) & (found == np.floor(found))
     read.check_values(path, f"classes are 0..{count - 1}, or -1 for ignore", found, fine)
     return np.where(found < 0, IGNORE, found).astype(np.uint8)
-
-
-def normals(path: Path, size: Size) -> NDArray[np.float16]:
-    """Returns unit vectors, 0 = none: (H, W, 3)."""
-    found: Array = read.npy(path)
-    read.check_size(path, found, size)
-    read.check_unit(path, found)
-    return found.astype(np.float16)

@@ -18,6 +18,8 @@ from scipy.io import savemat
 
 from mtlbench.errors import DataError
 
+from ..dense.formats.pascal_labels import VOC_COLOURS
+
 MARK = "MINIATURE.json"
 """File that marks a miniature and says how it was made."""
 
@@ -88,12 +90,9 @@ def save_mat(path: Path, content: dict[str, Any]) -> None:
 
 
 def palette(labels: NDArray[np.uint8]) -> Image.Image:
-    """Returns a palette image in VOC's colours, whose bits are dealt from the class id."""
+    """Returns a palette image in VOC's colours."""
     picture = Image.fromarray(labels, mode="P")
-    ids = np.arange(256)[:, None]
-    channels = np.arange(3)
-    colours = sum((ids >> (3 * bit + channels) & 1) << (7 - bit) for bit in range(8))
-    picture.putpalette(np.asarray(colours, dtype=np.uint8).tobytes())
+    picture.putpalette(VOC_COLOURS.tobytes())
     return picture
 
 

@@ -205,7 +205,8 @@ def rgb(picture: Image.Image) -> Picture:
         level = np.asarray(picture, float)
         top = 65535.0
         if picture.mode == "F":
-            top = next((limit for limit in (1.0, 255.0) if level.max(initial=0) <= limit), top)
+            highest = level[np.isfinite(level)].max(initial=0)
+            top = next((limit for limit in (1.0, 255.0) if highest <= limit), top)
         grey_levels = np.round(np.clip(np.nan_to_num(level) / top, 0, 1) * 255).astype(np.uint8)
         return np.repeat(grey_levels[..., None], 3, -1)
     return np.array(picture.convert("RGB"))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mtlbench.cli import predict
+from mtlbench.errors import DataError
 from mtlbench.tasks import Depth, Normals, SemanticSegmentation
 
 TASKS = {"seg": SemanticSegmentation("seg", classes=3), "normals": Normals("normals"), "depth": Depth("depth")}
@@ -68,3 +69,30 @@ def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, write: Any) -> N
     with np.load(write(tmp_path / "b.png") / "b.npz") as arrays:
         assert arrays["seg"].shape == (32, 16)
         assert (arrays["seg"][:12] == 0).all() and (arrays["seg"][20:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff\xe1\x00\x10Exif"]
+)
+def test_what_is_no_image_is_named(tmp_path: Path, write: Any, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"must be readable. .*a.png: "):
+        write(tmp_path / "a.png")
+
+
+def test_a_damaged_image_is_named(tmp_path: Path, write: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[60] ^= 255  # the checksum no longer fits: Pillow raises a SyntaxError
+    content[20] ^= 255
+    (tmp_path / "a.png").write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"a.png: "):
+        write(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_images_of_any_size(tmp_path: Path, write: Any, size: tuple[int, int]) -> None:
+    Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(tmp_path / "a.png")
+    with np.load(write(tmp_path / "a.png") / "a.npz") as arrays:
+        assert arrays["seg"].shape == size and (arrays["seg"] == 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,32 +11,14 @@ from PIL import Image
 
 from mtlbench import registry
 from mtlbench.data_modules import nyud
+from mtlbench.data_modules.cityscapes import Cityscapes
 from mtlbench.data_modules.dense import decoding, numbered_files
-from mtlbench.data_modules.dense.files import read_list
-from mtlbench.data_modules.miniatures import write_nyud
+from mtlbench.data_modules.miniatures import write_cityscapes, write_nyud, write_nyuv2, write_pascal, write_taskonomy
 from mtlbench.data_modules.nyud import Nyud
 from mtlbench.data_modules.nyuv2 import NYUv2
+from mtlbench.data_modules.pascal import Pascal
+from mtlbench.data_modules.taskonomy import Taskonomy
 from mtlbench.errors import DataError, SuiteError
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\xef\xbb\xbf1449\nb c\n",
-        "1449\nb c\n".encode("utf-16"),
-        b"1449\r\n\r\nb c\r\n",
-        b"# ids\n1449 1\nb c # two\n",
-    ],
-)
-def test_lists_are_read_as_they_are_meant(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "list.txt").write_bytes(content)
-    assert read_list(tmp_path / "list.txt") == ["1449", "b c"]
-
-
-def test_a_flag_that_leaves_an_image_out_is_refused_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_bytes("é 1\nb -1\n".encode("latin-1"))
-    with pytest.raises(DataError, match="list.txt, line 2.*'b -1'"):
-        read_list(tmp_path / "list.txt")
 
 
 def test_other_endings_hidden_files_and_what_lies_near(tmp_path: Path) -> None:
@@ -50,8 +33,63 @@ def test_other_endings_hidden_files_and_what_lies_near(tmp_path: Path) -> None:
     again = Nyud(str(root), size=[24, 32])
     assert not again.missing() and len(again.originals("train")[0]["targets"]) == 4
     photo.with_suffix(photo.suffix.upper()).rename(photo.with_name(f"x{photo.name}"))
-    with pytest.raises(DataError, match=f"Near it lies .*x{photo.name}"):
+    with pytest.raises(DataError, match=f"Near {photo.name} lies x{photo.name}"):
         Nyud(str(root), size=[24, 32]).files.path("image", image)
+
+
+def renamed(folder: Path, change: Any) -> None:
+    for path in [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".png", ".npy", ".jpg")]:
+        path.rename(path.with_name(change(path.name)))
+
+
+@pytest.mark.parametrize(
+    ("module", "write"),
+    [(NYUv2, write_nyuv2), (Taskonomy, write_taskonomy), (Nyud, write_nyud), (Pascal, write_pascal)],
+)
+def test_endings_in_capitals_everywhere(tmp_path: Path, module: Any, write: Any) -> None:
+    root = write(tmp_path, train=2, val=1)
+    before = module(str(root), size=[24, 32])
+    ids = {split: before.files.ids(split) for split in before.SPLITS}
+    sample = before.originals("train")[1]
+    renamed(root, lambda name: f"{name.rpartition('.')[0]}.{name.rpartition('.')[2].upper()}")
+    after = module(str(root), size=[24, 32])
+    assert {split: after.files.ids(split) for split in after.SPLITS} == ids and not after.missing()
+    again = after.originals("train")[1]
+    assert again["image"].equal(sample["image"]) and again["targets"].keys() == sample["targets"].keys()
+    assert all(again["targets"][name].equal(target) for name, target in sample["targets"].items())
+
+
+@pytest.mark.parametrize("layout", ["official", "npy", "png"])
+def test_endings_in_capitals_in_cityscapes(tmp_path: Path, layout: str) -> None:
+    root = write_cityscapes(tmp_path, train=3, val=1, layout=layout)
+    ids = Cityscapes(str(root)).files.ids("train")
+    renamed(root, lambda name: f"{name.rpartition('.')[0]}.{name.rpartition('.')[2].upper()}")
+    data = Cityscapes(str(root), size=[16, 32])
+    assert data.files.ids("train") == ids and len(data.originals("train")[2]["targets"]) == 2
+
+
+def test_a_photograph_in_another_format_is_found_but_no_label(tmp_path: Path) -> None:
+    root = write_pascal(tmp_path, train=2, val=1)
+    data = Pascal(str(root), size=32)
+    image = data.files.ids("train")[0]
+    photo, label = data.files.path("image", image), data.files.path("saliency", image)
+    pixels = decoding.photo(photo)
+    Image.fromarray(pixels).save(photo.with_suffix(".TIFF"))
+    photo.unlink()
+    data = Pascal(str(root), size=32)
+    assert not data.missing() and np.array_equal(decoding.photo(data.files.path("image", image)), pixels)
+    label.rename(label.with_suffix(".jpg"))
+    with pytest.raises(DataError, match=rf"{image}.png.*Near {image}.png lies {image}.jpg"):
+        Pascal(str(root), size=32).files.path("saliency", image)
+
+
+def test_accents_of_other_systems_are_the_same(tmp_path: Path) -> None:
+    root = write_nyud(tmp_path, train=2, val=1)
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (root / "NYUD_MT" / "gt_sets" / "train.txt").write_text(f"{composed}\n0002\n", encoding="utf-8")
+    renamed(root, lambda name: name.replace("0001", apart))
+    data = Nyud(str(root), size=[24, 32])
+    assert not data.missing() and data.originals("train")[0]["id"] == composed
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.int64])
@@ -74,6 +112,25 @@ def test_deep_grey_pictures_are_scaled_by_their_range(tmp_path: Path) -> None:
     ):
         Image.fromarray(array).save(tmp_path / name)
         assert (decoding.photo(tmp_path / name) == expected).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_float_picture_with_holes_keeps_its_range(tmp_path: Path, value: float) -> None:
+    levels = np.array([[0.5, value, 0.25]], np.float32)
+    Image.fromarray(levels).save(tmp_path / "a.tiff")
+    hole = 255 if value == np.inf else 0
+    assert decoding.photo(tmp_path / "a.tiff")[0, :, 0].tolist() == [128, hole, 64]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("CMYK", "a.jpg"), ("P", "a.png"), ("RGBA", "a.png"), ("LA", "a.png"), ("1", "a.png")]
+)
+def test_photographs_of_other_modes_are_converted_by_pillow(tmp_path: Path, mode: str, name: str) -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[:, 3:] = 255
+    Image.fromarray(pixels).convert(mode).save(tmp_path / name)
+    found = decoding.photo(tmp_path / name)
+    assert found.dtype == np.uint8 and np.abs(found.astype(int) - pixels).max() <= 8, "JPEG's loss"
 
 
 def test_the_recipe_has_one_name_in_suites_and_the_old_one_in_identities() -> None:

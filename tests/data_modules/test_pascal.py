@@ -250,7 +250,7 @@ def test_a_label_of_another_size_or_kind_is_named(root: Path) -> None:
     for broken, rule in (
         (palette(stored[1:]), "size of its photograph"),
         (palette(np.where(stored == 0, 21, stored).astype(np.uint8)), "0..20.*21"),
-        (Image.fromarray(stored).convert("RGB"), "mode P or L.*RGB"),
+        (Image.fromarray(stored).convert("RGB"), "mode L or P.*RGB"),
     ):
         broken.save(path)
         with pytest.raises(DataError, match=f"{FIRST}.png: .*{rule}"):

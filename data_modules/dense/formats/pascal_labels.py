@@ -13,18 +13,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mtlbench.tasks import IGNORE
 from mtlbench.tasks.dense import NO_NORMAL
 
 from ..boundaries import boundaries, thin
-from ..decoding import Bytes, Size, check_size, check_unit, check_values, fault, mat, png, reading
+from ..decoding import WHOLE, Bytes, Size, check_unit, check_values, fault, mat, matrix, numbers, plane, png, reading
 
 SEMSEG_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 PERSON = SEMSEG_NAMES.index("person")
+
+_BITS = np.arange(8)
+VOC_COLOURS = (
+    ((np.arange(256)[:, None, None] >> (3 * _BITS + np.arange(3)[:, None]) & 1) << (7 - _BITS)).sum(-1).astype(np.uint8)
+)
+"""VOC's palette, (256, 3): the bits of an id, dealt to red, green and blue."""
 
 PARTS = {
     "background": (),
@@ -57,16 +64,37 @@ there."""
 
 def semseg(path: Path, size: Size) -> Bytes:
     """Returns VOC classes 0..20, 255 = ignore: (H, W). Palette indices, never colours."""
-    found = png(path, ("P", "L"), size)
-    check_values(
-        path, "VOC classes are 0..20, or 255 for ignore", found, (found < len(SEMSEG_NAMES)) | (found == IGNORE)
-    )
-    return found
+    found = png(path, WHOLE, size)
+    fine = (found >= 0) & (found < len(SEMSEG_NAMES)) | (found == IGNORE)
+    check_values(path, "VOC classes are 0..20, or 255 for ignore", found, fine)
+    return found.astype(np.uint8)
+
+
+def foreign_palette(path: Path) -> bool:
+    """Returns whether a palette picture has other colours than VOC's for the classes that it holds.
+
+    Raises:
+        DataError: The picture is damaged.
+    """
+
+    def read() -> tuple[Bytes | None, Bytes]:
+        with Image.open(path) as picture:
+            if picture.mode != "P":
+                return None, np.empty(0, np.uint8)
+            return np.array(picture), np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+
+    classes, colours = reading(path, read)
+    if classes is None:
+        return False
+    used = np.unique(classes)
+    used = used[used < min(len(SEMSEG_NAMES), len(colours))]
+    return bool((colours[used] != VOC_COLOURS[used]).any())
 
 
 def saliency(path: Path, size: Size) -> Bytes:
     """Returns 1 where the stored foreground probability v / 255 is above 0.5, else 0: (H, W)."""
-    return (png(path, ("L",), size) > 127).astype(np.uint8)
+    found = png(path, ("L", "1"), size)
+    return (found > (0 if found.dtype == np.bool_ else 127)).astype(np.uint8)
 
 
 def normals(path: Path, context: NDArray[np.integer]) -> Bytes:
@@ -78,8 +106,7 @@ def normals(path: Path, context: NDArray[np.integer]) -> Bytes:
 
 def context(path: Path, size: Size) -> NDArray[np.integer]:
     """Returns the 459-class map, 0..459: (H, W)."""
-    found = mat(path, "LabelMap")
-    check_size(path, found, size)
+    found = plane(path, matrix(path, "LabelMap"), size)
     fine = (found >= 0) & (found <= CONTEXT_CLASSES) & (found == np.floor(found))
     check_values(path, "context classes are whole numbers 0..459", found, fine)
     return found.astype(np.int32)
@@ -99,8 +126,7 @@ def parts(path: Path, size: Size) -> Bytes:
     for name, mask in reading(path, lambda: list(_annotated(mat(path, "anno")))):
         if name not in PART_IDS:
             raise fault(path, f"a person's parts have one of {len(PART_IDS)} names", f"part {name!r}")
-        check_size(path, mask, size)
-        found[mask > 0] = PART_IDS[name]
+        found[plane(path, numbers(path, mask), size) > 0] = PART_IDS[name]
     return found
 
 

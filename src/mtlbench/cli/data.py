@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="read every file that a split names; count missing labels"
     )
     parser.add_argument("--download", action="store_true", help="download and unpack the publicly available files")
+    parser.add_argument(
+        "--convert",
+        metavar="FILE",
+        help="write the layout that the suite reads from the file that the authors of the data distribute",
+    )
     parser.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
 
 
@@ -40,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.download:
         root = root or str(Path("data") / suite.name)
         _download(_open(suite, root), Path(root), agree=arguments.agree)
+    if arguments.convert:
+        root = root or str(Path("data") / suite.name)
+        _convert(suite, Path(arguments.convert), Path(root))
     data = _open(suite, root)
     missing = data.missing()
     where = f"folder {root}" if root else "no folder given" if missing else "which needs no folder"
@@ -117,6 +125,19 @@ def _download(data: Any, root: Path, *, agree: bool) -> None:
     for item in wanted:
         fresh = obtain(item, root, _progress(item.name))
         print(f"  {item.name:40} {'unpacked' if fresh else 'there'}", flush=True)
+
+
+def _convert(suite: Suite, source: Path, root: Path) -> None:
+    """Write the layout that a suite reads, and say how to train without the tasks for which it has no labels."""
+    target = _open(suite, str(root)).convert(source, root, _progress(source.name))
+    print(f"  {target} is written")
+    data = _open(suite, str(root))
+    absent = sorted(data.absent_tasks())
+    required = [task for task in absent if not data.tasks[task].optional]
+    if absent:
+        print(f"  It has no labels of {', '.join(absent)}.")
+    if required:
+        print(f"  Train without them: {' '.join(f'tasks.{task}.optional=true' for task in required)}")
 
 
 def _progress(what: str) -> Callable[..., None]:

@@ -95,5 +95,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return visualise.rgb(ImageOps.exif_transpose(image))
-    except OSError as error:
-        raise DataError(f"An image must be readable. {path}: {error}. Formats: whatever Pillow reads.") from error
+    except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
+        raise DataError(
+            f"An image must be readable. {path}: {type(error).__name__}: {error}. Formats: whatever Pillow reads."
+        ) from error

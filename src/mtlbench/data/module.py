@@ -123,6 +123,26 @@ class MTLDataModule(L.LightningDataModule):
             "leave SAMPLE out."
         )
 
+    @classmethod
+    def convert(cls, source: Path, folder: Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
+        """Writes the data set in a layout that this class reads, from the file that its authors distribute.
+
+        Args:
+            source: That file.
+            folder: Where the layout's own folder is put; made if absent.
+            watch: Called with the number of images written so far and in all.
+
+        Returns:
+            The folder that was written.
+
+        Raises:
+            DataError: The file is damaged or of another form, or a folder of that name exists. By default always: most
+                sets are read as they are distributed.
+        """
+        raise DataError(
+            f"{cls.__name__} reads its files as they are: there is nothing to convert. Leave --convert out."
+        )
+
     @abstractmethod
     def samples(self, split: str) -> Samples:
         """Returns the samples of one split, labels of `self.tasks` only, without augmentation."""
@@ -130,6 +150,13 @@ class MTLDataModule(L.LightningDataModule):
     def originals(self, split: str) -> Samples:
         """Returns the samples as their files hold them, for `verify`. Default: those of `samples`."""
         return self.samples(split)
+
+    def doubts(self, split: str) -> list[str]:
+        """Returns what looks wrong in the files of a split although every one can be read, for `verify`.
+
+        A line for each doubt: the kind of file, the fact, its likely cause. Default: none.
+        """
+        return []
 
     def downloads(self) -> list[Any]:
         """Returns the files that can be fetched from public addresses; see `mtlbench.data.download`. Default: none."""

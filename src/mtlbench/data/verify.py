@@ -21,7 +21,8 @@ class Findings:
         samples: Images of the split.
         faults: A line for each image that cannot be used: file, rule, fact, remedy.
         unlabelled: Task -> readable images without any label of it.
-        doubts: A line for each task whose values are allowed but, over the whole split, look like another encoding.
+        doubts: A line for each task whose values are allowed but, over the whole split, look like another encoding, and
+            those of `MTLDataModule.doubts`.
     """
 
     samples: int
@@ -59,7 +60,7 @@ def verify(data: MTLDataModule, split: str, watch: Callable[[int], None] = lambd
             findings.unlabelled.update(_unlabelled(sample, data.tasks))
         watch(index + 1)
     doubts = {name: seen[name].doubt(task) for name, task in data.tasks.items()}
-    findings.doubts = [f"{name}: {doubt}" for name, doubt in doubts.items() if doubt]
+    findings.doubts = [f"{name}: {doubt}" for name, doubt in doubts.items() if doubt] + data.doubts(split)
     return findings
 
 

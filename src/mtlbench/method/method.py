@@ -169,10 +169,29 @@ class MTLMethod(L.LightningModule, Registered):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all."""
+        """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all.
+
+        Raises:
+            DataError: The images have another form, or not the size on which the network was trained.
+        """
+        if not isinstance(image, Tensor):
+            raise DataError(f"Images are a tensor. Found {type(image).__name__}. Give torch.from_numpy(x) of an array.")
         if image.dtype != torch.uint8:
             raise DataError(f"Images are uint8, 0..255. Found {image.dtype}. Give (x * 255).round().to(torch.uint8).")
-        return self.network(image, list(tasks or self.tasks)).predictions
+        if image.ndim != 4 or image.shape[1] != 3 or not image.numel():
+            raise DataError(
+                f"Images have the shape (B, 3, H, W), RGB. Found {tuple(image.shape)}. Give x[None] of a single image, "
+                "x.permute(0, 3, 1, 2) of images whose last axis is colour, and three equal channels of grey ones."
+            )
+        found = self.network(image, list(tasks or self.tasks)).predictions
+        size = image.shape[-2:]
+        other = next((p.shape[-2:] for n, p in found.items() if self.tasks[n].dense and p.shape[-2:] != size), None)
+        if other is not None:
+            raise DataError(
+                f"This network predicts maps of {tuple(other)} (height, width), so images have that size. Found "
+                f"{tuple(size)}. Resize the images, as `mtlbench predict` does, and the predictions back."
+            )
+        return found
 
     # ---- training: Lightning's hooks in its order ------------------------------------------------------------------
 

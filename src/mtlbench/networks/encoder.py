@@ -16,7 +16,7 @@ from timm.layers import Format
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
-from mtlbench.errors import SuiteError
+from mtlbench.errors import DataError, SuiteError
 
 MAPS = 4
 """Largest number of feature maps that an encoder returns."""
@@ -67,6 +67,11 @@ class Encoder(nn.Module):
         for name in unused:
             trunk.get_parameter(name).requires_grad_(False)
         config = trunk.pretrained_cfg
+        # Networks with position embeddings or windows of a fixed extent take no other size than the one they were built
+        # for, unless `dynamic_img_size` lets them interpolate.
+        embedding = getattr(getattr(trunk, "model", trunk), "patch_embed", None)
+        fixed = config.get("fixed_input_size") and getattr(embedding, "strict_img_size", True)
+        self.only_size = tuple(image_size) if fixed else None
         for name in ("mean", "std"):
             # Not persistent, because they are constants of the architecture and not weights.
             self.register_buffer(name, torch.tensor(config[name]).view(3, 1, 1), persistent=False)
@@ -76,7 +81,16 @@ class Encoder(nn.Module):
 
         Args:
             image: (B, 3, H, W) uint8, RGB.
+
+        Raises:
+            DataError: The encoder does not take images of this size.
         """
+        size = tuple(image.shape[-2:])
+        if self.only_size is not None and size != self.only_size:
+            raise DataError(
+                f"This encoder takes images of one size, {self.only_size} (height, width): that of `model.image_size`. "
+                f"Found {size}. Resize the images, as `mtlbench predict` does, or train with the size of the images."
+            )
         return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def forward(self, image: Tensor) -> list[Tensor]:
