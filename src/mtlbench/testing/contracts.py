@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -194,8 +193,6 @@ def check_data_module(target: str, root: str | None = None, **options: Any) -> l
     """
     cls = registry.load(target)
     data: MTLDataModule = cls(root, **options)
-    if doubt := data.unidentified():
-        warnings.warn(doubt, stacklevel=2)
     checks = {
         "samples follow the contract": lambda: _samples(data),
         "reading and augmenting are functions of index and generator": lambda: _repeatable(data),
@@ -204,7 +201,10 @@ def check_data_module(target: str, root: str | None = None, **options: Any) -> l
             None if data.fingerprint() == cls(root, **options).fingerprint() else "It differs between two instances."
         ),
     }
-    return [_find(name, check) for name, check in checks.items()]
+    findings = [_find(name, check) for name, check in checks.items()]
+    if findings[-1].ok and (doubt := data.unidentified()):
+        findings[-1] = replace(findings[-1], detail=f"Warning: {doubt}")
+    return findings
 
 
 def _samples(data: MTLDataModule) -> str | None:
