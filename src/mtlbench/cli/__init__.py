@@ -88,7 +88,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser([name for name in COMMANDS if name in argv])
     arguments, rest = parser.parse_known_args(argv)
     if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = ""
+        if "overrides" not in arguments and any("=" in text for text in rest):
+            hint = ". This command reads what was trained; a suite is changed where it is trained: mtlbench bench"
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides += rest
     return arguments

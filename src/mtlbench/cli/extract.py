@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtlbench.cli.arguments import add_allow
 from mtlbench.errors import ExitCode, MethodError, coloured_output
+from mtlbench.runs.store import finished_run
 
 if TYPE_CHECKING:
     from mtlbench.training.extraction_report import Measured
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MethodError("Writing a network needs one task and one threshold. Give --task and --threshold with --out.")
     if arguments.export and not arguments.out:
         raise MethodError("An exported program is written beside an extracted network. Give --out with --export.")
+    finished_run(Path(arguments.run_folder))  # Refused before torch is imported.
     from mtlbench.networks.experts.extracted import export
     from mtlbench.training import extraction_report as extraction
     from mtlbench.training.load import load_run

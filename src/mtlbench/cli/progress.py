@@ -96,8 +96,7 @@ class Progress:
             if state in ("done", "failed"):
                 done += 1
             elif state == "running":
-                progress = RunFolder(bench.root, run_id).progress()
-                step, steps = int(progress.get("step", 0)), int(spec.trainer["steps"])
+                step, steps = RunFolder(bench.root, run_id).progress().get("step", 0), int(spec.trainer["steps"])
                 rows.append((_name(spec), step, steps))
                 done += step / steps
         return rows, done / max(1, len(specs))

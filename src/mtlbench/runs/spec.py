@@ -93,5 +93,15 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSpec:
-        """Reads what `to_json` wrote."""
-        return cls(**{key: value for key, value in record.items() if key != "hash"})
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: If keys are missing, others are there, or a value is of another kind.
+        """
+        spec = cls(**{key: value for key, value in record.items() if key != "hash"})
+        maps = (spec.method, spec.tasks, spec.data, spec.model, spec.optimiser, spec.trainer, spec.local)
+        maps += tuple(part for part in (spec.start, spec.sources) if part is not None)
+        plain = isinstance(spec.suite, str) and isinstance(spec.label, str) and isinstance(spec.seed, int)
+        if not plain or not all(isinstance(part, Mapping) for part in maps):
+            raise TypeError("A specification is made of text, a seed and mappings.")
+        return spec

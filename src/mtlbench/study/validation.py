@@ -68,7 +68,7 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     module = faults.catch("data.module", lambda: _data_module(suite.data.module))
     tasks = _tasks(suite, module, faults) if module else {}
     for option, value in suite.data.options.items() if module else ():
-        faults.catch(f"data.options.{option}", lambda o=option, v=value: _check_option(o, v, module))  # type: ignore[misc]
+        faults.catch(f"data.options.{option}", lambda o=option, v=value: check_option(o, v, module))  # type: ignore[misc]
     methods = [
         faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, len(tasks), devices))  # type: ignore[misc]
         for index, entry in enumerate(suite.methods)
@@ -244,7 +244,12 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
         raise SuiteError("\n".join(f"{entry['name']}: {fault}" for fault in faults))
 
 
-def _check_option(option: str, value: Any, module: Any) -> None:
+def check_option(option: str, value: Any, module: Any) -> None:
+    """Check one of ``data.options`` against the constructor of a data module.
+
+    Raises:
+        SuiteError: If the module has no such option, or the value has another type than its default.
+    """
     from mtlbench.data import MTLDataModule
 
     for today, old in module.RENAMED.items():

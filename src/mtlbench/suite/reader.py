@@ -192,7 +192,8 @@ class _Reader:
 
     def choose(self, names: Sequence[str]) -> None:
         """Keep the entries of ``methods`` with these labels and their arguments; any other name stands for a method."""
-        by_label = {label_of(entry): entry for entry in OmegaConf.to_container(self.config.methods)}
+        entries: Any = OmegaConf.to_container(self.config.methods)
+        by_label = {label_of(entry): entry for entry in entries}
         # The leaderboard shows `module:Class` as `Class`.
         by_label = {label.rpartition(":")[2]: entry for label, entry in by_label.items()} | by_label
         self._set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
