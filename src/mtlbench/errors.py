@@ -203,7 +203,10 @@ codecs.register_error(_ASCII, _in_ascii)
 
 def place_of(error: BaseException) -> str:
     """Return file and line where an exception was raised, as ``" (file.py:12)"``; a user's own file if there is one."""
-    libraries = (*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
+    libraries = (
+        *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+        str(Path(__file__).parent),
+    )
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(("<", *libraries))]
     return f" ({Path((own or frames)[-1].filename).name}:{(own or frames)[-1].lineno})" if frames else ""

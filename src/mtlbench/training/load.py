@@ -69,7 +69,7 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
     weights = checkpoint.verified(path / "final.ckpt")
     try:
         method.load_state_dict(weights["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"Weights must fit the method. {path}: another version trained them. {error}") from error
     return LoadedRun(method.eval(), module, spec, result)
 
