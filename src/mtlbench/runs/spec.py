@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtlbench.errors import MethodError, unknown_name
+from mtlbench.runs import shapes
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,6 @@ class RunSpec:
         Raises:
             TypeError: If keys are missing, others are there, or a value is of another kind.
         """
-        spec = cls(**{key: value for key, value in record.items() if key != "hash"})
-        maps = (spec.method, spec.tasks, spec.data, spec.model, spec.optimiser, spec.trainer, spec.local)
-        maps += tuple(part for part in (spec.start, spec.sources) if part is not None)
-        plain = isinstance(spec.suite, str) and isinstance(spec.label, str) and isinstance(spec.seed, int)
-        if not plain or not all(isinstance(part, Mapping) for part in maps):
+        if not shapes.SPEC(record):
             raise TypeError("A specification is made of text, a seed and mappings.")
-        return spec
+        return cls(**{key: value for key, value in record.items() if key != "hash"})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import StoreError, inert, path_part_fault
-from mtlbench.runs import liveness
+from mtlbench.runs import liveness, shapes
 from mtlbench.runs.spec import RunSpec
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)(\.sha256)?")
@@ -127,9 +127,10 @@ class RunFolder:
             return None
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the result if the run is done: it parses, and its hash is that of the stored specification."""
+        """Returns the result if the run is done: it is whole, and its hash is that of the stored specification."""
         result, spec = read_json(self.path / "result.json"), read_json(self.path / "spec.json")
-        return result if result and spec and result.get("hash") == spec.get("hash") else None
+        same = result and spec and result.get("hash") == spec.get("hash")
+        return result if same and shapes.RESULT(result) else None
 
     def outcome(self) -> dict[str, Any]:
         """Return what a plan receives for a finished run: its result, and the method's record as ``summary``."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench import __version__
-from mtlbench.errors import DataError, SuiteError, foreign_code, path_part_fault
+from mtlbench.errors import DataError, SuiteError, foreign_code
+from mtlbench.runs import shapes
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
@@ -72,22 +73,7 @@ def key_of(suite: Suite, local: Local) -> str:
 def recall(folder: Path, key: str) -> dict[str, Any] | None:
     """Returns the stored record of a study with this key, if its plans had ended; None if it is damaged."""
     record = read_json(folder / "studies" / f"{key}.json")
-    return record if record and is_record(record) and all(row["serving"] for row in record["rows"]) else None
-
-
-def is_record(record: Mapping[str, Any]) -> bool:
-    """Whether a file's content has the form of a study's record; the runs that it names are plain names of folders."""
-    rows = record.get("rows")
-    return isinstance(record.get("suite"), str) and isinstance(rows, list) and all(map(_is_row, rows))
-
-
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("label"), str) or not isinstance(row.get("seed"), int):
-        return False
-    runs, serving = row.get("runs"), row.get("serving")
-    if not isinstance(runs, list) or not isinstance(serving, dict):
-        return False
-    return all(isinstance(run, str) and not path_part_fault(run) for run in (*runs, *serving.values()))
+    return record if shapes.STUDY(record) and record and all(row["serving"] for row in record["rows"]) else None
 
 
 def remember(folder: Path, record: Mapping[str, Any]) -> None:
