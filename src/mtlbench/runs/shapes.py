@@ -79,8 +79,8 @@ COSTS = ("seconds_per_step", "seconds_per_step_p95", "train_seconds", "peak_memo
 COST = record({}, {**dict.fromkeys(COSTS, number), "devices": whole, "threads": whole})
 RESULT = record(
     {},
-    {"scores": SCORES, "cost": COST, "validation": SCORES, "steps": whole, "seed": whole, "tasks": listed(text), "split": text,
-     "run_id": text, "label": text, "method": text, "conflict_share": number},
+    {"scores": SCORES, "cost": COST, "validation": SCORES, "steps": whole, "seed": whole, "tasks": listed(text),
+     "split": text, "run_id": text, "label": text, "method": text, "conflict_share": number},
 )  # fmt: skip
 """``result.json``."""
 
