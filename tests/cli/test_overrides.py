@@ -21,10 +21,12 @@ CHANGING = {
 """Command -> its words, a change, what shows that it arrived, and the exit code."""
 READING = ("status", "report", "video", "suites", "methods", "extract", "init")
 """Commands that take no change."""
+OPEN = {"predict": ["run", "image"], "compare": ["folder"]}
+"""Commands that take no change, but any number of files or folders of any name."""
 
 
 def test_the_tables_name_every_command() -> None:
-    assert {*CHANGING, *READING, "predict"} == set(cli.COMMANDS)
+    assert {*CHANGING, *READING, *OPEN} == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("form", ["word", "set", "before", "both"])
@@ -51,11 +53,11 @@ def test_changes_apply_in_the_order_that_the_help_states() -> None:
     assert overrides_of(arguments) == ["a=1", "c=4", "a=2", "b=3", "d=5"]
 
 
-@pytest.mark.parametrize("command", [*READING, "predict"])
+@pytest.mark.parametrize("command", [*READING, *OPEN])
 @pytest.mark.parametrize("form", [["trainer.steps=7"], ["--set", "trainer.steps=7"]], ids=["word", "set"])
 def test_a_command_that_reads_refuses_changes(command: str, form: list[str], tmp_path: Path) -> None:
-    words = {"suites": [], "predict": ["run", "image"], "init": ["folder"]}.get(command, ["digits"])
+    words = {"suites": [], "init": ["folder"], **OPEN}.get(command, ["digits"])
     answer = mtlbench(tmp_path, command, *words, *form)
     assert answer.code == ExitCode.REFUSED, answer.text
-    if command != "predict":  # It takes any number of images, of any name.
+    if command not in OPEN or form[0] == "--set":
         assert "a suite is changed where it is trained: mtlbench bench" in answer.text, answer.text

@@ -34,11 +34,18 @@ MORE = {
     "lock.json": {"host": "h", "pid": 3, "born": "1", "beat": 1, "step": 1, "steps": 3},
     "error.json": {"type": "E", "message": "m", "traceback": "t"},
 }
+REGISTRATION = {
+    "format": 1,
+    "named": [{"pair": ["uniform", "single_task"], "version": 1, "key": "k", "when": "today", "runs": 0}],
+    "looks": [{"runs": [RUN], "when": "today"}],
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = write_study(tmp_path / "results/scenes", ["single_task", "uniform"])
+    study = json.loads((root / "study.json").read_text())
+    (root / "study.json").write_text(json.dumps({**study, "named": ["uniform", "single_task"], "confirm": [2]}))
     for name, more in MORE.items():
         path = root / RUN / name
         path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **more}))
@@ -65,7 +72,9 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def test_no_value_of_a_record_ends_a_command_with_a_traceback(folder: Path) -> None:
-    files = [folder / "results/scenes/study.json", *(folder / "results/scenes" / RUN / name for name in MORE)]
+    (folder / "results/scenes/registration.json").write_text(json.dumps(REGISTRATION))
+    files = [folder / "results/scenes" / name for name in ("study.json", "registration.json")]
+    files += [folder / "results/scenes" / RUN / name for name in MORE]
     contents = {path: path.read_text() for path in files}
     places = [(path, leaf) for path, text in contents.items() for leaf in leaves(json.loads(text))]
     draw = random.Random(0)

@@ -123,11 +123,16 @@ ROW = record(
 STUDY = record(
     {"suite": text, "rows": listed(ROW)},
     {"title": text, "overrides": listed(text), "baseline": text, "selection": text, "split": text, "search": text,
-     "seeds": listed(whole), "tasks": named(_TASK), "named": listed(text), "encoders": listed(text), "key": text,
+     "seeds": listed(whole), "confirm": listed(whole), "tasks": named(_TASK), "named": listed(text),
+     "encoders": listed(text), "key": text,
      "removed": listed(record({"task": text, "reason": text})), "run_tasks": named(listed(text)),
      "scenario": record({"text": text, "columns": listed(text)}, {"target": text, "base": text, "ignored": text})},
 )  # fmt: skip
 """``study.json``."""
+
+NAMED = record({"pair": listed(text), "version": lambda value: True}, {"when": text, "runs": whole})
+LOOK = record({"runs": listed(text)})
+"""Entries of ``registration.json``."""
 
 _LAYER = record({"probability": filled, "load": filled})
 EXPERTS = record({"tasks": listed(text), "layers": lambda value: bool(value) and named(_LAYER)(value)})
