@@ -81,6 +81,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
         known: Every valid name.
     """
     names = sorted(known)
+    name = name if len(name) <= 100 else f"{name[:100]}…"
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"Unknown {what} {name!r}.{hint} Known: {', '.join(names) or 'none'}."

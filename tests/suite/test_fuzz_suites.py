@@ -9,12 +9,13 @@ import dataclasses
 import math
 import os
 import random
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mtlbench import suite as suites
@@ -32,6 +33,8 @@ SAFE = settings(
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],  # Shrinking takes minutes where one input takes milliseconds.
+    report_multiple_bugs=False,
 )
 
 WORDS = (
@@ -92,7 +95,7 @@ PLACES = st.one_of(
 
 def put(whole: dict[str, Any], key: tuple[str, ...], value: Any) -> dict[str, Any]:
     """Returns a suite with another value at a key; sections that are absent are added."""
-    copy: dict[str, Any] = yaml.safe_load(yaml.safe_dump(whole))
+    copy: dict[str, Any] = deepcopy(whole)
     at = copy
     for part in key[:-1]:
         at = at.setdefault(part, {}) if isinstance(at.get(part), (dict, type(None))) else {}
