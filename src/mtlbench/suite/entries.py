@@ -84,6 +84,6 @@ def shown(value: Any) -> str:
     return cut(repr(value) if isinstance(value, bytes) else str(value))
 
 
-def cut(text: str) -> str:
-    """Return the first 200 characters of a text."""
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def cut(text: str, length: int = 200) -> str:
+    """Return the first characters of a text."""
+    return text if len(text) <= length else f"{text[:length]}…"

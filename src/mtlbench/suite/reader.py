@@ -118,7 +118,7 @@ def read(name: str, overrides: Sequence[str] = (), methods: Sequence[str] | None
     reader.check_values(str(path))
     whole = not OmegaConf.missing_keys(config)
     suite: Any = OmegaConf.to_object(config) if whole else None
-    return Reading(suite, reader.faults, reader.places, path)
+    return Reading(suite, [cut(fault, 2000) for fault in reader.faults], reader.places, path)
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
