@@ -16,7 +16,7 @@ from mtlbench.runs.plan import Ending
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.study.resolve import Local, resolve
-from mtlbench.testing import TOLERANCE, check_data_module, check_method, difference, toy_spec, trained
+from mtlbench.testing import TOLERANCE, check_data_module, check_method, contracts, difference, toy_spec, trained
 from mtlbench.training.run import train
 from tests.support import faults
 from tests.support.faults import trained_with
@@ -31,6 +31,7 @@ COMPOSITIONS = [
     ("ple", "pcgrad"),
     ("cross_stitch", "pcgrad"),
     ("mtan", "uncertainty"),
+    ("mtlora", "pcgrad"),  # It amplifies rounding, see `TOLERANCE`.
     ("kd_mtl", "pcgrad"),
     ("kd_mtl", "mgda_ub"),
     ("kd_mtl", "famo"),
@@ -59,6 +60,26 @@ def test_own_random_numbers_are_noticed(pool):
     assert [text.split(":")[0] for text in failures(check_method("tests.support.faults:OwnDraws", pool))] == [
         "two ranks equal one process"
     ]
+
+
+def test_own_random_numbers_are_noticed_where_training_amplifies_rounding(pool):
+    found = failures(check_method("mtlora", pool, balancer="tests.support.faults:OwnDraws"))
+    assert [text.split(":")[0] for text in found] == ["two ranks equal one process"]
+
+
+def test_only_rounding_is_excused(pool, tmp_path):
+    """In one process, a change of the size of rounding grows beyond the difference of two ranks; in `uniform` not."""
+    gaps = {}
+    for name, balancer in (("mtlora", "pcgrad"), ("uniform", None)):
+        spec = toy_spec(name, balancer=balancer, local={"regularise": True})
+        one = trained(spec, str(tmp_path / name / "one"))
+        near = trained(spec, str(tmp_path / name / "near"), nudge=contracts.ROUNDING)
+        two = pool.call(trained, spec, str(tmp_path / name / "two"), world=2)[0]
+        gaps[name] = difference(one, near), difference(one, two)
+    grown, ranks = gaps["mtlora"]
+    assert grown > TOLERANCE and ranks <= contracts.AMPLIFIED * grown < 1e-3
+    grown, ranks = gaps["uniform"]
+    assert grown < TOLERANCE and ranks < TOLERANCE
 
 
 def test_forgotten_state_is_noticed(pool):

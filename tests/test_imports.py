@@ -26,7 +26,7 @@ LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"
 HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
 LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "cli")
 """What starts without torch."""
-ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.reader"}}
+ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.nodes"}}
 """Libraries that one place knows."""
 
 
@@ -143,8 +143,8 @@ from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
-    "init", "bench", "run", "status", "report", "predict", "extract", "video", "methods", "suites", "check",
-    "data", "compare",
+    "init", "bench", "run", "status", "report", "compare", "predict", "extract", "video", "methods", "suites", "check",
+    "data",
 )  # fmt: skip
 
 

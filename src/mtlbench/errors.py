@@ -1,11 +1,17 @@
-"""Errors whose messages state the rule, what was found, and the remedy; and the exit codes."""
+"""Errors whose messages state the rule, what was found, and the remedy; the exit codes; and safe output."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -75,9 +81,37 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
         known: Every valid name.
     """
     names = sorted(known)
+    name = name if len(name) <= 100 else f"{name[:100]}…"
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"Unknown {what} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+
+
+@contextlib.contextmanager
+def foreign_code(action: str) -> Iterator[None]:
+    """Enclose a call of code that a user wrote.
+
+    Args:
+        action: What the code does, as the subject of a sentence, for example ``"Importing my_module"``.
+
+    Raises:
+        MethodError: If the code raises anything but an `MtlbenchError`, with its type, message, file and line.
+    """
+    try:
+        yield
+    except MtlbenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise MethodError(
+            f"Code that a suite names must run without errors. {action} raised {type(error).__name__}: "
+            f"{shortened(str(error))}{place_of(error)}. Correct the code, or remove it from the suite."
+        ) from error
+
+
+def shortened(text: str) -> str:
+    """Return a text on one line, cut after 500 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else f"{line[:500]}…"
 
 
 def path_part_fault(text: str) -> str | None:
@@ -102,3 +136,78 @@ def inert(value: Any) -> Any:
     if isinstance(value, list):
         return [inert(item) for item in value]
     return {inert(key): inert(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class InertStream:
+    """A text stream that replaces `UNSAFE` characters before it passes text on.
+
+    Whatever a command prints may hold text of others: a title, the name of a file, the message of an exception. With
+    this stream in place no single ``print`` has to remember that.
+
+    Attributes:
+        beneath: The stream that receives the text. Rich writes to it, because colours are control characters too.
+    """
+
+    def __init__(self, beneath: Any):
+        self.beneath = beneath
+
+    def write(self, text: str) -> int:
+        """Write a text and return its length."""
+        self.beneath.write(inert(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.beneath, name)
+
+
+@contextlib.contextmanager
+def inert_output() -> Iterator[None]:
+    """Pass standard output and standard error through `InertStream`, and write what their encoding lacks as ASCII."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_ASCII)
+    sys.stdout, sys.stderr = InertStream(sys.stdout), InertStream(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def coloured_output() -> Any:
+    """Return standard output for rich, which writes control characters of its own; give it only inert text."""
+    return getattr(sys.stdout, "beneath", sys.stdout)
+
+
+_ASCII = "mtlbench.ascii"
+_SIGNS = {
+    "−": "-", "–": "-", "…": "...", "±": "+-", "×": "x", "Δ": "D", "↑": "^", "↓": "v", "→": "->", "θ": "theta",
+    "█": "#", "·": ".", "\N{REPLACEMENT CHARACTER}": "?",
+}  # fmt: skip
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks: a minus sign must stay one, and no output may end a command."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text), error.end
+
+
+codecs.register_error(_ASCII, _in_ascii)
+
+
+def place_of(error: BaseException) -> str:
+    """Return file and line where an exception was raised, as ``" (file.py:12)"``; a user's own file if there is one."""
+    libraries = (
+        *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+        str(Path(__file__).parent),
+    )
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(("<", *libraries))]
+    return f" ({Path((own or frames)[-1].filename).name}:{(own or frames)[-1].lineno})" if frames else ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
+import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mtlbench.errors import MethodError, unknown_name
+from mtlbench.errors import MethodError, foreign_code, shortened, unknown_name
 
 ENTRY_POINTS = "mtlbench.methods"
 _METHODS = Path(__file__).parent / "methods"
@@ -54,11 +56,13 @@ class Registered:
         VERSION: Raise it when the same hyper-parameters give another result; it enters every run's identity.
         TAXONOMY: Leaf of the survey that the method belongs to, one of `TAXONOMY`. It has no part in the identity.
             Empty if a method of your own does not declare it.
+        TAKES: What the constructor receives by position: ``("spec",)`` for a method. Hyper-parameters are keywords.
         LATER: Hyper-parameters added after runs were stored. At their default they stay out of a run's identity.
     """
 
     VERSION: ClassVar[int] = 1
     TAXONOMY: ClassVar[str] = ""
+    TAKES: ClassVar[tuple[str, ...]] = ()
     LATER: ClassVar[tuple[str, ...]] = ()
 
 
@@ -151,10 +155,14 @@ def load(path: str, *, trusted: Trusted | None = None) -> Any:
     if trusted is not None:
         trusted.check(path)
     try:
-        module = importlib.import_module(_home_of(module_name))
-    except ModuleNotFoundError as error:
+        with foreign_code(f"Importing {module_name}"):
+            module = importlib.import_module(_home_of(module_name))
+    except MethodError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
         raise MethodError(
-            f"{path!r} must name an importable module: {error}. Looked in the current folder and the environment."
+            f"{path!r} must name an importable module: {error.__cause__}. Looked in the current folder and the "
+            "environment."
         ) from error
     if not hasattr(module, attribute):
         raise MethodError(f"In {module_name}: " + unknown_name("class", attribute, _classes(module)))
@@ -211,7 +219,8 @@ def find(name: str, *, trusted: Trusted | None = None) -> type:
         return own[0]
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name == name:
-            return point.load()
+            with foreign_code(f"Importing {point.value}"):
+                return point.load()
     # Shipped methods are found by file name; their shared base classes are no methods.
     found = [cls for cls in _below(Registered) if not cls.__module__.startswith("mtlbench.")]
     subclasses = {_snake(cls.__name__): cls for cls in found}
@@ -265,22 +274,73 @@ def record(name: str, **arguments: Any) -> dict[str, Any]:
     }
 
 
-def check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None:
-    """Checks names and simple types of hyper-parameters.
+def check_arguments(name: str, cls: Any, arguments: Mapping[str, Any]) -> None:
+    """Check the form of a method's or balancer's constructor, and names and simple types of hyper-parameters.
 
     Raises:
         MethodError: With every fault found.
     """
-    known = arguments_of(cls)
-    faults = []
-    for key, value in arguments.items():
-        if key not in known:
-            faults.append(f"{name}: " + unknown_name("hyper-parameter", key, known))
-        elif not _fits(value, known[key].default):
-            wanted = type(known[key].default).__name__
-            faults.append(f"{name}: {key} must be {wanted}, found {value!r} ({type(value).__name__}).")
+    form = form_fault(cls, cls.TAKES, defaults(cls, {}))
+    faults = [form] if form else list(argument_faults(cls, arguments))
     if faults:
-        raise MethodError("\n".join(faults))
+        raise MethodError("\n".join(f"{name}: {fault}" for fault in faults))
+
+
+def form_fault(cls: type, positions: tuple[str, ...], keywords: Mapping[str, Any]) -> str | None:
+    """Return why a class cannot be built with these arguments, or None if it can; nothing is built.
+
+    Args:
+        cls: A method, balancer or data module.
+        positions: Names of what it receives by position.
+        keywords: What it receives by keyword.
+    """
+    try:
+        inspect.signature(cls).bind(*positions, **keywords)
+    except TypeError as error:
+        first = "".join(f", {name}" for name in positions)
+        passed = f" Take {first[2:]} first, and pass it on: `super().__init__({first[2:]})`." if first else ""
+        return (
+            f"a constructor must have the form `__init__(self{first}, *, name=default, ...)`. Found "
+            f"`{cls.__name__}.__init__{inspect.signature(cls.__init__)}`: {error}.{passed}"  # type: ignore[misc]
+        )
+    return None
+
+
+def argument_faults(cls: type, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for every hyper-parameter that is unknown, of the wrong type, or absent without a default."""
+    known = arguments_of(cls)
+    for key in (key for key in arguments if key not in known):
+        yield unknown_name("hyper-parameter", str(key), known)
+    for key, parameter in known.items():
+        value = arguments.get(key, parameter.default)
+        if value is inspect.Parameter.empty:
+            yield f"{key} has no default, so the suite must give it a value. Give it a default, or write {key}: VALUE."
+        elif fault := value_fault(value, parameter.default):
+            yield f"{key} {fault}"
+
+
+def value_fault(value: Any, default: Any) -> str | None:
+    """Return the end of a sentence that says why a value cannot stand for an argument with this default, or None."""
+    if not _fits(value, default):
+        return f"must be {type(default).__name__}, found {shortened(repr(value))} ({type(value).__name__})."
+    if not _finite(value) and _finite(default):
+        return f"must be finite, found {value!r}."
+    if not _plain(value):
+        return f"must be a plain value of YAML, because it identifies the run. Found {type(value).__name__}."
+    return None
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value can be written as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -324,3 +324,55 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path: Path, server: Server) ->
     with pytest.raises(DataError, match="inner is a link"):
         obtain(Download(server.url(), "", folder="inner"), data)
     assert [path.name for path in outside.iterdir()] == ["list.txt"]
+
+
+@pytest.mark.parametrize("name", [".downloads", ".downloads/set.tgz", ".downloads/set.tgz.part"])
+def test_a_download_is_not_written_through_a_link(tmp_path: Path, server: Server, name: str) -> None:
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    (data / ".downloads").mkdir(parents=True)
+    target = outside if name == ".downloads" else outside / "victim"
+    outside.mkdir()
+    if name == ".downloads":
+        (data / name).rmdir()
+    else:
+        target.write_text("old")
+    (data / name).symlink_to(target)
+    with pytest.raises(DataError, match="never through a link"):
+        obtain(Download(server.url(), ""), data)
+    assert [path.name for path in outside.iterdir()] == ([] if name == ".downloads" else ["victim"])
+    assert not server.ranges and (target.is_dir() or target.read_text() == "old")
+
+
+@pytest.mark.parametrize("there", ["images", "images/a.txt"])
+def test_a_file_in_the_place_of_a_folder_is_named_and_nothing_unpacked(tmp_path: Path, there: str) -> None:
+    data = tmp_path / "data"
+    if there == "images":
+        data.mkdir()
+        (data / there).write_text("a file")
+    else:
+        (data / there).mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{there} is in the way; nothing was unpacked"):
+        unpack(tar(tmp_path / "a.tgz", ("0.txt", b"first"), ("images/a.txt", b"x")), data)
+    assert {path.relative_to(data).as_posix() for path in data.rglob("*")} == {"images", there}
+
+
+def test_archives_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """A flipped byte in compressed data, a password, and a name that no file can have."""
+    noise = hashlib.sha512(b"").digest() * 5000
+    write = zipfile.ZipFile(tmp_path / "flipped.zip", "w", zipfile.ZIP_DEFLATED)
+    with write as archive:
+        archive.writestr("a.bin", bytes(range(256)) * 400)
+    content = bytearray((tmp_path / "flipped.zip").read_bytes())
+    content[60:70] = b"\xff" * 10
+    (tmp_path / "flipped.zip").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.writestr("a.bin", noise)
+    locked = bytearray((tmp_path / "locked.zip").read_bytes())
+    for header in (b"PK\x03\x04", b"PK\x01\x02"):
+        locked[locked.index(header) + (6 if header[2] == 3 else 8)] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    tar(tmp_path / "long.tgz", ("x" * 300, b"x"))
+    for name in ("flipped.zip", "locked.zip", "long.tgz"):
+        with pytest.raises(DataError, match=f"{name}: an archive must be complete and readable"):
+            unpack(tmp_path / name, tmp_path / "inside")
+        assert list((tmp_path / "inside").iterdir()) == []

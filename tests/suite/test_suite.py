@@ -196,7 +196,7 @@ def test_data_without_a_folder_says_how_to_name_it(tmp_path: Path) -> None:
         ("name=''", "name must be one plain part of a path"),
         ('name="a\\nb"', "name must be one plain part of a path"),
         ('methods=[{name: uniform, label: "a/b"}]', "a label must be one plain part of a path"),
-        ('methods=[{name: uniform, label: "\\e[31mred"}]', "a label must be one plain part of a path"),
+        ('methods=[{name: uniform, label: "\\e[31mred"}]', "text must not hold control characters. Found '\\x1b'"),
         ("tasks={a/b: {}}", "the name of a task must be one plain part of a path"),
     ],
     ids=lambda text: text[:30],

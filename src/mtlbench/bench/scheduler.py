@@ -6,14 +6,13 @@ import json
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtlbench.bench.executors.base import Executor
-from mtlbench.errors import ExitCode, MethodError, MtlbenchError
+from mtlbench.errors import ExitCode, MethodError, MtlbenchError, foreign_code, place_of
 from mtlbench.runs.plan import Ending, Plan
 from mtlbench.runs.registration import register
 from mtlbench.runs.spec import RunSpec
@@ -177,12 +176,15 @@ class Bench:
             for spec in member.waiting:
                 self._check(spec)
         except Exception as error:
+            known = isinstance(error, MtlbenchError)
+            text = str(error) if known else f"{type(error).__name__} in the plan: {error}{place_of(error)}"
             if not stages:  # Nothing was trained for it yet, so the suite is at fault.
-                raise
+                if known:
+                    raise
+                raise MethodError(f"{member.spec.label}: {text}") from error
             member.failed, member.ending = True, None
             del member.stages[stages:]  # A refused list of runs is no stage.
-            known = isinstance(error, MtlbenchError)
-            member.error = str(error) if known else f"{type(error).__name__} in the plan: {error}{_place(error)}"
+            member.error = text
         return True
 
     def _check(self, spec: RunSpec) -> None:
@@ -240,18 +242,13 @@ class Bench:
                 folder.fail(_killed(-code) if code < 0 else _without_result(code, log))
 
 
-def _place(error: Exception) -> str:
-    """Return file and line where an error was raised."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f" ({Path(last.filename).name}:{last.lineno})"
-
-
 def _plan_of(spec: RunSpec) -> Plan:
     from mtlbench import registry
     from mtlbench.runs.plan import one_run
 
     cls: Any = registry.find(spec.method["path"])
-    plan = cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
+    with foreign_code(f"The plan of {spec.label}"):
+        plan = cls.plan(spec) if hasattr(cls, "plan") else one_run(spec)
     if not isinstance(plan, Generator):
         raise MethodError(f"A plan must be a generator that yields lists of runs. {spec.label}.plan returned {plan!r}.")
     return plan

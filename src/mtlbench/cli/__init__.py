@@ -10,11 +10,12 @@ import argparse
 import errno
 import importlib
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 
 from mtlbench import __version__
 from mtlbench.cli.output import reader_left, silence
-from mtlbench.errors import ExitCode, MtlbenchError, inert
+from mtlbench.errors import ExitCode, MtlbenchError, inert_output
 
 COMMANDS = {
     "init": "write a small working project: suite, data module, method, test",
@@ -36,13 +37,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code, see `mtlbench.errors.ExitCode`."""
-    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    with inert_output():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    arguments = _parse(argv)
     try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
     except MtlbenchError as error:
-        print(inert(f"mtlbench: {error}"), file=sys.stderr)
+        print(f"mtlbench: {error}", file=sys.stderr)
         return ExitCode.REFUSED
     except KeyboardInterrupt:
         print("\nInterrupted. Finished work is kept; the same command resumes.", file=sys.stderr)
@@ -54,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.BROKEN_PIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
+            return _unexpected()
         where = error.filename or "A file"
         print(
             f"mtlbench: Results must be writable. {where}: {error.strerror}. Free space or choose another folder with "
@@ -62,6 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return ExitCode.REFUSED
+    except Exception:
+        return _unexpected()
+
+
+def _unexpected() -> int:
+    """Print the traceback of a fault in mtlbench itself; Python would print it raw."""
+    traceback.print_exc()
+    print(
+        "mtlbench: This is a fault of mtlbench or of code that it called. Finished work is kept. Please report it with "
+        "the lines above.",
+        file=sys.stderr,
+    )
+    return ExitCode.FAILED
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,7 +88,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser([name for name in COMMANDS if name in argv])
     arguments, rest = parser.parse_known_args(argv)
     if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = ""
+        if "overrides" not in arguments and any("=" in text for text in rest):
+            hint = ". This command reads what was trained; a suite is changed where it is trained: mtlbench bench"
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides += rest
     return arguments

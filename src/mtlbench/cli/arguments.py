@@ -10,7 +10,7 @@ from mtlbench import suite as suites
 from mtlbench.errors import StoreError, SuiteError
 from mtlbench.runs.store import temporary
 from mtlbench.study.resolve import Local
-from mtlbench.study.validation import Place, examine
+from mtlbench.study.validation import Place
 from mtlbench.suite import Suite
 
 RESULTS = "results"
@@ -26,12 +26,28 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", default=RESULTS, metavar="FOLDER", help="folder of results (default: results)")
 
 
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``KEY=VALUE`` as words and after ``--set``, see `overrides_of`; ``text`` is the help."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the same as KEY=VALUE without --set, and applied after those",
+    )
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the changes that a command line asks for, in the order in which they apply."""
+    return [*arguments.overrides, *arguments.set]
+
+
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Adds what `read_request` reads."""
     add_suite(parser)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the suite, e.g. model.encoder=resnet18"
-    )
+    add_overrides(parser, "change a key of the suite, e.g. model.encoder=resnet18")
     parser.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
     parser.add_argument("--seeds", metavar="N", help="number of seeds, or a list of seeds such as '0,1,5'")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
@@ -70,10 +86,12 @@ class Request:
 def read_request(arguments: argparse.Namespace) -> Request:
     """Return the request that the arguments describe.
 
+    What its names stand for is checked by `mtlbench.study.resolve.resolve`, which imports torch.
+
     Raises:
-        SuiteError: With every fault of the suite, of what it names, and of the overrides.
+        SuiteError: With every fault of the suite and of the overrides that can be seen without torch.
     """
-    overrides, chosen = list(arguments.overrides), None
+    overrides, chosen = overrides_of(arguments), None
     if arguments.seeds:
         overrides.append(f"seeds={_seeds(arguments.seeds)}")
     if arguments.methods:
@@ -81,9 +99,8 @@ def read_request(arguments: argparse.Namespace) -> Request:
     found = suites.read(arguments.suite, overrides, chosen)
     local = Local(data=arguments.data, devices=getattr(arguments, "devices", 1))
     if found.faults or found.suite is None:
-        more = examine(found.suite, local.devices, found.place).faults if found.suite else []
-        raise SuiteError("\n".join([*found.faults, *more]))
-    shown = [*arguments.overrides, *(f"{k}={v}" for k in ("methods", "seeds") if (v := getattr(arguments, k)))]
+        raise SuiteError("\n".join(found.faults))
+    shown = [*overrides_of(arguments), *(f"{k}={v}" for k in ("methods", "seeds") if (v := getattr(arguments, k)))]
     return Request(found.suite, shown, local, found.place)
 
 

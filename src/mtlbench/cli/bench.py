@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.cli.stored import states_of
-from mtlbench.errors import DataError, ExitCode, inert
+from mtlbench.errors import DataError, ExitCode
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
@@ -61,9 +61,10 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     from mtlbench.bench.executors.local import LocalExecutor
     from mtlbench.bench.scheduler import Bench
     from mtlbench.cli.plan import print_details
-    from mtlbench.cli.progress import Progress, print_plan
+    from mtlbench.cli.progress import Progress, print_doubts, print_plan
 
     study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    print_doubts(study)
     if not arguments.dry:
         _prepare(asked.suite, asked.local)
     devices = asked.local.devices
@@ -89,7 +90,7 @@ def _refused(bench: Bench) -> int:
     """Print the plans that break off on the results so far, and return the exit code."""
     broken = [member for member in bench.members if member.error]
     for member in broken:
-        print(inert(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}"), file=sys.stderr)
+        print(f"FAILED plan of {member.spec.label}, seed {member.spec.seed}: {member.error}", file=sys.stderr)
     return ExitCode.FAILED if broken else ExitCode.DONE
 
 
@@ -101,7 +102,7 @@ def _prepare(suite: Suite, local: Local) -> None:
     try:
         module(studies.root_of(suite, local), **suite.data.options).prepare_data()
     except DataError as error:  # A damaged file fails only the runs that read it.
-        print(inert(f"Warning: {error}"), file=sys.stderr)
+        print(f"Warning: {error}", file=sys.stderr)
 
 
 def _share_cores(jobs: int | None, devices: int, accelerators: int) -> tuple[int, int]:

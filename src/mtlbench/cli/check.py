@@ -6,35 +6,31 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from mtlbench import registry
 from mtlbench import suite as suites
-from mtlbench.errors import DataError, ExitCode, MethodError
+from mtlbench.cli.arguments import add_overrides, overrides_of
+from mtlbench.errors import DataError, ExitCode, MethodError, MtlbenchError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the method or data module, and what to build it with."""
     parser.add_argument("target", help="name of a method, or module:Class")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data, for a data module")
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="hyper-parameters of a method, options of a data module",
-    )
+    add_overrides(parser, "a hyper-parameter of a method, or an option of a data module")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the contract tests on a method, balancer or data module; exit code 1 if one fails."""
+    target, options = arguments.target, suites.options_of(overrides_of(arguments))
+    thing = registry.load(target) if ":" in target else registry.find(target)  # Refuses most names without torch.
     import torch
 
-    from mtlbench import registry, testing
+    from mtlbench import testing
     from mtlbench.data import MTLDataModule
     from mtlbench.training.trainer import quiet_lightning
 
-    target, options = arguments.target, suites.options_of(arguments.set)
     quiet_lightning()
     torch.set_num_threads(1)
-    thing = registry.load(target) if ":" in target else registry.find(target)
     if not (isinstance(thing, type) and issubclass(thing, (registry.Registered, MTLDataModule))):
         raise MethodError(f"`mtlbench check` needs a method, balancer or data module. {target!r} is {thing!r}.")
     print(f"Checking {target} …", flush=True)
@@ -61,7 +57,9 @@ def _refuse_unusable(cls: type, root: str | None, options: Mapping[str, Any]) ->
     """
     try:
         missing = cls(root, **options).missing()
-    except TypeError as error:
+    except MtlbenchError:
+        raise
+    except Exception as error:
         raise DataError(
             f"A data module is built from a folder and options. {cls.__name__}: {error}. Name the folder with --data "
             "and the options with --set KEY=VALUE."

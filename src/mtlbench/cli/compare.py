@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mtlbench.report.model import Leaderboard
     from mtlbench.report.tables.across import compare_studies
     from mtlbench.report.views import across as views
+    from mtlbench.report.views.files import csv_cell
 
     boards, names = [], []
     for folder in map(Path, arguments.folders):
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{out} must be a folder that can be written. {error.strerror}. Name another with --out."
         ) from error
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(views.lines(found))
+    csv.writer(stream, lineterminator="\n").writerows(map(csv_cell, line) for line in views.lines(found))
     write_text(out / "comparison.csv", stream.getvalue())
     write_text(out / "comparison.html", views.page(found))
     with may_be_cut():

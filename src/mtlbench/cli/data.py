@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench import suite as suites
-from mtlbench.cli.arguments import add_suite
-from mtlbench.errors import DataError, ExitCode
+from mtlbench.cli.arguments import add_overrides, add_suite, overrides_of
+from mtlbench.errors import DataError, ExitCode, foreign_code
 from mtlbench.study import resolve as studies
+from mtlbench.study.validation import check_option
 from mtlbench.suite import Suite
 
 SHOWN = 20
@@ -21,11 +22,8 @@ SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite, folder, and what to do with the data."""
     add_suite(parser)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the suite, e.g. data.options.train=64"
-    )
+    add_overrides(parser, "change a key of the suite, e.g. data.options.train=64")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="the same as KEY=VALUE without --set")
     parser.add_argument(
         "--verify", action="store_true", help="read every file that a split names; count missing labels"
     )
@@ -40,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the data that a suite needs and what is present; exit code 2 if something is missing or faulty."""
-    suite = suites.load(arguments.suite, [*arguments.overrides, *arguments.set])
+    suite = suites.load(arguments.suite, overrides_of(arguments))
     root = studies.root_of(suite, studies.Local(data=arguments.data))
     if arguments.download:
         root = root or str(Path("data") / suite.name)
@@ -70,7 +68,10 @@ def _open(suite: Suite, root: str | None) -> Any:
     optional = {task for task, section in suite.tasks.items() if section.optional}
     names = [task for task in (suite.tasks or module.TASKS) if task in module.TASKS]
     tasks = {task: module.TASKS[task].with_options(optional=task in optional) for task in names}
-    return module(root, tasks=tasks, **suite.data.options)
+    for option in suite.data.options:
+        check_option(option, suite.data.options[option], module)
+    with foreign_code(f"Opening the data of {suite.data.module}"):
+        return module(root, tasks=tasks, **suite.data.options)
 
 
 def _tell_tasks(suite: Suite, data: Any) -> bool:

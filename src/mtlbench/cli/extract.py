@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.cli.arguments import add_allow
-from mtlbench.errors import ExitCode, MethodError
+from mtlbench.errors import ExitCode, MethodError, coloured_output
+from mtlbench.runs.store import finished_run
 
 if TYPE_CHECKING:
     from mtlbench.training.extraction_report import Measured
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MethodError("Writing a network needs one task and one threshold. Give --task and --threshold with --out.")
     if arguments.export and not arguments.out:
         raise MethodError("An exported program is written beside an extracted network. Give --out with --export.")
+    finished_run(Path(arguments.run_folder))  # Refused before torch is imported.
     from mtlbench.networks.experts.extracted import export
     from mtlbench.training import extraction_report as extraction
     from mtlbench.training.load import load_run
@@ -57,11 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(rows: Sequence[Measured]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     for whole in (row for row in rows if row.threshold is None):
         # Short heads: the table must fit into 80 columns.
-        table = Table("θ", "experts", "params", "", "MFLOPs", "ms", whole.protocol, "", "off route", box=None)
+        table = Table("θ", "experts", "params", "", "MFLOPs", "ms", escape(whole.protocol), "", "off route", box=None)
         for row in (r for r in rows if r.task == whole.task):
             table.add_row(
                 "whole" if row.threshold is None else f"{row.threshold:g}",
@@ -74,8 +77,9 @@ def _print(rows: Sequence[Measured]) -> None:
                 f"{row.score / whole.score:.1%}" if whole.score else "-",
                 "" if row.off_route is None else f"{row.off_route:.2%}",
             )
-        console = Console()
+        console = Console(file=coloured_output())
         console.print(
-            f"{whole.task}: θ threshold; one image, active FLOPs; off route: tokens whose experts are not all kept"
+            f"{escape(whole.task)}: θ threshold; one image, active FLOPs; "
+            "off route: tokens whose experts are not all kept"
         )
         console.print(table)

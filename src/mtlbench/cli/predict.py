@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 from mtlbench import visualise
 from mtlbench.cli.arguments import add_allow
 from mtlbench.errors import DataError
+from mtlbench.runs.store import finished_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draws a finished run's predictions: one picture per image, one panel per task."""
+    out, images = Path(arguments.out), [Path(image) for image in arguments.images]
+    finished_run(Path(arguments.run_folder))  # Refused before torch is imported, as are absent images.
+    for path in images:
+        if not os.path.isfile(path):
+            raise DataError(f"An image must be a file. There is no {path}.")
     import torch
     from torch.nn import functional as F
 
     from mtlbench.training.load import load_run
 
-    out, images = Path(arguments.out), [Path(image) for image in arguments.images]
     loaded = load_run(arguments.run_folder, allow=arguments.allow)
     names = list(loaded.method.tasks)
     out.mkdir(parents=True, exist_ok=True)

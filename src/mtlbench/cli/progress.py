@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from mtlbench.errors import coloured_output
 from mtlbench.runs.store import RunFolder
 
 if TYPE_CHECKING:
     from mtlbench.bench.scheduler import Bench
     from mtlbench.runs.spec import RunSpec
+    from mtlbench.study.resolve import Study
 
 LINE_EVERY_S = 20.0
 """Maximum seconds between progress lines if the output is no terminal; every run that ends also has a line."""
@@ -26,6 +30,12 @@ def print_plan(bench: Bench, jobs: int, threads: int) -> None:
     print(f"{len(states)} runs: {counts}. {jobs} at once, {threads} thread(s) each. Results: {bench.root}", flush=True)
 
 
+def print_doubts(study: Study) -> None:
+    """Print what the user should know before the study runs."""
+    for doubt in study.doubts:
+        print(f"Warning: {doubt}", file=sys.stderr, flush=True)
+
+
 _WORDS = {"done": "done", "running": "running elsewhere", "stale": "to resume", "failed": "failed", "todo": "to do"}
 
 
@@ -33,7 +43,7 @@ class Progress:
     """Shows a bench while it runs."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(file=coloured_output())
         self.started = time.monotonic()
         self.shown: float = 0.0
         self.work_at_start: float | None = None
@@ -86,8 +96,7 @@ class Progress:
             if state in ("done", "failed"):
                 done += 1
             elif state == "running":
-                progress = RunFolder(bench.root, run_id).progress()
-                step, steps = int(progress.get("step", 0)), int(spec.trainer["steps"])
+                step, steps = RunFolder(bench.root, run_id).progress().get("step", 0), int(spec.trainer["steps"])
                 rows.append((_name(spec), step, steps))
                 done += step / steps
         return rows, done / max(1, len(specs))
@@ -102,10 +111,10 @@ class Progress:
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _table(self, title: str, rows: list[tuple[str, int, int]]) -> Table:
-        table = Table(title=title, title_justify="left", box=None, show_header=False)
+        table = Table(title=escape(title), title_justify="left", box=None, show_header=False)
         for label, step, steps in rows:
             filled = int(30 * step / max(1, steps))
-            table.add_row(label, "█" * filled + "·" * (30 - filled), f"{step}/{steps}")
+            table.add_row(escape(label), "█" * filled + "·" * (30 - filled), f"{step}/{steps}")
         return table
 
 

@@ -23,11 +23,13 @@ def run(arguments: argparse.Namespace) -> int:
     asked = read_request(arguments)
     root = results_folder(arguments.results, asked.suite)
     from mtlbench.bench.scheduler import Bench
+    from mtlbench.cli.progress import print_doubts
     from mtlbench.training.trainer import quiet_lightning
     from mtlbench.training.worker import Seat, work
 
     quiet_lightning()
     study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    print_doubts(study)
     bench = Bench(root, study, None)
     tried: set[str] = set()
     while True:

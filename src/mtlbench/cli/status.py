@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import broken_off, states_of, study_of
-from mtlbench.errors import ExitCode, inert
+from mtlbench.errors import ExitCode, coloured_output, inert
 from mtlbench.runs.store import RunFolder
 
 
@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         label = row["label"] + (f" +{len(others)}" if others else "")
         cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
         table.add_row(*(escape(inert(cell)) for cell in cells))
-    console = Console()
-    console.print(f"Suite {record['suite']} (version {record['version']}), {root}")
+    console = Console(file=coloured_output())
+    console.print(escape(f"Suite {record['suite']} (version {record['version']}), {inert(str(root))}"))
     console.print(table)
     if any(len(rows) > 1 for rows in users.values()):
         console.print("+n: n more rows use the run.")

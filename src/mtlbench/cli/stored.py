@@ -8,8 +8,8 @@ from typing import Any
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, inert, unknown_name
+from mtlbench.runs import shapes
 from mtlbench.runs.store import RunFolder, read_json
-from mtlbench.study.resolve import is_record
 
 
 def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
@@ -30,7 +30,7 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
             f"The results folder must hold a study of the suite. {reason}. Name another folder with --results "
             f"(RESULTS=), or start the study: mtlbench bench {suite} --results {results}"
         )
-    if not is_record(record):
+    if not shapes.STUDY(record):
         raise StoreError(
             f"study.json must name a suite and its rows. {root / 'study.json'} is damaged. Run the suite again, which "
             f"writes it anew and keeps finished runs: mtlbench bench {suite}"

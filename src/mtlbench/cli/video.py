@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlbench.cli.arguments import add_allow, add_results, add_suite, positive
 from mtlbench.cli.stored import study_of
-from mtlbench.errors import ExitCode
+from mtlbench.errors import ExitCode, coloured_output
 from mtlbench.runs.store import write_json
 
 
@@ -82,7 +82,7 @@ def _print(record: dict[str, Any]) -> None:
             f"{used / whole:.0%}",
             formatting.BLANK if theta is None else f"{report.drifts(point)[-1]:.3f}",
         )
-    console = Console()
+    console = Console(file=coloured_output())
     about = (
         f"{record['label']}, {record['clips']} clips of {record['clip_length']} frames, seeds {record['seeds']}; base "
         f"task {record['base']}. every: frames from key frame to key frame; Δm against {record['baseline']}; "

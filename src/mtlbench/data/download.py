@@ -74,6 +74,8 @@ def obtain(wanted: Download, root: Path, watch: Watch = lambda have, total: None
         DataError: It cannot be had, is not what was expected, or holds what an archive of data must not.
     """
     place = root / PLACE
+    files = [place / f"{wanted.name}{ending}" for ending in ("", ".part", ".tag", ".done")]
+    _refuse_links(place / wanted.name, root, files)
     place.mkdir(parents=True, exist_ok=True)
     done = place / f"{wanted.name}.done"
     if done.exists():
@@ -235,14 +237,22 @@ def unpack(archive: Path, folder: Path, *, flat: bool = False) -> None:
             for name, size, content in _members(archive):
                 path = draft / (PurePosixPath(name).name if flat else name)
                 room -= _write(archive, path, size, content, room)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # Besides their own errors: zlib.error, RuntimeError for a password, ValueError.
             raise DataError(
                 f"{archive}: an archive must be complete and readable. Found {type(error).__name__}: {error}. Remove "
                 "it and fetch it again."
             ) from error
-        _refuse_links(archive, folder, [folder / p.relative_to(draft) for p in draft.rglob("*") if p.is_dir()])
-        for path in sorted(draft.rglob("*")):
-            target = folder / path.relative_to(draft)
+        targets = {path: folder / path.relative_to(draft) for path in sorted(draft.rglob("*"))}
+        _refuse_links(archive, folder, [target for path, target in targets.items() if path.is_dir()])
+        for path, target in targets.items():
+            if target.exists() and path.is_dir() != target.is_dir():
+                raise DataError(
+                    f"{archive}: a file never replaces a folder, nor a folder a file. {target} is in the way; nothing "
+                    "was unpacked. Remove it, or unpack the archive by hand."
+                )
+        for path, target in targets.items():
             if path.is_dir():
                 target.mkdir(exist_ok=True)
             else:

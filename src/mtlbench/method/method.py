@@ -43,6 +43,7 @@ class MTLMethod(L.LightningModule, Registered):
         SEARCH: Search space per hyper-parameter, for tuning.
     """
 
+    TAKES: ClassVar[tuple[str, ...]] = ("spec",)
     PHASES: ClassVar[bool] = False
     SEARCH: ClassVar[dict[str, Any]] = {}
 

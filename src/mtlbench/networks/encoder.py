@@ -21,8 +21,11 @@ from mtlbench.errors import DataError, SuiteError
 MAPS = 4
 """Largest number of feature maps that an encoder returns."""
 
-RESERVED = ("features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained")
-"""Options of timm that the encoder sets itself."""
+RESERVED = (
+    "features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained",
+    "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir",
+)  # fmt: skip
+"""Options of timm that the encoder sets itself; those of the second line would load weights outside the identity."""
 
 
 class Encoder(nn.Module):

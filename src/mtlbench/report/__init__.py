@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtlbench.errors import coloured_output
 from mtlbench.report.model import Leaderboard
 from mtlbench.report.preregistration import named_pair, without_seeds_set_apart
 from mtlbench.report.reader import ReportInput, read_input, read_specs
@@ -45,7 +46,7 @@ def show(
 
     from mtlbench.report.views.terminal import show_board
 
-    show_board(load(folder, states, against)[1], console or Console())
+    show_board(load(folder, states, against)[1], console or Console(file=coloured_output()))
 
 
 def write(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import StoreError, inert
+from mtlbench.runs import shapes
 from mtlbench.runs.store import read_json
 
 FORMAT = 1
@@ -50,15 +51,20 @@ def read_input(folder: Path) -> ReportInput:
             f"{path} must name what varies under 'scenario'. Found the key 'study' of an earlier version. Run the "
             "bench again to write it anew."
         )
+    needed = {"suite", "rows", "baseline", "selection", "split", "search", "seeds", "tasks"}
+    if not shapes.STUDY(plan) or needed - plan.keys():
+        raise StoreError(f"{path} must be as a bench writes it. It is damaged. Run the suite again to write it anew.")
     runs = dict.fromkeys(run for e in plan["rows"] for run in [*e["runs"], *e["serving"].values()])
     results = {run: record for run in runs if (record := inert(read_json(folder / run / "result.json")))}
     errors = {run: record for run in runs if (record := inert(read_json(folder / run / "error.json")))}
-    return ReportInput(folder, plan, {r: x for r, x in results.items() if x.get("format") == FORMAT}, errors)
+    sound = {r: x for r, x in results.items() if x.get("format") == FORMAT and x.get("scores") and shapes.RESULT(x)}
+    return ReportInput(folder, plan, sound, errors)
 
 
 def read_specs(study: ReportInput) -> dict[str, dict[str, Any]]:
     """Reads ``spec.json`` of every run with a result."""
-    return {run: spec for run in study.results if (spec := inert(read_json(study.folder / run / "spec.json")))}
+    found = {run: inert(read_json(study.folder / run / "spec.json")) for run in study.results}
+    return {run: spec for run, spec in found.items() if shapes.SPEC(spec)}
 
 
 def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
@@ -76,5 +82,7 @@ def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_summary(study: ReportInput, run: str) -> dict[str, Any]:
-    """Returns ``summary.json``, which the method of a run wrote; empty if there is none."""
-    return read_json(study.folder / run / "summary.json") or {}
+    """Returns ``summary.json``, which the method of a run wrote, without parts of another shape than figures need."""
+    found = inert(read_json(study.folder / run / "summary.json")) or {}
+    needed = {"experts": shapes.EXPERTS, "sharing": shapes.SHARING}
+    return {key: value for key, value in found.items() if key not in needed or needed[key](value)}

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, inert
+from mtlbench.runs import shapes
 from mtlbench.runs.store import exclusive, read_json, write_json
 
 FILE = "registration.json"
@@ -107,17 +108,16 @@ def _last(record: Mapping[str, Any], version: Any) -> dict[str, Any] | None:
 
 def _read(root: Path) -> dict[str, Any]:
     """Returns the file's content; entries of another form are left out."""
-    record = read_json(root / FILE) or {}
+    record = inert(read_json(root / FILE)) or {}
     return {
         "format": 1,
-        "named": [e for e in _list(record, "named") if isinstance(e.get("pair"), list) and "version" in e],
-        "looks": [e for e in _list(record, "looks") if isinstance(e.get("runs"), list)],
+        "named": _sound(record.get("named"), shapes.NAMED),
+        "looks": _sound(record.get("looks"), shapes.LOOK),
     }
 
 
-def _list(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    found = record.get(key)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+def _sound(entries: Any, shape: shapes.Shape) -> list[dict[str, Any]]:
+    return [entry for entry in entries if shape(entry)] if isinstance(entries, list) else []
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtlbench.errors import MethodError, unknown_name
+from mtlbench.runs import shapes
 
 
 @dataclass(frozen=True)
@@ -93,5 +94,11 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSpec:
-        """Reads what `to_json` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: If keys are missing, others are there, or a value is of another kind.
+        """
+        if not shapes.SPEC(record):
+            raise TypeError("A specification is made of text, a seed and mappings.")
         return cls(**{key: value for key, value in record.items() if key != "hash"})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import StoreError, inert, path_part_fault
-from mtlbench.runs import liveness
+from mtlbench.runs import liveness, shapes
 from mtlbench.runs.spec import RunSpec
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)(\.sha256)?")
@@ -127,9 +127,10 @@ class RunFolder:
             return None
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the result if the run is done: it parses, and its hash is that of the stored specification."""
+        """Returns the result if the run is done: it is whole, and its hash is that of the stored specification."""
         result, spec = read_json(self.path / "result.json"), read_json(self.path / "spec.json")
-        return result if result and spec and result.get("hash") == spec.get("hash") else None
+        same = result and spec and result.get("hash") == spec.get("hash")
+        return result if same and shapes.RESULT(result) else None
 
     def outcome(self) -> dict[str, Any]:
         """Return what a plan receives for a finished run: its result, and the method's record as ``summary``."""
@@ -140,8 +141,10 @@ class RunFolder:
         return inert(read_json(self.path / "error.json"))
 
     def progress(self) -> dict[str, Any]:
-        """Returns the last heartbeat: step, steps and their time, as far as known."""
-        return read_json(self.path / "lock.json") or {}
+        """Return the last heartbeat: step, steps and their owner, as far as known; steps are whole numbers."""
+        lock = read_json(self.path / "lock.json") or {}
+        whole = isinstance(lock.get("step"), int) and isinstance(lock.get("steps"), int)
+        return lock if whole else {key: value for key, value in lock.items() if key not in ("step", "steps")}
 
     def state(self) -> str:
         """Returns ``done``, ``running``, ``failed``, ``stale`` or ``todo``."""
@@ -209,6 +212,32 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "error.json", record)
         self.release()
+
+
+def finished_run(folder: Path) -> tuple[RunSpec, dict[str, Any]]:
+    """Return specification and result of a finished run.
+
+    Args:
+        folder: ``results/<suite>/<run_id>``.
+
+    Raises:
+        StoreError: If there is no such run, or it is not done.
+    """
+    if not os.path.isdir(folder):
+        raise StoreError(
+            f"{folder} is not a run's folder; runs are in results/<suite>/<run_id>. `mtlbench status` lists them."
+        )
+    place = Path(os.path.abspath(folder))  # Within its own folder a run is ".".
+    run = RunFolder(place.parent, place.name)
+    spec, result = run.spec(), run.result()
+    if spec is None:
+        raise StoreError(
+            f"A run's folder holds spec.json, and {folder} does not. Give results/<suite>/<run_id>; `mtlbench status` "
+            "lists runs."
+        )
+    if result is None:
+        raise StoreError(f"A run must be done to be loaded. {folder} is {run.state()}. `mtlbench status` lists runs.")
+    return spec, result
 
 
 @contextlib.contextmanager

@@ -13,14 +13,14 @@ import json
 import os
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtlbench import __version__
-from mtlbench.errors import DataError, SuiteError, path_part_fault
+from mtlbench.errors import DataError, SuiteError, foreign_code
+from mtlbench.runs import shapes
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
@@ -44,10 +44,17 @@ class Local:
 
 @dataclass
 class Study:
-    """Everything the bench needs: the record for the report, and one case per method, seed and condition."""
+    """Everything the bench needs: the record for the report, and one case per method, seed and condition.
+
+    Attributes:
+        record: What the report reads.
+        cases: What is trained.
+        doubts: Warnings for the user, one sentence or more each.
+    """
 
     record: dict[str, Any]
     cases: list[Case] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def members(self) -> list[RunSpec]:
@@ -66,22 +73,7 @@ def key_of(suite: Suite, local: Local) -> str:
 def recall(folder: Path, key: str) -> dict[str, Any] | None:
     """Returns the stored record of a study with this key, if its plans had ended; None if it is damaged."""
     record = read_json(folder / "studies" / f"{key}.json")
-    return record if record and is_record(record) and all(row["serving"] for row in record["rows"]) else None
-
-
-def is_record(record: Mapping[str, Any]) -> bool:
-    """Whether a file's content has the form of a study's record; the runs that it names are plain names of folders."""
-    rows = record.get("rows")
-    return isinstance(record.get("suite"), str) and isinstance(rows, list) and all(map(_is_row, rows))
-
-
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("label"), str) or not isinstance(row.get("seed"), int):
-        return False
-    runs, serving = row.get("runs"), row.get("serving")
-    if not isinstance(runs, list) or not isinstance(serving, dict):
-        return False
-    return all(isinstance(run, str) and not path_part_fault(run) for run in (*runs, *serving.values()))
+    return record if shapes.STUDY(record) and record and all(row["serving"] for row in record["rows"]) else None
 
 
 def remember(folder: Path, record: Mapping[str, Any]) -> None:
@@ -130,7 +122,7 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
-    return Study(record, cases)
+    return Study(record, cases, [doubt] if (doubt := data.unidentified()) else [])
 
 
 def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> Scenario | None:
@@ -152,23 +144,22 @@ def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> S
 
 def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | None) -> Any:
     trainer = suite.trainer
-    data = module(
-        root,
-        tasks=tasks,
-        batch_size=trainer.batch_size,
-        steps=trainer.steps,
-        micro=trainer.accumulate,
-        **suite.data.options,
-    )
-    missing = data.missing()
+    with foreign_code(f"Opening the data of {suite.data.module}"):
+        data = module(
+            root,
+            tasks=tasks,
+            batch_size=trainer.batch_size,
+            steps=trainer.steps,
+            micro=trainer.accumulate,
+            **suite.data.options,
+        )
+        missing = data.missing()
     if missing:
         raise DataError("\n".join(missing))
     if root is not None and not Path(root).is_dir():  # Of data that reads no folder nothing is missing.
         raise DataError(
             f"The folder of the data must exist. There is no {root}. Correct DATA= (--data), or leave it out."
         )
-    if doubt := data.unidentified():
-        warnings.warn(doubt, stacklevel=2)
     return data
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from mtlbench import registry
-from mtlbench.errors import MethodError, MtlbenchError, SuiteError, unknown_name
+from mtlbench.errors import MethodError, MtlbenchError, SuiteError, foreign_code, unknown_name
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study import scenarios
 from mtlbench.study.scenarios import Scenario, Scope
@@ -67,8 +67,8 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     faults = _Faults(place)
     module = faults.catch("data.module", lambda: _data_module(suite.data.module))
     tasks = _tasks(suite, module, faults) if module else {}
-    for option in suite.data.options if module else ():
-        faults.catch(f"data.options.{option}", lambda option=option: _check_option(option, module))  # type: ignore[misc]
+    for option, value in suite.data.options.items() if module else ():
+        faults.catch(f"data.options.{option}", lambda o=option, v=value: check_option(o, v, module))  # type: ignore[misc]
     methods = [
         faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, len(tasks), devices))  # type: ignore[misc]
         for index, entry in enumerate(suite.methods)
@@ -95,16 +95,20 @@ def check_run(spec: RunSpec) -> None:
 
     tasks = build_tasks(spec, data_class(spec.data["module"]))
     try:
-        method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
+        with foreign_code("Building the method"):
+            method = build_method(spec.method, MethodSpec(tasks, {**spec.model, "weights": None}, spec.optimiser))
     except MethodError as error:
         raise MethodError(f"{spec.label}, on {', '.join(tasks)}: {error}") from error
     own = any(overrides(method, MTLMethod, hook) for hook in ("build_network", "configure_model"))
     looks = method.balancer.view != "parameters"
     if own or looks:  # Refused now, not after the runs that its plan trains first.
-        method.configure_model()
+        with foreign_code(f"Building the network of {spec.label}"):
+            method.configure_model()
     if not looks:
         return
-    outputs = method.network.eval()(torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8), list(tasks))
+    image = torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8)
+    with foreign_code(f"Predicting with the network of {spec.label}"):
+        outputs = method.network.eval()(image, list(tasks))
     for fault in method.update.view_refusals([outputs.representation]):
         raise MethodError(f"{spec.label}: {fault}")
 
@@ -224,10 +228,13 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
     cls: Any = registry.find(entry["path"])
     if not issubclass(cls, Balancer):
         return
-    balancer, trainer = cls(**entry["arguments"]), suite.trainer
+    trainer = suite.trainer
+    with foreign_code(f"Building {entry['name']}"):
+        balancer = cls(**entry["arguments"])
     needs = needs_of(lambda hook: overrides(balancer, Balancer, hook), balancer)
     if tasks:  # None if the data module is at fault.
-        balancer.configure(tasks)
+        with foreign_code(f"Configuring {entry['name']}"):
+            balancer.configure(tasks)
     if needs.batches > 1:
         check_division(trainer.batch_size, devices, trainer.accumulate, needs.batches)
     faults = list(refusals(needs.chosen(trainer.surgery), trainer.accumulate))
@@ -237,13 +244,21 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
         raise SuiteError("\n".join(f"{entry['name']}: {fault}" for fault in faults))
 
 
-def _check_option(option: str, module: Any) -> None:
+def check_option(option: str, value: Any, module: Any) -> None:
+    """Check one of ``data.options`` against the constructor of a data module.
+
+    Raises:
+        SuiteError: If the module has no such option, or the value has another type than its default.
+    """
     from mtlbench.data import MTLDataModule
 
     for today, old in module.RENAMED.items():
         if option == old:
             raise SuiteError(f"The option {old} is called {today} now. Write data.options.{today} instead.")
-    _known("option", option, registry.arguments_of(module).keys() - registry.arguments_of(MTLDataModule))
+    known = registry.arguments_of(module)
+    _known("option", option, known.keys() - registry.arguments_of(MTLDataModule))
+    if fault := registry.value_fault(value, known[option].default):
+        raise SuiteError(f"data.options.{option} {fault}")
 
 
 def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]]:

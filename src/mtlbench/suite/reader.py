@@ -5,23 +5,24 @@ Every fault of a file and of the overrides is reported at once, with its line.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Collection, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtlbench import registry
 from mtlbench.errors import SuiteError, path_part_fault, unknown_name
-from mtlbench.suite.schema import FORMAT, Range, Suite, TaskSection, type_of
+from mtlbench.metrics.relative import PROTOCOL
+from mtlbench.suite import nodes
+from mtlbench.suite.entries import cut, elsewhere, label_of, listed, method_faults, numbers, shown
+from mtlbench.suite.nodes import Unreadable
+from mtlbench.suite.schema import FORMAT, Suite, TaskSection, type_of
 
 SELECTIONS = ("last", "best")
-SECTIONS = ("model", "optimiser", "trainer")
-NESTED = "nested too deeply. A suite has few levels."
 RENAMED = {"study": "scenario"}
 """Keys of earlier versions, with their present names."""
 
@@ -47,10 +48,11 @@ def available() -> dict[str, str]:
 def _title(path: Path) -> str:
     """Return the title of a suite's file, ``""`` if it has none or cannot be read; `read` reports why."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError):
+        node = nodes.compose(path.read_text(encoding="utf-8"))
+        found = [value for key, value in node.value if key.value == "title"] if nodes.is_mapping(node) else []
+        return str(nodes.value_of(found[0], text=True)) if found else ""
+    except (ValueError, OSError):
         return ""
-    return str(content.get("title", "")) if isinstance(content, dict) else ""
 
 
 def locate(name: str) -> Path:
@@ -61,11 +63,11 @@ def locate(name: str) -> Path:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
         raise SuiteError(f"A suite given as a path must exist. There is no file {path}.")
     for folder in folders():
-        if (folder / f"{name}.yaml").is_file():
+        if os.path.isfile(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     places = " and ".join(f"{folder}/" for folder in folders())
     raise SuiteError(unknown_name("suite", name, available()) + f" Looked in {places}.")
@@ -116,7 +118,7 @@ def read(name: str, overrides: Sequence[str] = (), methods: Sequence[str] | None
     reader.check_values(str(path))
     whole = not OmegaConf.missing_keys(config)
     suite: Any = OmegaConf.to_object(config) if whole else None
-    return Reading(suite, reader.faults, reader.places, path)
+    return Reading(suite, [cut(fault, 2000) for fault in reader.faults], reader.places, path)
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
@@ -131,9 +133,11 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
         if not sign or not key.isidentifier():
             raise SuiteError(f"An option must have the form KEY=VALUE, with the name of one argument. Found {word!r}.")
         try:
-            found[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise SuiteError(f"The value of an option must be valid YAML. {_cut(word)!r}: {error}") from error
+            found[key] = nodes.value_of(nodes.compose(value))
+        except Unreadable as error:
+            raise SuiteError(f"The value of an option must be valid YAML. {cut(word)!r}: {error}") from error
+        if fault := nodes.value_fault(found[key], finite=True):
+            raise SuiteError(f"Option {cut(word)!r}: {fault}")
     return found
 
 
@@ -156,48 +160,40 @@ class _Reader:
         self.config = config
         self.faults: list[str] = []
         self.places: dict[str, str] = {}
+        self.labels: set[str] = set()
 
     def read_file(self, path: Path) -> None:
         try:
-            text = path.read_text(encoding="utf-8")
+            node = nodes.compose(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             self.faults.append(f"{path}: a suite must be UTF-8 text; byte {error.start} is not. Save it as UTF-8.")
-            return
-        try:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-                self.faults.append(f"{path}: a suite is written out in full; anchors and aliases are not used.")
-                return
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.YAMLError as error:
-            self.faults.append(f"{path}: not valid YAML: {error}")
-            return
-        except RecursionError:
-            self.faults.append(f"{path}: {NESTED}")
-            return
-        if not isinstance(node, yaml.MappingNode):
-            self.faults.append(f"{path}: a suite is a mapping of keys to values.")
-            return
-        for line, keys, value in self._leaves(node, (), str(path)):
-            self._set(f"{path}:{line}", keys, value)
+        except OSError as error:
+            self.faults.append(f"{path}: a suite must be a file that can be read: {error.strerror}.")
+        except Unreadable as error:
+            self.faults.append(f"{path}: {error}")
+        else:
+            if nodes.is_mapping(node):
+                self._read_section(node, (), lambda found: f"{path}:{nodes.line_of(found)}")
+            else:
+                self.faults.append(f"{path}: a suite is a mapping of keys to values.")
 
     def read_override(self, text: str) -> None:
         key, sign, value = text.partition("=")
+        place = f"override {cut(text)!r}"
         if not sign or not key:
-            self.faults.append(f"override {text!r}: must have the form key.key=value.")
+            self.faults.append(f"{place}: must have the form key.key=value.")
             return
         try:
-            parsed = yaml.safe_load(value) if value else None
-        except (yaml.YAMLError, ValueError) as error:
-            self.faults.append(f"override {_cut(text)!r}: {error}")
-            return
-        except RecursionError:
-            self.faults.append(f"override {_cut(text)!r}: {NESTED}")
-            return
-        self._set(f"override {_cut(text)!r}", tuple(key.split(".")), parsed)
+            node = nodes.compose(value)
+        except Unreadable as error:
+            self.faults.append(f"{place}: {error}")
+        else:
+            self._read_value(node, tuple(key.split(".")), lambda found: place, place)
 
     def choose(self, names: Sequence[str]) -> None:
         """Keep the entries of ``methods`` with these labels and their arguments; any other name stands for a method."""
-        by_label = {_label_of(entry): entry for entry in self.config.methods}
+        entries: Any = OmegaConf.to_container(self.config.methods)
+        by_label = {label_of(entry): entry for entry in entries}
         # The leaderboard shows `module:Class` as `Class`.
         by_label = {label.rpartition(":")[2]: entry for label, entry in by_label.items()} | by_label
         self._set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
@@ -211,10 +207,14 @@ class _Reader:
                 OmegaConf.update(self.config, key, 1)
         missing = OmegaConf.missing_keys(self.config)
         self._check_lists(where)
-        for key, value, allowed in _numbers(self.config, ""):
-            if key not in missing and not all(each in allowed for each in _listed(value)):
-                self._fault(key, where, f"{key} must be {allowed}, found {_shown(value)}.")
+        for key, value, allowed in numbers(self.config, ""):
+            if key not in missing and not all(each in allowed for each in listed(value)):
+                self._fault(key, where, f"{key} must be {allowed}, found {shown(value)}.")
         self._check_names(where, missing)
+        self._check_choices(where)
+
+    def _check_choices(self, where: str) -> None:
+        """Refuse words that name nothing."""
         if self.config.format != FORMAT:
             self._fault("format", where, f"format must be {FORMAT}, found {self.config.format}.")
         if len(self.config.named) not in (0, 2):
@@ -225,6 +225,12 @@ class _Reader:
             )
         if self.config.selection not in SELECTIONS:
             self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
+        if self.config.protocol != PROTOCOL:
+            self._fault("protocol", where, f"protocol must be {PROTOCOL}, found {shown(self.config.protocol)}.")
+        for key, names in {"baseline": [self.config.baseline], "named": self.config.named}.items():
+            for name in names:
+                if name not in self.labels and name not in (known := {*self.labels, *registry.names()}):
+                    self._fault(key, where, f"{key}: {unknown_name('label of a method', name, known)}")
 
     def _check_names(self, where: str, missing: Collection[str]) -> None:
         """Refuse names that are no plain part of a path, because they become folders, files and cells of tables."""
@@ -234,7 +240,7 @@ class _Reader:
             if fault := path_part_fault(str(task)):
                 self._fault(f"tasks.{task}", where, f"the name of a task {fault}")
         if "model.image_size" not in missing and len(self.config.model.image_size) != 2:
-            found = _shown(self.config.model.image_size)
+            found = shown(self.config.model.image_size)
             self._fault("model.image_size", where, f"model.image_size is height and width, found {found}.")
 
     def _fault(self, key: str, where: str, text: str) -> None:
@@ -245,7 +251,7 @@ class _Reader:
     def _check_lists(self, where: str) -> None:
         if not self.config.methods:
             self.faults.append(f"{where}: methods must name at least one method.")
-        for index, fault in _method_faults(self.config.methods):
+        for index, fault in method_faults(self.config.methods):
             place = self.places.get(f"methods.{index}", self.places.get("methods", where))
             self.faults.append(f"{place}: {fault}")
         if len(set(self.config.seeds)) != len(self.config.seeds) or not self.config.seeds:
@@ -256,27 +262,43 @@ class _Reader:
         if apart and not self.config.named:
             self._fault("confirm", where, f"confirm sets seeds apart for the pair in named. Found {apart}, no named.")
 
-    def _leaves(self, node: yaml.MappingNode, above: tuple[str, ...], path: str) -> Iterator[tuple[int, Any, Any]]:
-        seen: set[str] = set()
+    def _read_section(self, node: Any, above: tuple[str, ...], place: Callable[[nodes.Node], str]) -> None:
+        """Read a mapping whose keys the schema knows, or whose keys are free but lie in a section.
+
+        Args:
+            node: The mapping.
+            above: Its own key.
+            place: Where a node stands.
+        """
+        seen: set[Any] = set()
         for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in seen:
-                self.faults.append(f"{path}:{line}: {'.'.join((*above, key))} is given twice.")
-            seen.add(key)
-            keys = (*above, key)
-            if isinstance(value_node, yaml.MappingNode) and value_node.value and self._is_section(keys):
-                self.places[".".join(keys)] = f"{path}:{line}"
-                yield from self._leaves(value_node, keys, path)
+            where, key = place(key_node), key_node.value
+            if not isinstance(key, str) or not key or set(key) & set(".[]"):
+                self.faults.append(f"{where}: a key must be one word without dots and brackets. Found {shown(key)!r}.")
                 continue
-            if keys == ("methods",) and isinstance(value_node, yaml.SequenceNode):
-                lines = [item.start_mark.line + 1 for item in value_node.value]
-                self.places |= {f"methods.{index}": f"{path}:{at}" for index, at in enumerate(lines)}
-            try:
-                yield line, keys, _construct(value_node)
-            except (yaml.YAMLError, ValueError) as error:
-                self.faults.append(f"{path}:{line}: {'.'.join(keys)}: {error}")
-            except RecursionError:
-                self.faults.append(f"{path}:{line}: {'.'.join(keys)}: {NESTED}")
+            if key in seen:
+                self.faults.append(f"{where}: {'.'.join((*above, key))} is given twice.")
+            seen.add(key)
+            self._read_value(value_node, (*above, key), place, where)
+
+    def _read_value(
+        self, node: nodes.Node | None, keys: tuple[str, ...], place: Callable[[nodes.Node], str], where: str
+    ) -> None:
+        """Read the value of a key, which may be a section."""
+        name = ".".join(keys)
+        if nodes.is_mapping(node) and node.value and self._is_section(keys):
+            self.places[name] = where
+            self._read_section(node, keys, place)
+            return
+        try:
+            value = nodes.value_of(node, text=self._kind_of(keys) == "text")
+        except Unreadable as error:
+            self.faults.append(f"{where}: {name}: {error}")
+            return
+        self._set(where, keys, value)
+        if keys == ("methods",) and node is not None:
+            for index, line in enumerate(nodes.entries_of(node)):
+                self.places[f"methods.{index}"] = place(line)
 
     def _is_section(self, keys: tuple[str, ...]) -> bool:
         return self.fault_of(keys) is None and isinstance(OmegaConf.select(self.config, ".".join(keys)), DictConfig)
@@ -294,26 +316,30 @@ class _Reader:
                 return f"{key} was renamed to {RENAMED[key]}. Write {'.'.join((RENAMED[key], *keys[1:]))} instead."
             if key not in at.keys() and kind is not dict:
                 names = [*at.keys()]
-                return unknown_name("key", key, names) + _elsewhere(self.config, key)
+                return unknown_name("key", key, names) + elsewhere(self.config, key)
             if key not in at.keys() or OmegaConf.is_missing(at, key):
                 return None
             at = at[key]
         return None
 
+    def _kind_of(self, keys: tuple[str, ...]) -> str | None:
+        """Return the type that the schema has for a key, in plain words; None if it has none."""
+        at: Any = self.config
+        for key in keys[:-1]:
+            at = at[key] if isinstance(at, DictConfig) and key in at else None
+        return type_of(OmegaConf.get_type(at), keys[-1]) if isinstance(at, DictConfig) else None
+
     def _set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
         name = ".".join(keys)
-        if name == "methods" and where.startswith("override"):
+        if name == "methods":
             self.places = {key: place for key, place in self.places.items() if not key.startswith("methods.")}
         self.places[name] = where
-        try:
-            text = repr(value)
-        except ValueError:  # Python refuses to print integers of thousands of digits.
-            self.faults.append(f"{where}: {name}: a number of thousands of digits.")
-            return
-        if "${" in text:
-            self.faults.append(f"{where}: {name}: ${{...}} is not expanded. Write the value out.")
-            return
         fault = self.fault_of(keys)
+        kind = self._kind_of(keys)
+        if text := nodes.value_fault(value, finite=kind is None):
+            fault = fault or f"{name}: {text}"
+        if kind == "true or false" and isinstance(value, int) and value not in (0, 1):
+            fault = f"{name} must be {kind}. Found {value!r}."
         if fault:
             self.faults.append(f"{where}: {fault}")
             return
@@ -323,80 +349,9 @@ class _Reader:
             OmegaConf.update(self.config, name, value, merge=True)
         except OmegaConfBaseException as error:
             wanted = type_of(error.object_type, str(error.key))
-            rule = f" must be {wanted}. Found {value!r}." if wanted else f": {str(error).splitlines()[0]}"
+            rule = f" must be {wanted}. Found {shown(value)!r}." if wanted else f": {str(error).splitlines()[0]}"
             self.faults.append(f"{where}: {name}{rule}")
-
-
-def _construct(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
-
-
-def _elsewhere(config: DictConfig, key: str) -> str:
-    """Return a hint at the section that has a key of that name, for users who left the section out."""
-    if difflib.get_close_matches(key, [str(k) for k in config], 1, 0.8):
-        return ""
-    for section in config:
-        if not OmegaConf.is_missing(config, section) and isinstance(config[section], DictConfig):
-            if key in config[section]:
-                return f" Perhaps {section!s}.{key}?"
-    return ""
-
-
-def _method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    labels: set[str] = set()
-    for index, entry in enumerate(methods):
-        if isinstance(entry, bool):
-            yield index, f"methods: {entry} is a truth value in YAML, not a method. Write the name in quotes."
-        elif not isinstance(entry, str) and not (isinstance(entry, DictConfig) and isinstance(entry.get("name"), str)):
-            yield (
-                index,
-                f"methods: an entry must be a name, or a mapping with a name and its arguments. Found {entry!r}.",
-            )
-        else:
-            label = _label_of(entry)
-            if fault := path_part_fault(label):
-                yield index, f"methods: a label {fault}"
-            if label in labels:
-                yield index, f"methods: {label!r} stands twice. Give one of them another label (label: ...)."
-            labels.add(label)
-
-
-def _label_of(entry: Any) -> str:
-    """Return the label of an entry of ``methods``, even if the entry is faulty."""
-    if isinstance(entry, (dict, DictConfig)):
-        return str(entry.get("label") or entry.get("name"))
-    return str(entry)
-
-
-def _numbers(config: DictConfig, above: str) -> Iterator[tuple[str, Any, Range]]:
-    """Yields key, value and allowed values of every number of a configuration that has a range."""
-    cls = OmegaConf.get_type(config)
-    if not dataclasses.is_dataclass(cls):
-        for key in map(str, config):
-            if isinstance(value := config[key], DictConfig):
-                yield from _numbers(value, f"{above}{key}.")
-        return
-    for field in dataclasses.fields(cls):
-        if OmegaConf.is_missing(config, field.name):
-            continue
-        value = config[field.name]
-        if "range" in field.metadata:
-            yield f"{above}{field.name}", value, field.metadata["range"]
-        elif isinstance(value, DictConfig) and field.name in (*SECTIONS, "tasks"):
-            yield from _numbers(value, f"{above}{field.name}.")
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, ListConfig) else [value]
-
-
-def _shown(value: Any) -> str:
-    return _cut(repr(value) if isinstance(value, bytes) else str(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"
+        except OverflowError:
+            self.faults.append(f"{where}: {name} is larger than any number that a computer calculates with.")
+        if name == "methods":
+            self.labels |= {label_of(entry) for entry in self.config.methods}

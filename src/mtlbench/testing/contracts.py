@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,17 @@ from mtlbench.testing.toy import ToyData, sourced, toy_spec, trained
 from mtlbench.training.build import build_method
 
 TOLERANCE = 1e-9
-"""Largest allowed relative difference of weights between one process and two ranks, in float64."""
+"""Largest allowed relative difference of weights between one process and two ranks, in float64.
+
+Training may amplify rounding: 20 steps of `mtlora` with `pcgrad` turn a change of every weight by `ROUNDING` into one
+of 3e-6, and two ranks, which add in another order, then differ by 6e-7. A larger difference is therefore allowed up to
+`AMPLIFIED` times what such a change causes in one process. A wrong gradient differs by far more.
+"""
+
+ROUNDING = 2.0**-51
+"""Relative change of a number by rounding a few times in float64."""
+
+AMPLIFIED = 10
 
 
 @dataclass(frozen=True)
@@ -167,9 +176,12 @@ def _trained_alone(spec: RunSpec, folder: str, **options: Any) -> dict[str, Tens
 def _ranks(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str, pool: RankPool) -> str | None:
     two = pool.call(trained, sourced(spec, folder + "/two"), folder + "/two", world=2)[0]
     gap = difference(straight, two)
-    if not gap <= TOLERANCE:
+    limit = TOLERANCE
+    if limit < gap < float("inf"):
+        limit = max(limit, AMPLIFIED * difference(straight, _trained_alone(spec, folder + "/near", nudge=ROUNDING)))
+    if not gap <= limit:
         return (
-            f"Weights may differ by at most {TOLERANCE:.0e} (relative) after 20 steps. Found {gap:.1e}. Draw random "
+            f"Weights may differ by at most {limit:.0e} (relative) after 20 steps. Found {gap:.1e}. Draw random "
             "numbers from ctx.generator only, and read nothing but the arguments of the hook."
         )
     return None
@@ -194,8 +206,6 @@ def check_data_module(target: str, root: str | None = None, **options: Any) -> l
     """
     cls = registry.load(target)
     data: MTLDataModule = cls(root, **options)
-    if doubt := data.unidentified():
-        warnings.warn(doubt, stacklevel=2)
     checks = {
         "samples follow the contract": lambda: _samples(data),
         "reading and augmenting are functions of index and generator": lambda: _repeatable(data),
@@ -204,7 +214,10 @@ def check_data_module(target: str, root: str | None = None, **options: Any) -> l
             None if data.fingerprint() == cls(root, **options).fingerprint() else "It differs between two instances."
         ),
     }
-    return [_find(name, check) for name, check in checks.items()]
+    findings = [_find(name, check) for name, check in checks.items()]
+    if findings[-1].ok and (doubt := data.unidentified()):
+        findings[-1] = replace(findings[-1], detail=f"Warning: {doubt}")
+    return findings
 
 
 def _samples(data: MTLDataModule) -> str | None:

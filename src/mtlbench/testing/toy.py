@@ -165,7 +165,9 @@ def toy_spec(target: str, *, steps: int = 20, arguments: Mapping[str, Any] | Non
     )
 
 
-def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None = None) -> dict[str, Tensor] | None:
+def trained(
+    spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None = None, nudge: float = 0.0
+) -> dict[str, Tensor] | None:
     """Trains a run in this process, one of ``world`` ranks; returns its final weights, or None if it was stopped.
 
     Args:
@@ -173,12 +175,15 @@ def trained(spec: RunSpec, folder: str, *, world: int = 1, stop_at: int | None =
         folder: Root of the store. An interrupted run in it is resumed.
         world: Number of ranks.
         stop_at: Step at which the run is asked to stop, as a signal would do.
+        nudge: Share by which all weights are larger at the start.
     """
     run = RunFolder(Path(folder), spec.run_id)
     run.path.mkdir(parents=True, exist_ok=True)
     ends: list[EndOfStep] = []
     stop = (lambda: bool(ends) and ends[0].step >= stop_at) if stop_at is not None else (lambda: False)
-    with _regularised(registry.find(spec.method["path"]), active=spec.local.get("regularise", False)):
+    found = registry.find(spec.method["path"])
+    cls = found if issubclass(found, MTLMethod) else MTLMethod
+    with _regularised(cls, active=spec.local.get("regularise", False)), _nudged(cls, nudge):
         done = train(spec, run, world=world, stop=stop, note=ends.append)
     return checkpoint.load(run.path / "final.ckpt")["state_dict"] if done else None
 
@@ -207,24 +212,43 @@ def sourced(spec: RunSpec, folder: str) -> RunSpec:
 
 
 @contextmanager
-def _regularised(target: Any, *, active: bool) -> Iterator[None]:
+def _regularised(cls: type[MTLMethod], *, active: bool) -> Iterator[None]:
     """Adds a regulariser to a method: the squared mean of every prediction over the batches of all ranks."""
-    cls = target if issubclass(target, MTLMethod) else MTLMethod
-    own, inherited = cls.regularisation, "regularisation" not in vars(cls)
+    own = cls.regularisation
 
     def regularisation(self: MTLMethod, outputs: Outputs, batch: Any) -> dict[str, Tensor]:
         means = torch.stack([prediction.mean() for prediction in outputs.predictions.values()])
         return {**own(self, outputs, batch), "squared mean": 0.1 * global_mean(means).square().sum()}
 
-    # The class is changed, not an instance, because `train` builds the method itself.
-    if not active:
+    with _changed(cls, "regularisation", regularisation if active else own):
         yield
-        return
-    cls.regularisation = regularisation  # type: ignore[method-assign]
+
+
+@contextmanager
+def _nudged(cls: type[MTLMethod], share: float) -> Iterator[None]:
+    """Lets training start from weights that are larger by a share."""
+    own = cls.on_train_start
+
+    def on_train_start(self: MTLMethod) -> None:
+        own(self)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1 + share)
+
+    with _changed(cls, "on_train_start", on_train_start if share else own):
+        yield
+
+
+@contextmanager
+def _changed(cls: type[MTLMethod], name: str, hook: Any) -> Iterator[None]:
+    """Replaces a hook of a class, not of an instance, because `train` builds the method itself."""
+    own, inherited = getattr(cls, name), name not in vars(cls)
+    setattr(cls, name, hook)
     try:
         yield
     finally:
         if inherited:
-            del cls.regularisation
+            delattr(cls, name)
         else:
-            cls.regularisation = own  # type: ignore[method-assign]
+            setattr(cls, name, own)

@@ -20,11 +20,14 @@ def data_class(path: str, *, trusted: registry.Trusted | None = None) -> type[MT
     """Return the data module that ``module:Class`` names; ``trusted`` as `registry.load` takes it.
 
     Raises:
-        MethodError: If it cannot be imported, must not be, or is no data module.
+        MethodError: If it cannot be imported, must not be, is no data module, or its constructor lacks the form of one.
     """
     found = registry.load(path, trusted=trusted)
     if not (isinstance(found, type) and issubclass(found, MTLDataModule)):
         raise MethodError(f"data.module must name a subclass of MTLDataModule; {path!r} is {found!r}.")
+    common = registry.arguments_of(MTLDataModule).keys() - {"root"}
+    if fault := registry.form_fault(found, ("root",), dict.fromkeys(common)):
+        raise MethodError(f"{path}: {fault} Pass what it does not use on: `super().__init__(root, **common)`.")
     return found
 
 

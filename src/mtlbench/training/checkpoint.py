@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, shortened
 from mtlbench.runs.store import sync_folder, temporary
 
 KEEP = 2
@@ -72,8 +72,21 @@ def save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read tensors and plain values only, so that a malicious pickle does not run."""
-    return torch.load(path, map_location=map_location, weights_only=True)
+    """Read tensors and plain values only, so that a malicious pickle does not run.
+
+    Raises:
+        StoreError: If the file is no checkpoint, or holds anything else.
+    """
+    try:
+        found = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # Of pickle, zip, torch or the disk, by what the file holds.
+        raise StoreError(
+            f"A checkpoint must hold tensors and plain values only. {path}: {type(error).__name__}: "
+            f"{shortened(str(error))}. Delete the run's folder and run the bench again to train it anew."
+        ) from error
+    if not isinstance(found, dict) or not isinstance(found.get("state_dict", {}), Mapping):
+        raise StoreError(f"A checkpoint must map names to values. {path} holds another object. Train the run anew.")
+    return found
 
 
 def verified(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from mtlbench import registry
 from mtlbench.data import MTLDataModule
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, place_of
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder
+from mtlbench.runs.store import finished_run
 from mtlbench.training import checkpoint
 from mtlbench.training.build import build
 
@@ -54,30 +53,23 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
         predictions = run.method(images)          # {task: (B, channels, H, W)}
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise StoreError(
-            f"{path} is not a run's folder; runs are in results/<suite>/<run_id>. `mtlbench status` lists them."
-        )
-    place = Path(os.path.abspath(path))  # Within its own folder a run is ".".
-    run = RunFolder(place.parent, place.name)
-    spec, result = run.spec(), run.result()
-    if spec is None:
-        raise StoreError(
-            f"A run's folder holds spec.json, and {path} does not. Give results/<suite>/<run_id>; `mtlbench status` "
-            "lists runs."
-        )
-    if result is None:
-        raise StoreError(f"A run must be done to be loaded. {path} is {run.state()}. `mtlbench status` lists runs.")
+    spec, result = finished_run(path)
     if data is not None:
         spec = RunSpec(**{**spec.__dict__, "local": {**spec.local, "root": data}})
     if isinstance(allow, str):
         allow = [allow]
-    method, module = build(spec, trusted=registry.Trusted(tuple(allow), _results_of(path)))
-    method.configure_model()
+    try:
+        method, module = build(spec, trusted=registry.Trusted(tuple(allow), _results_of(path)))
+        method.configure_model()
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StoreError(
+            f"spec.json must describe a run of this version. {path / 'spec.json'}: {type(error).__name__}: {error}"
+            f"{place_of(error)}. Run the bench again to train it anew."
+        ) from error
     weights = checkpoint.verified(path / "final.ckpt")
     try:
         method.load_state_dict(weights["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"Weights must fit the method. {path}: another version trained them. {error}") from error
     return LoadedRun(method.eval(), module, spec, result)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mtlbench.errors import DataError, ExitCode, MtlbenchError, StoreError
+from mtlbench.errors import DataError, ExitCode, MtlbenchError, StoreError, inert_output
 from mtlbench.networks.dense import build_dense  # noqa: F401 - preloaded, so that forked runs need not import it
 from mtlbench.runs.liveness import born
 from mtlbench.runs.spec import RunSpec
@@ -127,7 +127,8 @@ def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     quiet_lightning()
-    code = work(root, record, seat)
+    with inert_output():  # People read logs in a terminal.
+        code = work(root, record, seat)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of a hanging collective on another rank must not keep a finished process alive.

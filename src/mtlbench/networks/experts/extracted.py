@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, shortened
 from mtlbench.networks.experts.extraction import Kept
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.vit import ExpertOptions
@@ -148,20 +148,21 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     except Exception as error:  # The error class of safetensors has no public base.
         raise _unreadable(path, str(error)) from error
-    if description.get("format") != FORMAT:
-        raise _unreadable(path, f"format {description.get('format')}, this version reads {FORMAT}")
-    task = description["task"]
-    network = ExpertNetwork(
-        {task: _Head(description["dense"], description["channels"])},  # type: ignore[dict-item]
-        _options(description["options"]),
-        **description["model"],
-    )
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = f"format {description.get('format')}" if isinstance(description, dict) else "no JSON object"
+        raise _unreadable(path, f"{found}, this version reads format {FORMAT}")
     try:
+        task = description["task"]
+        network = ExpertNetwork(
+            {task: _Head(description["dense"], description["channels"])},  # type: ignore[dict-item]
+            _options(description["options"]),
+            **{key: value for key, value in description["model"].items() if key != "weights"},
+        )
         for name, layer in network.layers.items():
             layer.keep(description["kept"][name])
         network.load_state_dict(state)
-    except (LookupError, RuntimeError) as error:
-        raise _unreadable(path, str(error)) from error
+    except Exception as error:  # Any value of the description may be of any kind.
+        raise _unreadable(path, f"{type(error).__name__}: {shortened(str(error))}") from error
     return ExtractedNetwork(network, description).eval()
 
 

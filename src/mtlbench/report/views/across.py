@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jinja2
 from markupsafe import Markup
 
+from mtlbench.errors import coloured_output
 from mtlbench.report import formatting
 from mtlbench.report.columns import Part, TableColumn, grid
 from mtlbench.report.statistics import ALPHA
@@ -83,7 +84,7 @@ def show(found: Across) -> None:
 
     from mtlbench.report.views.terminal import fit
 
-    console = Console()
+    console = Console(file=coloured_output())
     for part in fit(table(found), console):
         console.print(part)
     for note in notes(found):

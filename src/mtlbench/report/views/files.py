@@ -61,7 +61,7 @@ def tidy_csv(board: tables.AnyBoard) -> str:
         )
     writer = csv.DictWriter(stream, fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _csv(value) for name, value in record.items()} for record in records)
+    writer.writerows({name: csv_cell(value) for name, value in record.items()} for record in records)
     return stream.getvalue()
 
 
@@ -119,7 +119,7 @@ def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dic
     yield from numbers_of(row)
 
 
-def _csv(value: object) -> object:
+def csv_cell(value: object) -> object:
     """Returns a cell that no spreadsheet reads as a formula: text that begins like one gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
