@@ -39,10 +39,10 @@ ROOMS = {
     "gradients": ("balancing/gradients", ["tests/balancing", "tests/method"]),
     "balancing": ("balancing/rules", ["tests/balancing", "tests/methods/gradients"]),
     "distributed": ("distributed.py", ["tests/balancing", "tests/method"]),
-    "training": ("training", ["tests/training", "tests/bench", "tests/method"]),
+    "training": ("training", ["tests/training", "tests/method"]),
     "runs": ("runs", ["tests/runs", "tests/bench"]),
     "bench": ("bench", ["tests/bench", "tests/training/test_kill.py"]),
-    "study": ("study", ["tests/study", "tests/runs", "tests/bench"]),
+    "study": ("study", ["tests/study", "tests/suite", "tests/runs"]),
 }
 """Room -> its place in the package, and the tests that ought to notice."""
 
