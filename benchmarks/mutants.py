@@ -42,7 +42,7 @@ ROOMS = {
     "training": ("training", ["tests/training", "tests/method"]),
     "runs": ("runs", ["tests/runs", "tests/bench"]),
     "bench": ("bench", ["tests/bench", "tests/training/test_kill.py"]),
-    "study": ("study", ["tests/study", "tests/suite", "tests/runs"]),
+    "study": ("study", ["tests/study", "tests/suite", "tests/runs", "tests/cli/test_bad_input.py"]),
 }
 """Room -> its place in the package, and the tests that ought to notice."""
 
