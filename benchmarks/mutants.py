@@ -39,7 +39,7 @@ ROOMS = {
     "gradients": ("balancing/gradients", ["tests/balancing", "tests/method"]),
     "balancing": ("balancing/rules", ["tests/balancing", "tests/methods/gradients"]),
     "distributed": ("distributed.py", ["tests/balancing", "tests/method"]),
-    "training": ("training", ["tests/training", "tests/method"]),
+    "training": ("training", ["tests/training", "tests/method", "tests/study/test_scenarios.py"]),
     "runs": ("runs", ["tests/runs", "tests/bench"]),
     "bench": ("bench", ["tests/bench", "tests/training/test_kill.py"]),
     "study": ("study", ["tests/study", "tests/suite", "tests/runs", "tests/cli/test_bad_input.py"]),

@@ -186,14 +186,15 @@ def test_what_is_identity_and_what_is_local(project: Path) -> None:
     (project / "here").mkdir()
     suite = suites.load(str(project / "mine.yaml"), ["trainer.workers=3", "trainer.log_every=7"])
     (spec,) = studies.resolve(suite, studies.Local("here", 2), []).members
+    trainer = suite.trainer
     assert spec.local == {
-        "checkpoint_every": suite.trainer.checkpoint_every, "log_every": 7, "diagnose_every": suite.trainer.diagnose_every,
-        "workers": 3, "examples": suite.trainer.examples, "surgery": "auto", "compile": "", "root": "here", "devices": 2,
+        "checkpoint_every": trainer.checkpoint_every, "log_every": 7, "diagnose_every": trainer.diagnose_every,
+        "workers": 3, "examples": trainer.examples, "surgery": "auto", "compile": "", "root": "here", "devices": 2,
         "weights": None,
     }  # fmt: skip
     assert spec.trainer == {
-        "steps": 2, "batch_size": 8, "accumulate": 1, "precision": "32-true", "clip": suite.trainer.clip,
-        "evaluate_every": suite.trainer.evaluate_every, "selection": "last", "protocol": suite.protocol,
+        "steps": 2, "batch_size": 8, "accumulate": 1, "precision": "32-true", "clip": trainer.clip,
+        "evaluate_every": trainer.evaluate_every, "selection": "last", "protocol": suite.protocol,
         "suite_version": 1,
     }  # fmt: skip
     assert set(spec.data) == {"module", "version", "options", "fingerprint"}
