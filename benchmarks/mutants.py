@@ -19,6 +19,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -235,6 +236,8 @@ def _run(folder: Path, tests: Sequence[str], order: Order, answer: Path, whole: 
         os.dup2(nothing, stream)
     sys.path[:0] = [str(folder / "src"), str(folder)]
     os.environ["PYTHONPATH"] = str(folder / "src")
+    # Whichever test starts the server of forks first, it has imported what runs need.
+    multiprocessing.set_forkserver_preload(["mtlbench.training.worker"])
     code: Any = 3
     try:
         code = pytest.main([*([] if whole else ["-x"]), "-q", "-p", "no:cacheprovider", *tests], plugins=[order])

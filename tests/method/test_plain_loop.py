@@ -16,9 +16,11 @@ import torch
 
 from mtlbench.balancing import Balancer
 from mtlbench.data import Collate
+from mtlbench.method.optimisers import set_apart
 from mtlbench.runs.store import RunFolder
 from mtlbench.testing import TOLERANCE, ToyData, difference, toy_spec, trained
 from mtlbench.training.build import build_with_network
+from tests.support.step_parts import Tiny
 
 HERE, STEPS, BATCH, WARMUP, LR = "tests.method.test_plain_loop", 6, 8, 2, 0.01
 NAMES = list(ToyData.TASKS)
@@ -138,6 +140,38 @@ def plain_loop(rule, spec):
         optimiser.step()
         seen.append((sorted(rows), means, jacobian))
     return {f"network.{name}": value for name, value in network.state_dict().items()}, seen
+
+
+class TwoRates(Tiny):
+    """Heads learn at a rate of their own."""
+
+    def parameter_groups(self):
+        heads = list(self.network.heads.parameters())
+        return set_apart([{"params": list(self.network.parameters()), "lr": 0.25}], heads, lr=4.0)
+
+
+class Told(Balancer):
+    """The sum; keeps what each step is told."""
+
+    seen: list = []
+
+    def combine_losses(self, losses, ctx):
+        Told.seen.append((ctx.step, ctx.epoch, ctx.lr, ctx.sizes, ctx.active))
+        return losses.sum()
+
+
+def test_a_rule_is_told_step_epoch_tasks_and_the_rate_of_the_first_group(tmp_path):
+    """48 samples in batches of 24: two steps per epoch; the rate halves over its two steps of warm-up."""
+    Told.seen.clear()
+    spec = toy_spec(f"{HERE}:TwoRates", balancer=f"{HERE}:Told", steps=4, batch_size=24, tasks=["far", "kind"])
+    trained(replace(spec, optimiser={**spec.optimiser, "warmup": 2}), str(tmp_path))
+    sizes, active = (6 * 3 * 9, 6, 6, 6), (0, 1)
+    assert Told.seen == [
+        (0, 0, 0.125, sizes, active),
+        (1, 0, 0.25, sizes, active),
+        (2, 1, 0.25, sizes, active),
+        (3, 1, 0.25, sizes, active),
+    ]
 
 
 RULES = ("uniform", "fixed", *(f"{HERE}:{name}" for name in ("Mean", "Sized", "SizedHeads", "Cubed")))
