@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import importlib.util
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -45,7 +47,7 @@ ROOMS = {
     "bench": ("bench", ["tests/bench", "tests/training/test_kill.py"]),
     "study": ("study", ["tests/study", "tests/suite", "tests/runs", "tests/cli/test_bad_input.py"]),
 }
-"""Room -> its place in the package, and the tests that ought to notice."""
+"""Room -> its place in the package, and the tests that ought to notice, beside all that import the changed module."""
 
 HEAVY = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "torchjd", "scipy", "sklearn.datasets", "pytest")
 """Imported once: every mutant is tested in a fork, which starts at once."""
@@ -185,13 +187,10 @@ class Order:
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Sorts the tests."""
-        texts = {item.path: item.path.read_text() for item in items}
-        package, _, name = self.module.rpartition(".")
-        names = (self.module, f"from {package} import {name}") if package else ()
+        named = {path: names(path, self.module) for path in {item.path for item in items}}
 
         def place(item: Any) -> tuple[bool, bool, float]:
-            named = any(name in texts[item.path] for name in names)
-            return item.nodeid not in self.killers, not named, self.seconds.get(item.nodeid, 0.0)
+            return item.nodeid not in self.killers, not named[item.path], self.seconds.get(item.nodeid, 0.0)
 
         items[:] = sorted((i for i in items if not self.seconds or i.nodeid in self.seconds), key=place)
 
@@ -279,7 +278,7 @@ def outcome(copy: Copy, mutant: Mutant, order: Order, limit: float) -> tuple[str
     """Returns ``"caught"``, ``"survived"``, or ``"hung"`` (which counts as caught), and the test that noticed."""
     copy.change(mutant)
     try:
-        answer = tested(copy.folder, _tests(mutant.room), order, limit)
+        answer = tested(copy.folder, tests_of(mutant), order, limit)
     finally:
         copy.restore(mutant)
     if answer["code"] is None:
@@ -287,14 +286,31 @@ def outcome(copy: Copy, mutant: Mutant, order: Order, limit: float) -> tuple[str
     return ("survived", "") if answer["code"] == 0 else ("caught", (answer["failed"] or ["import"])[0])
 
 
-def _tests(room: str) -> list[str]:
-    return [test for test in ROOMS[room][1] if (ROOT / test).exists()]
+def tests_of(mutant: Mutant) -> list[str]:
+    """Returns the folders and files of tests that may notice a mutant."""
+    folders = [test for test in ROOMS[mutant.room][1] if (ROOT / test).exists()]
+    naming = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if names(path, module_of(mutant))]
+    files = [str(path.relative_to(ROOT)) for path in naming]
+    return [*folders, *(name for name in files if not name.startswith(tuple(folders)))]
 
 
-def durations(copy: Copy, rooms: Sequence[str], path: Path) -> dict[str, float]:
+def module_of(mutant: Mutant) -> str:
+    """Returns the dotted name of the changed module."""
+    return mutant.file.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@functools.cache
+def names(path: Path, module: str) -> bool:
+    """Returns whether a file imports a module by its name."""
+    package, _, name = module.rpartition(".")
+    found = rf"\b{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{re.escape(name)}\b"
+    return bool(package and re.search(found, path.read_text()))
+
+
+def durations(copy: Copy, tests: Sequence[str], path: Path) -> dict[str, float]:
     """Returns the seconds of every test that passes on the unchanged project, measured once."""
     known = json.loads(path.read_text()) if path.exists() else {}
-    for test in sorted({test for room in rooms for test in _tests(room)}):
+    for test in tests:
         if any(name.startswith(test) for name in known):
             continue
         answer = tested(copy.folder, [test], Order(), 3600, whole=True)
@@ -324,13 +340,13 @@ def run(turns: Sequence[Mutant], known: list[dict[str, Any]], out: Path, limit: 
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder).resolve())
-        seconds = durations(copy, list({m.room: None for m in turns}), out.with_suffix(".seconds.json"))
+        tests = sorted({test for mutant in turns for test in tests_of(mutant)})
+        seconds = durations(copy, tests, out.with_suffix(".seconds.json"))
         for mutant in turns:
-            module = mutant.file.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            killers = [row["test"] for row in known if row["file"] == mutant.file]
-            unchanged = sum(s for name, s in seconds.items() if name.startswith(tuple(_tests(mutant.room))))
+            order = Order(module_of(mutant), [row["test"] for row in known if row["file"] == mutant.file], seconds)
+            unchanged = sum(s for name, s in seconds.items() if name.startswith(tuple(tests_of(mutant))))
             since = time.monotonic()
-            found, test = outcome(copy, mutant, Order(module, killers, seconds), limit or 60 + 3 * unchanged)
+            found, test = outcome(copy, mutant, order, limit or 60 + 3 * unchanged)
             row = {**asdict(mutant), "outcome": found, "test": test, "seconds": round(time.monotonic() - since)}
             known.append(row)
             with out.open("a") as file:
