@@ -329,8 +329,8 @@ def durations(copy: Copy, tests: Sequence[str], path: Path) -> dict[str, float]:
 def sample(rooms: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """Returns mutants drawn from the rooms in turn, without those known to change nothing."""
     draw, same = random.Random(seed), equivalents()
-    every = [[m for m in mutants(room) if (m.file, m.before, m.after) not in same] for room in rooms]
-    queues = [draw.sample(found, len(found)) for found in every]
+    drawn = [draw.sample(every, len(every)) for every in (list(mutants(room)) for room in rooms)]
+    queues = [[m for m in queue if (m.file, m.before, m.after) not in same] for queue in drawn]
     return [queue[i] for i in range(count) for queue in queues if i < len(queue)][:count]
 
 

@@ -11,6 +11,9 @@ import torch
 from mtlbench.data import StepBatches
 from mtlbench.data.label_rules import ChangedLabels
 from mtlbench.seeding import seed_of
+from mtlbench.study.scenarios.low_resource import LowResource
+from mtlbench.study.scenarios.unrelated_task import UnrelatedTask
+from mtlbench.study.scenarios.unseen_task import UnseenTask
 
 EPOCHS = ([8, 4, 6, 7, 2, 9, 3, 5], [0, 9, 7, 4, 5, 6, 1, 2], [6, 7, 8, 3, 0, 1, 5, 9])
 """The first two batches of four of each epoch: ten samples, seed 5."""
@@ -85,3 +88,14 @@ def test_a_run_on_the_cut_task_alone_repeats_its_images_until_they_fill_a_batch(
 
 def test_seeds_are_what_they_were() -> None:
     assert seed_of("order", 5, 0) == 6981489714234316522 and seed_of("labels", 0, "left") == 9044111950443293291
+
+
+# ---- what a scenario does where nothing is said ----------------------------------------------------------------------
+
+
+def test_scenarios_by_default() -> None:
+    low, unseen, unrelated = LowResource("left"), UnseenTask("left", ["right"]), UnrelatedTask("left")
+    assert tuple(low.fractions) == (0.01, 0.05, 0.1, 0.25) and tuple(unrelated.labels) == ("true",)
+    assert (tuple(unseen.examples), unseen.steps, unseen.lr, unseen.freeze_routers) == ((8, 32, 128), 100, 1e-3, False)
+    assert (unseen.arguments, tuple(unseen.scratch), unseen.images_needed()) == (None, (), 128)
+    assert low.images_needed() == unrelated.images_needed() == 0

@@ -145,3 +145,10 @@ def test_the_record_of_a_run(tmp_path):
     assert (cost["device"], cost["devices"], cost["threads"]) == ("cpu", 1, torch.get_num_threads())
     assert 0.05 < cost["peak_memory_gib"] < 64 and 0 < cost["seconds_per_step"] < cost["train_seconds"]
     assert result["finished"] >= result["started"] + cost["train_seconds"] > 1.7e9
+
+
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_step(tmp_path):
+    spec = toy_spec(TINY, steps=12, local={"checkpoint_every": 0})
+    assert trained(spec, str(tmp_path), stop_at=6) is None
+    assert [path.name for path in RunFolder(tmp_path, spec.run_id).path.glob("*.ckpt")] == ["step-00000010.ckpt"]
+    assert trained(spec, str(tmp_path), stop_at=12) is not None, "too late to stop"
