@@ -103,7 +103,7 @@ def losses_of(network, tasks, samples):
 
 
 def plain_loop(rule, spec):
-    """Trains as the documentation says; returns the weights, and per step losses, rates and Jacobians."""
+    """Trains as the documentation says; returns the weights, and per step tasks, losses, Jacobian and direction."""
     network = build_with_network(spec)[0].network
     data = ToyData(size=STEPS * BATCH, batch_size=BATCH)
     samples, seen = data.samples("train"), []
@@ -127,6 +127,7 @@ def plain_loop(rule, spec):
                 found = torch.autograd.grad(loss / parts, [*shared, *heads[i]], retain_graph=True)
                 rows[i] = [a + b for a, b in zip(rows[i], found, strict=True)] if i in rows else list(found)
         jacobian = torch.stack([torch.cat([g.flatten() for g in rows[i][: len(shared)]]) for i in sorted(rows)])
+        direction = jacobian.sum(0)
         if rule not in ("uniform", "fixed", f"{HERE}:Mean"):
             direction, weights = balanced(rule, jacobian)
             for p, part in zip(shared, direction.split([p.numel() for p in shared]), strict=True):
@@ -138,7 +139,7 @@ def plain_loop(rule, spec):
         for group in optimiser.param_groups:
             group["lr"] = rate(step)
         optimiser.step()
-        seen.append((sorted(rows), means, jacobian))
+        seen.append((sorted(rows), means, jacobian, direction))
     return {f"network.{name}": value for name, value in network.state_dict().items()}, seen
 
 
@@ -203,7 +204,7 @@ def test_the_record_of_a_run_is_that_of_the_plain_loop(rule, tmp_path):
     rows = [row for row in rows if "lr" in row]
     expected_steps, conflicts = plain_loop(rule, spec)[1], []
     assert [len(active) for active, *_ in expected_steps] == [4, 4, 4, 3, 4, 4]
-    for step, (row, (active, (means,), jacobian)) in enumerate(zip(rows, expected_steps, strict=True)):
+    for step, (row, (active, (means,), jacobian, direction)) in enumerate(zip(rows, expected_steps, strict=True)):
         names = [NAMES[i] for i in active]
         assert row["step"] == step + 1 and row["lr"] == pytest.approx(rate(step + 1), abs=1e-12)
         losses = {f"loss/{NAMES[i]}": value / (2.0 if NAMES[i] == "far" else 1.0) for i, value in means.items()}
@@ -217,4 +218,10 @@ def test_the_record_of_a_run_is_that_of_the_plain_loop(rule, tmp_path):
         assert found == pytest.approx(expected, abs=1e-9)
         assert row["gradient/conflicts"] == pytest.approx(sum(value < 0 for value in expected) / len(pairs))
         conflicts.append(any(value < 0 for value in expected))
+        alike = [2 * norms[i] * norms[j] / (norms[i] ** 2 + norms[j] ** 2) for i, j in pairs]
+        assert row["gradient/similarity"] == pytest.approx(sum(alike) / len(pairs))
+        singular = torch.linalg.svdvals(torch.nn.functional.normalize(jacobian))
+        assert row["gradient/condition"] == pytest.approx(float(singular[0] / singular[-1]), rel=1e-6)
+        turn = torch.nn.functional.cosine_similarity(direction, jacobian.sum(0), dim=0).clamp(max=1).acos().rad2deg()
+        assert row["gradient/turn"] == pytest.approx(float(turn), abs=1e-3)
     assert json.loads((folder / "result.json").read_text())["conflict_share"] == sum(conflicts) / STEPS
