@@ -25,6 +25,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -177,11 +178,13 @@ class Order:
         module: Dotted name of the changed module: tests that import it by name come first.
         killers: Tests that noticed another change of the file come before all others.
         seconds: Duration of tests, as an unchanged run found it; those that are missing are left out if there are any.
+        limit: Seconds after which a test hangs, which ends the process; None for a multiple of its duration.
     """
 
     module: str = ""
     killers: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    limit: float | None = None
     failed: list[str] = field(default_factory=list)
     found: dict[str, float] = field(default_factory=dict)
 
@@ -194,6 +197,10 @@ class Order:
 
         items[:] = sorted((i for i in items if not self.seconds or i.nodeid in self.seconds), key=place)
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Sets the alarm that ends a process that hangs."""
+        signal.setitimer(signal.ITIMER_REAL, self.limit or 60 + 20 * self.seconds.get(nodeid, 60.0))
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Keeps failures and durations."""
         self.found[report.nodeid] = self.found.get(report.nodeid, 0.0) + report.duration
@@ -201,25 +208,18 @@ class Order:
             self.failed.append(report.nodeid)
 
 
-def tested(folder: Path, tests: Sequence[str], order: Order, limit: float, *, whole: bool = False) -> dict[str, Any]:
+def tested(folder: Path, tests: Sequence[str], order: Order, *, whole: bool = False) -> dict[str, Any]:
     """Runs tests in a fork with its own process group, until the first failure unless the ``whole`` is wanted.
 
     Returns:
-        ``code`` of pytest, None after ``limit`` seconds; ``failed`` tests; ``found``, seconds by test.
+        ``code`` of pytest, None if a test hung; ``failed`` tests; ``found``, seconds by test.
     """
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         _run(folder, tests, order, answer, whole)
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            break
-        time.sleep(0.05)
-    else:
-        os.killpg(child, 9)
-        os.waitpid(child, 0)
+    os.waitpid(child, 0)
     with suppress(ProcessLookupError):
         os.killpg(child, 9)  # What a failed test has left behind.
     return json.loads(answer.read_text()) if answer.exists() else {"code": None, "failed": [], "found": {}}
@@ -274,11 +274,11 @@ class Copy:
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)  # Times have a grain of a second.
 
 
-def outcome(copy: Copy, mutant: Mutant, order: Order, limit: float) -> tuple[str, str]:
+def outcome(copy: Copy, mutant: Mutant, order: Order) -> tuple[str, str]:
     """Returns ``"caught"``, ``"survived"``, or ``"hung"`` (which counts as caught), and the test that noticed."""
     copy.change(mutant)
     try:
-        answer = tested(copy.folder, tests_of(mutant), order, limit)
+        answer = tested(copy.folder, tests_of(mutant), order)
     finally:
         copy.restore(mutant)
     if answer["code"] is None:
@@ -313,7 +313,7 @@ def durations(copy: Copy, tests: Sequence[str], path: Path) -> dict[str, float]:
     for test in tests:
         if any(name.startswith(test) for name in known):
             continue
-        answer = tested(copy.folder, [test], Order(), 3600, whole=True)
+        answer = tested(copy.folder, [test], Order(), whole=True)
         if answer["code"] not in (0, 1):
             raise SystemExit(f"The tests in {test} must run on the unchanged project. Found code {answer['code']}.")
         for name in answer["failed"]:
@@ -343,10 +343,9 @@ def run(turns: Sequence[Mutant], known: list[dict[str, Any]], out: Path, limit: 
         tests = sorted({test for mutant in turns for test in tests_of(mutant)})
         seconds = durations(copy, tests, out.with_suffix(".seconds.json"))
         for mutant in turns:
-            order = Order(module_of(mutant), [row["test"] for row in known if row["file"] == mutant.file], seconds)
-            unchanged = sum(s for name, s in seconds.items() if name.startswith(tuple(tests_of(mutant))))
+            killers = [row["test"] for row in known if row["file"] == mutant.file]
             since = time.monotonic()
-            found, test = outcome(copy, mutant, order, limit or 60 + 3 * unchanged)
+            found, test = outcome(copy, mutant, Order(module_of(mutant), killers, seconds, limit))
             row = {**asdict(mutant), "outcome": found, "test": test, "seconds": round(time.monotonic() - since)}
             known.append(row)
             with out.open("a") as file:
@@ -365,7 +364,9 @@ def main() -> None:
     parser.add_argument("--room", choices=ROOMS, action="append", help="rooms (default: all)")
     parser.add_argument("--count", type=int, default=60, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, help="seconds until a mutant counts as hung (default: from its tests)")
+    parser.add_argument(
+        "--limit", type=float, help="seconds until a test hangs (default: 20 times as long as it takes)"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/mutants.jsonl"))
     parser.add_argument("--again", action="store_true", help="test the survivors in --out once more instead")
     parser.add_argument("--list-survivors", action="store_true", help="print the survivors in --out instead")
