@@ -29,7 +29,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -162,9 +161,15 @@ def mutants(room: str) -> Iterator[Mutant]:
 
 
 def equivalents() -> set[tuple[str, ...]]:
-    """Returns (file, before, after) of the changes that a person found to change nothing."""
+    """Returns file, line, text before and after of the changes that a person found to change nothing."""
     lines = EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else []
-    return {tuple(line.split("\t")[:3]) for line in lines}
+    return {tuple(line.split("\t")[:4]) for line in lines}
+
+
+def described(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Returns a mutant as `equivalents` does: by the text of its line, because the number of a line changes."""
+    line = (ROOT / row["file"]).read_text().splitlines()[row["line"] - 1]
+    return row["file"], line.strip(), row["before"], row["after"]
 
 
 # ---- tests in a fork ------------------------------------------------------------------------------------------------
@@ -240,12 +245,9 @@ def _run(folder: Path, tests: Sequence[str], order: Order, answer: Path, whole: 
     code: Any = 3
     try:
         code = pytest.main([*([] if whole else ["-x"]), "-q", "-p", "no:cacheprovider", *tests], plugins=[order])
-    except BaseException:
-        traceback.print_exc()
     finally:
         text = json.dumps({"code": int(code), "failed": order.failed, "found": order.found})
-        answer.with_suffix(".new").write_text(text)
-        answer.with_suffix(".new").replace(answer)
+        answer.write_text(text)
         os._exit(0)
 
 
@@ -330,7 +332,7 @@ def sample(rooms: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """Returns mutants drawn from the rooms in turn, without those known to change nothing."""
     draw, same = random.Random(seed), equivalents()
     drawn = [draw.sample(every, len(every)) for every in (list(mutants(room)) for room in rooms)]
-    queues = [[m for m in queue if (m.file, m.before, m.after) not in same] for queue in drawn]
+    queues = [[m for m in queue if not same or described(asdict(m)) not in same] for queue in drawn]
     return [queue[i] for i in range(count) for queue in queues if i < len(queue)][:count]
 
 
@@ -364,9 +366,7 @@ def main() -> None:
     parser.add_argument("--room", choices=ROOMS, action="append", help="rooms (default: all)")
     parser.add_argument("--count", type=int, default=60, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--limit", type=float, help="seconds until a test hangs (default: 20 times as long as it takes)"
-    )
+    parser.add_argument("--limit", type=float, help="seconds until a test hangs (default: 20 times its usual time)")
     parser.add_argument("--out", type=Path, default=Path("results/mutants.jsonl"))
     parser.add_argument("--again", action="store_true", help="test the survivors in --out once more instead")
     parser.add_argument("--list-survivors", action="store_true", help="print the survivors in --out instead")
@@ -381,9 +381,10 @@ def main() -> None:
         turns = [m for room in ROOMS for m in mutants(room) if _key(asdict(m)) in keys]
     done = {_key(row) for row in known}
     out.parent.mkdir(parents=True, exist_ok=True)
-    run([m for m in turns if _key(asdict(m)) not in done], known, out, options.limit)
+    if turns := [m for m in turns if _key(asdict(m)) not in done]:
+        run(turns, known, out, options.limit)
     same = equivalents()
-    known = [row for row in known if (row["file"], row["before"], row["after"]) not in same]
+    known = [row for row in known if described(row) not in same]
     survivors = [row for row in known if row["outcome"] == "survived"]
     for row in survivors if options.list_survivors else ():
         print(shown(row))
