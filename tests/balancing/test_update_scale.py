@@ -59,11 +59,12 @@ class Net:
         return torch.stack([torch.cat([g.flatten() for g in row]) for row in found])
 
 
-def updated(way, factor):
+def updated(way, factor, heads="unit"):
     """Returns the Gramian that the rule saw, and the gradients of trunk and heads; each rank has its own samples."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     net, rule, factor = Net(), Sized(), torch.tensor(factor).double()
-    needs = Needs("gradient_weights", view="parameters" if way in ("late", "light") else way, light=way == "light")
+    view = "parameters" if way in ("late", "light") else way
+    needs = Needs("gradient_weights", view=view, light=way == "light", heads=heads)
     surgery = Surgery([net.first, net.last], [[head] for head in net.heads])
     update = Update(needs, surgery, rule, [net.last])
     z, sums = net.sums(slice(rank, None, world))
@@ -78,23 +79,30 @@ def updated(way, factor):
     return rule.seen[0], trunk, torch.stack([head.grad for head in net.heads]) / factor
 
 
-def check(way, found):
+def check(way, found, heads="unit"):
     net = Net()
     whole = net.flat_gradients([net.first, net.last])
     seen = {"representation": "z", "last_shared": [net.last]}.get(way)
     rows = whole if seen is None else net.flat_gradients(seen)
-    gramian, trunk, heads = found
+    gramian, trunk, found_heads = found
     torch.testing.assert_close(gramian, rows @ rows.T)
-    torch.testing.assert_close(trunk, (1 / (1 + rows.square().sum(1))) @ whole)
+    weights = 1 / (1 + rows.square().sum(1))
+    torch.testing.assert_close(trunk, weights @ whole)
     for i, head in enumerate(net.heads):
         total = net.sums(slice(None))[1][i] / SAMPLES
-        torch.testing.assert_close(heads[i], torch.autograd.grad(total, head)[0])
+        own = torch.autograd.grad(total, head)[0]
+        torch.testing.assert_close(found_heads[i], weights[i] * own if heads == "weighted" else own)
 
 
 @pytest.mark.parametrize("factor", [1.0, 256.0])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_rule_is_given_gramians_of_mean_losses(way, factor):
     check(way, updated(way, factor))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weighted_heads_have_the_weight_of_their_task(way):
+    check(way, updated(way, 256.0, "weighted"), "weighted")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -105,6 +105,7 @@ def test_runs_have_accelerators_of_their_own_and_free_ones_are_taken_again(execu
         runner.start(spec(seed))
     assert [args[3] for args in processes.started] == ["4,5", "4,5", "6,7", "6,7"]
     assert [args[2]["rank"] for args in processes.started] == [0, 1, 0, 1]
+    assert all(Path(args[4]).parent.is_dir() for args in processes.started), "where their output goes"
     ports = [args[2]["port"] for args in processes.started]
     assert ports[0] == ports[1] and ports[2] == ports[3] and all(ports)
     processes.made[0].kill()

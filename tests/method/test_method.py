@@ -11,6 +11,7 @@ from mtlbench import registry
 from mtlbench.data import Collate
 from mtlbench.errors import DataError, DivergedError
 from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.method.optimisers import build_optimiser, build_schedule
 from mtlbench.networks.experts import mutual_information
 from mtlbench.runs.store import RunFolder
 from mtlbench.testing import ToyData, toy_spec, trained
@@ -118,3 +119,23 @@ def test_tasks_run_one_by_one_where_each_needs_its_own_gradient(tmp_path, monkey
     assert found == {
         ("uniform", 0): [False] * 3, ("uniform", 2): [True, False, True], ("pcgrad", 0): [True] * 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [
+    ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1]), ("cosine", [0.5, 1, 1, 0.75, 0.25, 0, 0, 0]),
+    ("poly", [0.5, 1, 1, 4 / 9, 1 / 9, 0, 0, 0]),
+])  # fmt: skip
+def test_rates_by_hand(schedule, rates):
+    """Two steps of warm-up, then three of the schedule; steps after the last keep its rate."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    config = {"name": "sgd", "lr": 8.0, "weight_decay": 0.5, "momentum": 0.25}
+    optimiser = build_optimiser([{"params": [parameter]}, {"params": []}], config)
+    (group,) = optimiser.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.25, 0.5, False)
+    found = []
+    plan = build_schedule(optimiser, {"schedule": schedule, "warmup": 2, "power": 2.0}, 5)
+    for _ in rates:
+        found.append(group["lr"] / 8.0)
+        optimiser.step()
+        plan.step()
+    assert found == pytest.approx(rates)

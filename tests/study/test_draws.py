@@ -5,12 +5,15 @@ Another order is another experiment: it would change every stored result without
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mtlbench.data import StepBatches
 from mtlbench.data.label_rules import ChangedLabels
 from mtlbench.seeding import seed_of
+from mtlbench.study.scenarios import Scenario, Scope
 from mtlbench.study.scenarios.low_resource import LowResource
 from mtlbench.study.scenarios.unrelated_task import UnrelatedTask
 from mtlbench.study.scenarios.unseen_task import UnseenTask
@@ -99,3 +102,20 @@ def test_scenarios_by_default() -> None:
     assert (tuple(unseen.examples), unseen.steps, unseen.lr, unseen.freeze_routers) == ((8, 32, 128), 100, 1e-3, False)
     assert (unseen.arguments, tuple(unseen.scratch), unseen.images_needed()) == (None, (), 128)
     assert low.images_needed() == unrelated.images_needed() == 0
+
+
+def faults(scenario: Scenario, tasks: int, *splits: str) -> list[str]:
+    return [key for key, _ in scenario.faults(Scope(["left", "right", "ink"][:tasks], ["uniform"], splits))]
+
+
+def test_how_many_tasks_and_splits_a_scenario_needs() -> None:
+    assert faults(UnrelatedTask("left"), 2, "train", "val") == [] and faults(UnrelatedTask("left"), 1, "val") == [
+        "task"
+    ]
+    one, two = UnseenTask("left", ["right"]), UnseenTask("left", ["right", "ink"])
+    assert faults(one, 2, "train", "val") == [] == faults(two, 3, "train", "val", "test")
+    assert faults(two, 3, "train", "val") == ["related"] and faults(two, 2, "train", "val", "test") == ["related"]
+    assert faults(replace(one, scratch=["uniform"]), 2, "val") == []
+    assert faults(replace(one, scratch=["else"], steps=0, lr=0.0), 2, "val") == ["steps", "lr", "scratch"]
+    assert faults(LowResource("ink", [1.0, 0.5]), 2, "val") == ["task"]
+    assert faults(LowResource("left", [True, 0.5]), 2, "val") == ["fractions"]

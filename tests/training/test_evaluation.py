@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from mtlbench.data import Collate
+from mtlbench.metrics import MeanLoss
 from mtlbench.runs.store import RunFolder
+from mtlbench.tasks import Regression
 from mtlbench.testing import ToyData, difference, toy_spec, trained
 from mtlbench.training import callbacks, checkpoint
 from mtlbench.training.build import build_with_network
@@ -98,6 +101,35 @@ def test_examples_are_the_first_images_with_truth_and_prediction(count):
         answers = method.network(torch.from_numpy(found["image"]), names).predictions
     assert np.array_equal(found["prediction/shape"], answers["shape"].argmax(1).numpy())
     assert found["shown/target/shape"].shape == (count, 16, 24, 3)
+
+
+class Watched(Regression):
+    """Has a score of its own for the time of training."""
+
+    def monitor(self):
+        return MeanLoss(self, protocol="watched@1")
+
+
+class WatchedData(ToyData):
+    """Toy data with that task, and a third split."""
+
+    TASKS = {"mean": Watched("mean")}
+    SPLITS = ("train", "val", "test")
+
+
+def test_training_is_monitored_and_its_end_is_measured(tmp_path):
+    spec = toy_spec(TINY, tasks=["mean"], steps=3, evaluate_every=2)
+    spec = replace(spec, data={"module": "tests.training.test_evaluation:WatchedData", "options": {}})
+    trained(spec, str(tmp_path))
+    folder = RunFolder(tmp_path, spec.run_id).path
+    result = json.loads((folder / "result.json").read_text())
+    measured = [p.id for p in Regression("mean").metric().protocols]
+    assert result["split"] == "test" and list(result["scores"]["mean"]) == measured == list(
+        result["validation"]["mean"]
+    )
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scored = [(row["step"], key) for row in rows for key in row if key.startswith(("val/", "test/"))]
+    assert scored == [(2, "val/mean/watched@1"), *((3, f"test/mean/{key}") for key in measured)]
 
 
 # ---- the best step ---------------------------------------------------------------------------------------------------

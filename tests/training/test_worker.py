@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,3 +190,19 @@ def test_a_beat_that_fails_is_not_the_last(life: Life, monkeypatch: pytest.Monke
     life.step = 6
     life.until(lambda: life.folder.progress().get("step") == 6)
     assert "Heartbeat failed: no space" in capsys.readouterr().out and life.orphaned == 0
+
+
+def test_a_rank_asks_itself_to_stop_where_its_parent_is_gone(tmp_path: Path) -> None:
+    folder, asked, ended = RunFolder(tmp_path, SPEC.run_id), [], multiprocessing.get_context("fork").Process()
+    ended.start()
+    ended.join()
+    assert folder.claim(SPEC)
+    for parent, alive in ((0, True), (os.getpid(), True), (ended.pid, False)):
+        beat, note = worker._heart(folder, SPEC, Seat(parent=parent), asked)
+        assert beat.parent_alive() == alive and beat.steps == 10 and beat.progress() == 0
+        note(SimpleNamespace(step=4))
+        assert beat.progress() == 4
+        beat.close()
+    before = len(asked)
+    beat.orphaned()
+    assert asked[before:] == [signal.SIGTERM]
