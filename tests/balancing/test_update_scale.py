@@ -59,11 +59,12 @@ class Net:
         return torch.stack([torch.cat([g.flatten() for g in row]) for row in found])
 
 
-def updated(way, factor):
+def updated(way, factor, heads="unit"):
     """Returns the Gramian that the rule saw, and the gradients of trunk and heads; each rank has its own samples."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     net, rule, factor = Net(), Sized(), torch.tensor(factor).double()
-    needs = Needs("gradient_weights", view="parameters" if way in ("late", "light") else way, light=way == "light")
+    view = "parameters" if way in ("late", "light") else way
+    needs = Needs("gradient_weights", view=view, light=way == "light", heads=heads)
     surgery = Surgery([net.first, net.last], [[head] for head in net.heads])
     update = Update(needs, surgery, rule, [net.last])
     z, sums = net.sums(slice(rank, None, world))
@@ -78,23 +79,30 @@ def updated(way, factor):
     return rule.seen[0], trunk, torch.stack([head.grad for head in net.heads]) / factor
 
 
-def check(way, found):
+def check(way, found, heads="unit"):
     net = Net()
     whole = net.flat_gradients([net.first, net.last])
     seen = {"representation": "z", "last_shared": [net.last]}.get(way)
     rows = whole if seen is None else net.flat_gradients(seen)
-    gramian, trunk, heads = found
+    gramian, trunk, found_heads = found
     torch.testing.assert_close(gramian, rows @ rows.T)
-    torch.testing.assert_close(trunk, (1 / (1 + rows.square().sum(1))) @ whole)
+    weights = 1 / (1 + rows.square().sum(1))
+    torch.testing.assert_close(trunk, weights @ whole)
     for i, head in enumerate(net.heads):
         total = net.sums(slice(None))[1][i] / SAMPLES
-        torch.testing.assert_close(heads[i], torch.autograd.grad(total, head)[0])
+        own = torch.autograd.grad(total, head)[0]
+        torch.testing.assert_close(found_heads[i], weights[i] * own if heads == "weighted" else own)
 
 
 @pytest.mark.parametrize("factor", [1.0, 256.0])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_rule_is_given_gramians_of_mean_losses(way, factor):
     check(way, updated(way, factor))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weighted_heads_have_the_weight_of_their_task(way):
+    check(way, updated(way, 256.0, "weighted"), "weighted")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -132,3 +140,61 @@ def test_a_run_gives_a_rule_the_gramian_of_unscaled_losses(half, surgery, tmp_pa
     (trained_in_fp16 if half else trained)(spec, str(tmp_path))
     rows, gramian = Hearing.found
     torch.testing.assert_close(gramian, rows @ rows.T, rtol=2e-2 if half else 1e-5, atol=1e-4)
+
+
+class OnRepresentation(Sized):
+    """Looks at the representation."""
+
+    view = "representation"
+
+    def gradient_weights(self, gramian, ctx):
+        Viewed.found[ctx.step]["gramian"] = gramian
+        return super().gradient_weights(gramian, ctx)
+
+
+class OnLastShared(OnRepresentation):
+    """Looks at the last shared layer."""
+
+    view = "last_shared"
+
+
+class Viewed(MTLMethod):
+    """The usual network; keeps the gradients of each task, and those that the optimiser is given."""
+
+    found: list = []
+
+    def backward(self, loss):
+        step, places = self._state, self.network.last_shared_parameters()
+        wanted = step.representation if self.balancer.view == "representation" else places
+
+        def rows(of):
+            every = [torch.autograd.grad(row, of, retain_graph=True) for row in step.rows.values()]
+            return torch.stack([torch.cat([g.flatten() for g in row]) for row in every]).double()
+
+        Viewed.found.append({"view": rows(wanted), "shared": rows(self.surgery.shared)})
+        super().backward(loss)
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        Viewed.found[-1]["grad"] = torch.cat([p.grad.flatten().double() for p in self.surgery.shared])
+
+
+@pytest.mark.parametrize(("precision", "close"), [("64-true", 1e-9), ("fp16", 2e-2), ("bf16-mixed", 8e-2)])
+@pytest.mark.parametrize("view", ["OnRepresentation", "OnLastShared"])
+def test_a_run_gives_a_rule_on_a_view_the_gramian_of_unscaled_losses(view, precision, close, tmp_path):
+    """Against rows of autograd on the losses as they are; low precision rounds, it does not scale."""
+    Viewed.found.clear()
+    half = precision == "fp16"
+    spec = toy_spec(
+        "tests.balancing.test_update_scale:Viewed",
+        balancer=f"tests.balancing.test_update_scale:{view}",
+        steps=2,
+        precision="32-true" if half else precision,
+    )
+    (trained_in_fp16 if half else trained)(spec, str(tmp_path))
+    assert len(Viewed.found) == 2
+    for step in Viewed.found:
+        expected = step["view"] @ step["view"].T
+        assert (step["gramian"] - expected).abs().max() <= close * expected.abs().max()
+        direction = (1 / (1 + step["gramian"].diagonal())) @ step["shared"]
+        assert (step["grad"] - direction).abs().max() <= close * direction.abs().max()

@@ -105,6 +105,7 @@ def test_runs_have_accelerators_of_their_own_and_free_ones_are_taken_again(execu
         runner.start(spec(seed))
     assert [args[3] for args in processes.started] == ["4,5", "4,5", "6,7", "6,7"]
     assert [args[2]["rank"] for args in processes.started] == [0, 1, 0, 1]
+    assert all(Path(args[4]).parent.is_dir() for args in processes.started), "where their output goes"
     ports = [args[2]["port"] for args in processes.started]
     assert ports[0] == ports[1] and ports[2] == ports[3] and all(ports)
     processes.made[0].kill()
@@ -140,3 +141,28 @@ def test_stop_ends_every_process(executor: Any, monkeypatch: pytest.MonkeyPatch)
     runner.stop()
     assert not any(process.is_alive() for process in processes.made) and runner.free and runner.running == []
     assert [process.exitcode for process in processes.made] == [-signal.SIGTERM] * 2, "asked first, then killed"
+
+
+def leave(seconds: float | None) -> None:
+    """Ends this process well some time after it was asked to, or not at all."""
+    signal.signal(signal.SIGTERM, lambda *_: None if seconds is None else (time.sleep(seconds), os._exit(0)))
+    Path(f"listening-{os.getpid()}").touch()
+    time.sleep(600)
+
+
+def test_stop_waits_for_a_checkpoint_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "GRACE_S", 2.0)
+    runner, made = LocalExecutor(tmp_path, jobs=1, devices=2, threads=1), []
+
+    class Leaving:
+        def Process(self, target: Any, args: tuple[Any, ...]) -> Any:
+            made.append(FORK.Process(target=leave, args=((0.3, None)[args[2]["rank"]],)))
+            return made[-1]
+
+    runner._context = Leaving()
+    runner.start(spec(0))
+    wait_for(lambda: len(list(tmp_path.glob("listening-*"))) == 2, seconds=20)
+    since = time.monotonic()
+    runner.stop()
+    assert [process.exitcode for process in made] == [0, -signal.SIGKILL] and 1.5 < time.monotonic() - since < 20

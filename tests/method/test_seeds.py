@@ -11,6 +11,7 @@ from mtlbench.testing import toy_spec, trained
 from tests.support.step_parts import Tiny
 
 SEED, STEPS, MICRO_BATCHES = 3, 2, 2
+STEP_SEED, RULE_SEED = 1940585112034002771, 7631071393850620892
 
 
 class Drawing(Balancer):
@@ -52,3 +53,10 @@ def test_dropout_depends_on_step_micro_batch_and_rank_and_draws_of_a_rule_on_the
     for rank, (network, drawn) in zip((0, 0, 1), answers, strict=True):
         assert network == [(step, micro, seed("step", SEED, step, micro, rank)) for step, micro in order]
         assert drawn == [(step, seed("method", SEED, step)) for step, _ in order]
+
+
+def test_seeds_as_numbers(tmp_path):
+    """Of one step of one run, so that the formula cannot change on both sides."""
+    target, rule = "tests.method.test_seeds:Seeded", "tests.method.test_seeds:Drawing"
+    network, drawn = seeds_of(toy_spec(target, balancer=rule, steps=1, seed=SEED), str(tmp_path), 1)
+    assert (network, drawn) == ([(0, 0, STEP_SEED)], [(0, RULE_SEED)])

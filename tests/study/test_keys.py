@@ -104,3 +104,100 @@ def test_a_version_makes_other_runs_and_a_comment_does_not(project: Path) -> Non
 
 
 CLASSES = ("Mine(Digits)", "Rule(Balancer)")
+
+
+# ---- every part of a key ---------------------------------------------------------------------------------------------
+
+
+def test_a_key_covers_suite_folder_and_package_and_not_the_devices(project: Path, monkeypatch: Any) -> None:
+    def found(*overrides: str, **local: Any) -> str:
+        return studies.key_of(suites.load(str(project / "mine.yaml"), overrides), studies.Local(**local))
+
+    usual = key(project)
+    (project / "here").mkdir()
+    assert found() == usual == found(devices=2)
+    other = [found("trainer.steps=3"), found("seeds=[1]"), found(data="here"), key(project, METHOD="pcgrad")]
+    key(project)
+    monkeypatch.setattr(studies, "__version__", "another")
+    other.append(found())
+    assert len({usual, *other}) == 1 + len(other) and {len(name) for name in (usual, *other)} == {16}
+
+
+def test_a_key_sees_names_places_and_sizes_of_data(project: Path) -> None:
+    key(project)
+    folder = project / "data" / "mine"
+    suite = suites.load(str(project / "mine.yaml"), [])
+
+    def of(**files: str) -> str:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() or path.is_symlink() else path.rmdir()
+        for name, text in files.items():
+            path = folder / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return studies.key_of(suite, studies.Local())
+
+    before = studies.key_of(suite, studies.Local())
+    folder.mkdir(parents=True)
+    empty, one = of(), of(a="12", b__c="3")
+    assert one == of(b__c="4", a="56"), "what is in a file is not read, and their order does not matter"
+    others = [of(a="123", b__c="3"), of(d="12", b__c="3"), of(a="12", e__c="3")]
+    others += [of(a="12"), of(a="12", b__c="3", f="")]
+    (folder / "f").unlink()
+    (folder / "f").symlink_to(folder / "nowhere")
+    others.append(studies.key_of(suite, studies.Local()))
+    assert len({before, empty, one, *others}) == 3 + len(others)
+
+
+def test_the_folder_of_the_data_is_the_one_named_last(project: Path) -> None:
+    key(project)
+
+    def root(*overrides: str, data: str | None = None) -> str | None:
+        return studies.root_of(suites.load(str(project / "mine.yaml"), overrides), studies.Local(data))
+
+    assert root() is None and root("data.root=own") == "own" and root("data.root=own", data="given") == "given"
+    (project / "data" / "mine").mkdir(parents=True)
+    assert root() == "data/mine" and root("data.root=own") == "own"
+
+
+ROW = {"label": "a", "seed": 0, "runs": ["one"], "serving": {"left": "one"}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": None}, {"suite": 3}, {"rows": [{**ROW, "label": 1}]}, {"rows": [{**ROW, "seed": "0"}]},
+        {"rows": [{**ROW, "runs": {}}]}, {"rows": [{**ROW, "serving": []}]}, {"rows": [{**ROW, "runs": ["../out"]}]},
+        {"rows": [{**ROW, "serving": {"left": "a/b"}}]}, {"rows": [ROW, {**ROW, "serving": {}}]},
+        {"rows": [{**ROW, "runs": [1]}]},
+    ],
+)  # fmt: skip
+def test_a_study_is_recalled_only_where_its_record_is_whole(change: dict[str, Any], tmp_path: Path) -> None:
+    record = {"key": "k", "suite": "mine", "rows": [ROW, ROW]}
+    studies.remember(tmp_path, record)
+    assert studies.recall(tmp_path, "k") == record and studies.recall(tmp_path, "other") is None
+    assert (tmp_path / "study.json").read_text() == (tmp_path / "studies" / "k.json").read_text()
+    studies.remember(tmp_path, {**record, **change})
+    assert studies.recall(tmp_path, "k") is None
+
+
+def test_what_is_identity_and_what_is_local(project: Path) -> None:
+    key(project)
+    (project / "here").mkdir()
+    suite = suites.load(str(project / "mine.yaml"), ["trainer.workers=3", "trainer.log_every=7"])
+    (spec,) = studies.resolve(suite, studies.Local("here", 2), []).members
+    trainer = suite.trainer
+    assert spec.local == {
+        "checkpoint_every": trainer.checkpoint_every, "log_every": 7, "diagnose_every": trainer.diagnose_every,
+        "workers": 3, "examples": trainer.examples, "surgery": "auto", "compile": "", "root": "here", "devices": 2,
+        "weights": None,
+    }  # fmt: skip
+    assert spec.trainer == {
+        "steps": 2, "batch_size": 8, "accumulate": 1, "precision": "32-true", "clip": trainer.clip,
+        "evaluate_every": trainer.evaluate_every, "selection": "last", "protocol": suite.protocol,
+        "suite_version": 1,
+    }  # fmt: skip
+    assert set(spec.data) == {"module", "version", "options", "fingerprint"}
+    assert spec.data["options"] == {"train": 16, "val": 8} and spec.seed == 0 and spec.suite == "mine"
+    plain = studies.resolve(suites.load(str(project / "mine.yaml"), []), studies.Local(), []).members[0]
+    assert plain.run_id == spec.run_id and plain.local["root"] is None
