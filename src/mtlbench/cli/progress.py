@@ -89,7 +89,7 @@ class Progress:
                 progress = RunFolder(bench.root, run_id).progress()
                 step, steps = int(progress.get("step", 0)), int(spec.trainer["steps"])
                 rows.append((_name(spec), step, steps))
-                done += step / steps
+                done += step / max(1, steps)
         return rows, done / max(1, len(specs))
 
     def _left(self, share: float) -> str:

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtlbench import __version__
+from mtlbench import __version__, registry
 from mtlbench.errors import DataError, SuiteError, path_part_fault
+from mtlbench.registry import FLOOR
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
@@ -127,10 +128,27 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
         for seed in (*suite.seeds, *suite.confirm)
     ]
     cases = [case for spec in specs for case in (scenario.cases(spec) if scenario else [Case(spec)])]
+    if suite.floor and all(entry.label != FLOOR for entry in found.methods):
+        cases += _floor_cases(suite, shared, tasks, scenario)
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
     return Study(record, cases)
+
+
+def _floor_cases(
+    suite: Suite, shared: dict[str, Any], tasks: Mapping[str, Any], scenario: Scenario | None
+) -> list[Case]:
+    """Returns the row of what can be predicted without the image, on the tasks whose kind knows that."""
+    names = [name for name, task in tasks.items() if task.blind() is not None]
+    if not names or scenario and scenario.task not in names:
+        return []
+    parts = _with_model(shared, suite.model)
+    specs = [
+        RunSpec(suite=suite.name, label=FLOOR, seed=seed, method=registry.record(FLOOR), **parts).with_tasks(*names)
+        for seed in suite.seeds
+    ]
+    return [case for spec in specs for case in (scenario.floor_cases(spec) if scenario else [Case(spec)])]
 
 
 def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> Scenario | None:
@@ -257,6 +275,8 @@ def _record(
             **_plain(task.describe()),
             "in_delta_m": task.in_delta_m,
             "class_names": list(getattr(task, "class_names", ())),
+            "best": task.protocols[0].attainable,
+            "floor": task.blind() is not None,
         }
         for name, task in tasks.items()
     }
@@ -276,7 +296,7 @@ def _record(
         "confirm": list(suite.confirm),
         "tasks": described,
         "removed": removed,
-        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),
+        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases if case.spec.label != FLOOR)),
         "rows": [
             {
                 "label": case.spec.label,

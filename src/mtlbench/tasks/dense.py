@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from mtlbench import visualise
 from mtlbench.metrics import DepthError, EdgeODSF, Joint, MaxF, MeanIoU, MeanLoss, NormalsError, SaliencyIoU
 from mtlbench.tasks.base import IGNORE, Array, Task, first_of, masked, masked_sum
+from mtlbench.tasks.blind import Best, Blind, Mean, class_logits, logits, unit
 from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.visualise import Picture
 
@@ -63,6 +64,11 @@ class SemanticSegmentation(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return MeanIoU(self.classes, ignore=IGNORE, protocol=self.protocol)
+
+    def blind(self) -> Blind:
+        """Returns the share of every class at every pixel; its highest is the most frequent class there."""
+        classes = torch.arange(self.classes).view(-1, 1, 1)
+        return Mean(self.valid, lambda target: target[:, None] == classes, class_logits)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((height, width), IGNORE, dtype=torch.int64)
@@ -121,6 +127,10 @@ class BinaryMap(Task):
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return prediction.sigmoid()
+
+    def blind(self) -> Blind:
+        """Returns the share of positives at every pixel."""
+        return Mean(self.valid, lambda target: target == 1, logits)
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
         small = target.to(torch.uint8)  # one byte each: comparisons are several times as fast
@@ -191,6 +201,10 @@ class Edges(BinaryMap):
     def metric(self) -> Metric:  # noqa: D102
         return Joint(EdgeODSF(max_distance=self.max_distance, ignore=IGNORE), self.monitor())
 
+    def blind(self) -> Blind:
+        """Returns the share of edges at every pixel, or one value everywhere where that scores better."""
+        return Best(self.valid, super().blind(), self.metric)
+
     def monitor(self) -> Metric:
         """Returns the loss."""
         return MeanLoss(self, protocol="edge_loss@1")
@@ -222,6 +236,10 @@ class Normals(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return NormalsError(ignore=IGNORE)
+
+    def blind(self) -> Blind:
+        """Returns the mean vector at every pixel, with length 1."""
+        return Mean(self.valid, link=unit)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((3, height, width), float(IGNORE))
@@ -280,6 +298,10 @@ class Depth(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return DepthError(ignore=IGNORE)
+
+    def blind(self) -> Blind:
+        """Returns the mean depth at every pixel: it minimises the RMSE."""
+        return Mean(self.valid)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((1, height, width), float(IGNORE))

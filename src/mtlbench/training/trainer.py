@@ -51,5 +51,9 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for text in ("You defined a `validation_step`", "`broadcast_buffers` is deprecated", "`isinstance\\(treespec"):
         warnings.filterwarnings("ignore", message=text)
-    for text in ("The 'train_dataloader' does not have many workers", "You're resuming from a checkpoint that ended"):
+    for text in (
+        "The 'train_dataloader' does not have many workers",
+        "You're resuming from a checkpoint that ended",
+        "Total length of `(DataLoader|CombinedLoader)` across ranks is zero",  # A run without steps.
+    ):
         warnings.filterwarnings("ignore", message=text)
