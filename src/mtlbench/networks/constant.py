@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,5 +57,5 @@ class ConstantNetwork(MTLNetwork):
     def settle(self, predictions: Mapping[str, Tensor]) -> None:
         """Takes the predictions (channels, H, W) or (channels,) of every task."""
         for task, prediction in predictions.items():
-            self.constants[task].value.copy_(prediction)
+            cast(Constant, self.constants[task]).value.copy_(prediction)
         self.fitted.fill_(True)

@@ -19,6 +19,7 @@ class Column:
         unit: Unit, ``""`` for a share.
         primary: Whether it is the metric of its task in the table.
         in_delta_m: Whether it enters Δm.
+        best: The best value that can be reached.
     """
 
     task: str
@@ -27,6 +28,7 @@ class Column:
     unit: str = ""
     primary: bool = True
     in_delta_m: bool = True
+    best: float = 1.0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,6 +74,11 @@ class Row:
         rank: Place by mean Δm; ties within noise share one.
         scores: Score per (task, protocol) and seed.
         margin: Δm minus that of the row which the leaderboard is read against, paired by seed; ``None`` for that row.
+        floor: Whether it predicts without the image. Such a row is neither ranked nor compared.
+        at_floor: (task, protocol) of the scores that are not better than the floor.
+        gaps: Share of the gap between the floor and the best value that is closed, per task, in per cent.
+        gap: Mean over the tasks that enter Δm, ``None`` where it is blank.
+        unfounded: Whether Δm refers to a baseline that is not better than the floor in some task.
     """
 
     label: str
@@ -87,6 +94,11 @@ class Row:
     rank: int | None = None
     scores: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
     margin: Difference | None = None
+    floor: bool = False
+    at_floor: frozenset[tuple[str, str]] = frozenset()
+    gaps: dict[str, Estimate] = field(default_factory=dict)
+    gap: Estimate | None = None
+    unfounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,7 @@ class Comparison:
         difference: Difference in points of Δm.
         p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
         named: Whether this is the pre-registered comparison. Its p-value is corrected for the number of looks alone.
+        unfounded: Whether the row that it refers to is not better than the floor.
     """
 
     label: str
@@ -125,6 +138,7 @@ class Comparison:
     difference: Difference
     p_holm: float | None
     named: bool = False
+    unfounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,6 +310,7 @@ class Board:
         title: One line about it.
         rules: What was compared and how, as (name, text); printed above the table.
         notes: How to read the table; printed below it.
+        footnotes: Those of the notes that explain a mark in a cell.
         problems: Runs without a result.
     """
 
@@ -303,6 +318,7 @@ class Board:
     title: str
     rules: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    footnotes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -354,6 +370,9 @@ class ConditionRow:
         values: The studied quantity, by condition and seed.
         scores: All scores, by condition, metric and seed.
         cost: Costs of one seed and condition, ``None`` while none is done.
+        floor: Whether it predicts without the image. Such a row is not compared.
+        at_floor: Conditions whose cell is not better than the floor, or refers to a score that is not.
+        gaps: Share of the gap between the floor and the best value that is closed, by condition, in per cent.
     """
 
     label: str
@@ -362,6 +381,9 @@ class ConditionRow:
     values: dict[str, dict[int, float]]
     scores: dict[str, dict[tuple[str, str], dict[int, float]]]
     cost: Cost | None = None
+    floor: bool = False
+    at_floor: frozenset[str] = frozenset()
+    gaps: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,10 @@ from mtlbench.tasks import Task
 class Floor(MTLMethod):
     """What a score is worth: a method that is not better than this has not used the image.
 
-    Rule: ŷ_i = the constant with the best score of task i on the training labels, at every position of a dense task: the
-    mean of regressions, depth and unit vectors; the median where the score is an absolute error; the most frequent
-    class; the share of positives of a binary map; for edges that share, or one value everywhere, whichever scores better.
+    Rule: ŷ_i = the constant that suits the score of task i on the training labels, at every position of a dense task:
+    the mean of numbers, depth and unit vectors; the median where the score is an absolute error; the most frequent
+    class; the share of positives of a binary map; for edges that share or one value everywhere, whichever scores
+    better.
 
     The training split is read once, without augmentation. Nothing is trained: the run has 0 steps.
 
