@@ -17,7 +17,10 @@ from torchmetrics import Metric
 
 from mtlbench import distributed
 
-__all__ = ["Best", "Blind", "Mean", "Median", "class_logits", "logits", "soft_logits", "unit"]
+__all__ = [
+    "Best", "Blind", "Mean", "Median", "class_logits", "logits", "overlap_logit", "overlap_logits", "soft_logits",
+    "unit",
+]  # fmt: skip
 
 Valid = Callable[[Tensor], Tensor]
 """`Task.valid`."""
@@ -27,6 +30,9 @@ RAREST = 1e-6
 
 MEDIAN_VALUES = 2**25
 """Most numbers that a median keeps: 512 one-channel maps of 256 x 256 pixels, 128 MiB."""
+
+ROUNDS = 100
+"""Rounds of `overlap_logits`."""
 
 COMPARED_IMAGES = 50
 """Training images on which `Best` compares its candidates."""
@@ -56,14 +62,14 @@ class Mean(Blind):
     Args:
         valid: Which elements carry a label.
         encode: Returns targets as numbers (B, C, ...). Default: unchanged, with a channel if they have none.
-        link: Returns the raw prediction of means (C, ...). Default: the means.
+        link: Returns the raw prediction, of means (C, ...) and the number of labels (...). Default: the means.
     """
 
     def __init__(
         self,
         valid: Valid,
         encode: Callable[[Tensor], Tensor] | None = None,
-        link: Callable[[Tensor], Tensor] | None = None,
+        link: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         self.valid, self.encode, self.link = valid, encode, link
         self.total: Tensor = torch.zeros((), dtype=torch.float64)
@@ -87,7 +93,7 @@ class Mean(Blind):
         overall = self.total.flatten(1).sum(1) if self.total.ndim > 1 else self.total
         overall = (overall / self.count.sum()).view(-1, *[1] * (self.total.ndim - 1))
         mean = torch.where(self.count > 0, self.total / self.count, overall)
-        return self.link(mean) if self.link else mean
+        return self.link(mean, self.count) if self.link else mean
 
 
 class Median(Blind):
@@ -211,30 +217,87 @@ class _First:
 # ---- from means to raw predictions ----------------------------------------------------------------------------------
 
 
-def class_logits(shares: Tensor) -> Tensor:
+def class_logits(shares: Tensor, count: Tensor) -> Tensor:
     """Returns scores (C, ...) of the shares of C classes: the highest is that of the most frequent class."""
     return shares.clamp(min=RAREST).log()
 
 
-def logits(share: Tensor) -> Tensor:
+def logits(share: Tensor, count: Tensor | None = None) -> Tensor:
     """Returns the logits of the shares of positives."""
     share = share.clamp(RAREST, 1 - RAREST)
     return share.log() - (1 - share).log()
 
 
-def soft_logits(means: Tensor) -> Tensor:
-    """Returns the scores of a mean distribution, in which the most frequent likeliest class comes first.
+def soft_logits(means: Tensor, count: Tensor) -> Tensor:
+    """Returns scores of a mean distribution; the highest is that of the class which is most often the likeliest.
 
     Args:
         means: (2C,) mean probability of every class, then the share of images in which it is the likeliest.
+        count: () number of images.
     """
     shares, likeliest = means.chunk(2)
-    shares = shares.clone()
-    top = torch.stack([shares.argmax(), likeliest.argmax()])
-    shares[top] = shares[top.flip(0)]
-    return class_logits(shares)
+    return _with_first(shares, likeliest.argmax(0))
 
 
-def unit(means: Tensor) -> Tensor:
+def overlap_logits(shares: Tensor, count: Tensor) -> Tensor:
+    """Returns scores whose highest class has the best mean IoU on the training labels, pooled over the split.
+
+    The most frequent class is the best guess for one pixel, but mean IoU weighs rare classes as much as frequent ones:
+    a class that nowhere is the most frequent would score 0. So every pixel takes the class that adds most to the mean
+    IoU, linearised at the present map; what a pixel adds is averaged over rounds, and the best map of all is kept.
+
+    Args:
+        shares: (C, H, W) share of every class.
+        count: (H, W) number of labels.
+    """
+    labels, mode = shares.nan_to_num() * count, shares.argmax(0)
+    truth, classes = labels.flatten(1).sum(1), len(shares)
+    chosen, best, best_score = mode, mode, -1.0
+    more, less = torch.zeros_like(truth), torch.zeros_like(truth)
+    for turn in range(ROUNDS):
+        found = labels.gather(0, chosen[None])
+        hit = torch.bincount(chosen.flatten(), found.flatten(), classes)
+        union = torch.bincount(chosen.flatten(), count.flatten(), classes) + truth - hit
+        score = float((hit / union)[union > 0].mean())
+        if score > best_score:
+            best, best_score = chosen, score
+        union = union.clamp(min=1)
+        more += (1 / union + hit / union**2 - more) / (turn + 1)
+        less += (hit / union**2 - less) / (turn + 1)
+        gain = labels * more[:, None, None] - count * less[:, None, None]
+        chosen = torch.where(count > 0, gain.argmax(0), mode)
+    return _with_first(shares, best)
+
+
+def overlap_logit(share: Tensor, count: Tensor) -> Tensor:
+    """Returns logits of the shares of positives, moved so that a cut at 0 has the best mean IoU of both classes.
+
+    Args:
+        share: (1, H, W) share of positives.
+        count: (H, W) number of labels.
+    """
+    values, place = share.flatten().unique(return_inverse=True)
+    every = torch.zeros_like(values).index_add(0, place, count.flatten()).flip(0).cumsum(0).flip(0)
+    right = torch.zeros_like(values).index_add(0, place, (share * count).flatten()).flip(0).cumsum(0).flip(0)
+    wrong, positive, negative = every - right, right[0], every[0] - right[0]
+    scores = right / (positive + wrong) + (negative - wrong) / (negative + positive - right)
+    at = int(scores.nan_to_num().argmax())
+    if positive == 0 or negative / (positive + negative) >= scores[at]:  # Best is to find nothing.
+        cut = torch.ones_like(values[at])
+    else:
+        cut = (values[at] + values[max(0, at - 1)]) / 2
+    return logits(share) - logits(cut)
+
+
+def unit(means: Tensor, count: Tensor) -> Tensor:
     """Returns mean vectors (3, H, W) with length 1."""
     return F.normalize(means, dim=0)
+
+
+def _with_first(shares: Tensor, chosen: Tensor) -> Tensor:
+    """Returns scores (C, ...) of shares, in which the chosen class (...) has changed places with the highest."""
+    chosen, top = chosen[None], shares.argmax(0, keepdim=True)
+    highest, own = shares.gather(0, top), shares.gather(0, chosen)
+    scores = shares.scatter(0, chosen, highest).scatter(0, top, own).clamp(min=RAREST).log()
+    # Where the highest had an equal, the chosen class is still the only first.
+    return scores.scatter_add(0, chosen, torch.full_like(highest, 1e-3))

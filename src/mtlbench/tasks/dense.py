@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from mtlbench import visualise
 from mtlbench.metrics import DepthError, EdgeODSF, Joint, MaxF, MeanIoU, MeanLoss, NormalsError, SaliencyIoU
 from mtlbench.tasks.base import IGNORE, Array, Task, first_of, masked, masked_sum
-from mtlbench.tasks.blind import Best, Blind, Mean, class_logits, logits, unit
+from mtlbench.tasks.blind import Best, Blind, Mean, logits, overlap_logit, overlap_logits, unit
 from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.visualise import Picture
 
@@ -66,9 +66,9 @@ class SemanticSegmentation(Task):
         return MeanIoU(self.classes, ignore=IGNORE, protocol=self.protocol)
 
     def blind(self) -> Blind:
-        """Returns the share of every class at every pixel; its highest is the most frequent class there."""
+        """Returns the class of every pixel with which the mean IoU is best."""
         classes = torch.arange(self.classes).view(-1, 1, 1)
-        return Mean(self.valid, lambda target: target[:, None] == classes, class_logits)
+        return Mean(self.valid, lambda target: target[:, None] == classes, overlap_logits)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((height, width), IGNORE, dtype=torch.int64)
@@ -111,6 +111,10 @@ class HumanParts(SemanticSegmentation):
         return not ((target != 0) & (target != IGNORE)).any()
 
 
+def _is_positive(target: Tensor) -> Tensor:
+    return target == 1
+
+
 @dataclass(frozen=True)
 class BinaryMap(Task):
     """Base of maps with one logit a pixel. Target: float32 (B, 1, H, W), 0 or 1, 255 = ignore."""
@@ -130,7 +134,7 @@ class BinaryMap(Task):
 
     def blind(self) -> Blind:
         """Returns the share of positives at every pixel."""
-        return Mean(self.valid, lambda target: target == 1, logits)
+        return Mean(self.valid, _is_positive, logits)
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
         small = target.to(torch.uint8)  # one byte each: comparisons are several times as fast
@@ -176,6 +180,10 @@ class Saliency(BinaryMap):
     def metric(self) -> Metric:  # noqa: D102
         regions = MeanIoU(2, ignore=IGNORE, protocol="saliency_miou@1", binary=True)
         return Joint(regions, SaliencyIoU(ignore=IGNORE), MaxF(ignore=IGNORE), MaxF(squash=True, ignore=IGNORE))
+
+    def blind(self) -> Blind:
+        """Returns the share of foreground at every pixel, cut where the mean IoU is best."""
+        return Mean(self.valid, _is_positive, overlap_logit)
 
 
 @dataclass(frozen=True)
