@@ -156,6 +156,8 @@ class Best(Blind):
         """Returns the prior, unless a probability of one half everywhere scores better."""
         prior = self.prior.prediction()
         constant = torch.zeros_like(prior)
+        if not len(self.kept.targets()):
+            return prior
         return constant if self._merit(constant) > self._merit(prior) else prior
 
     def _merit(self, prediction: Tensor) -> float:
@@ -270,23 +272,27 @@ def overlap_logits(shares: Tensor, count: Tensor) -> Tensor:
 
 
 def overlap_logit(share: Tensor, count: Tensor) -> Tensor:
-    """Returns logits of the shares of positives, moved so that a cut at 0 has the best mean IoU of both classes.
+    """Returns logits of the shares of positives, moved so that the cut at 0 is the one with the best mean IoU.
+
+    The score is that of both classes, pooled over the training labels.
 
     Args:
         share: (1, H, W) share of positives.
         count: (H, W) number of labels.
     """
     values, place = share.flatten().unique(return_inverse=True)
-    every = torch.zeros_like(values).index_add(0, place, count.flatten()).flip(0).cumsum(0).flip(0)
-    right = torch.zeros_like(values).index_add(0, place, (share * count).flatten()).flip(0).cumsum(0).flip(0)
-    wrong, positive, negative = every - right, right[0], every[0] - right[0]
-    scores = right / (positive + wrong) + (negative - wrong) / (negative + positive - right)
-    at = int(scores.nan_to_num().argmax())
-    if positive == 0 or negative / (positive + negative) >= scores[at]:  # Best is to find nothing.
-        cut = torch.ones_like(values[at])
-    else:
-        cut = (values[at] + values[max(0, at - 1)]) / 2
-    return logits(share) - logits(cut)
+
+    def at_least(numbers: Tensor) -> Tensor:
+        """Returns their sums over the pixels whose share is at least each of the values, and over none."""
+        return F.pad(torch.zeros_like(values).index_add(0, place, numbers.flatten()).flip(0).cumsum(0).flip(0), (0, 1))
+
+    right, wrong = at_least(share * count), at_least((1 - share) * count)
+    positive, negative = right[0], wrong[0]
+    both = torch.stack([right / (positive + wrong), (negative - wrong) / (negative + positive - right)])
+    at = int(both.nanmean(0).argmax())
+    around = F.pad(values, (1, 1))  # 0 below the lowest share, 1 above the highest.
+    around[-1] = 1
+    return logits(share) - logits((around[at] + around[at + 1]) / 2)
 
 
 def unit(means: Tensor, count: Tensor) -> Tensor:
