@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtlbench import __version__, registry
+from mtlbench import __version__
 from mtlbench.errors import DataError, SuiteError, path_part_fault
 from mtlbench.registry import FLOOR
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
+from mtlbench.study.cases import cases_of
 from mtlbench.study.scenarios import Scenario
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
@@ -122,33 +123,11 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     _check_counts(suite, data, place)
     scenario = _checked_scenario(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
-    specs = [
-        RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **_with_model(shared, entry.model))
-        for entry in found.methods
-        for seed in (*suite.seeds, *suite.confirm)
-    ]
-    cases = [case for spec in specs for case in (scenario.cases(spec) if scenario else [Case(spec)])]
-    if suite.floor and all(entry.label != FLOOR for entry in found.methods):
-        cases += _floor_cases(suite, shared, tasks, scenario)
+    cases = cases_of(suite, found.methods, lambda model: _with_model(shared, model), tasks, scenario)
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
     return Study(record, cases)
-
-
-def _floor_cases(
-    suite: Suite, shared: dict[str, Any], tasks: Mapping[str, Any], scenario: Scenario | None
-) -> list[Case]:
-    """Returns the row of what can be predicted without the image, on the tasks whose kind knows that."""
-    names = [name for name, task in tasks.items() if task.blind() is not None]
-    if not names or scenario and scenario.task not in names:
-        return []
-    parts = _with_model(shared, suite.model)
-    specs = [
-        RunSpec(suite=suite.name, label=FLOOR, seed=seed, method=registry.record(FLOOR), **parts).with_tasks(*names)
-        for seed in suite.seeds
-    ]
-    return [case for spec in specs for case in (scenario.floor_cases(spec) if scenario else [Case(spec)])]
 
 
 def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> Scenario | None:
@@ -296,7 +275,7 @@ def _record(
         "confirm": list(suite.confirm),
         "tasks": described,
         "removed": removed,
-        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases if case.spec.label != FLOOR)),
+        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases if case.spec.method["name"] != FLOOR)),
         "rows": [
             {
                 "label": case.spec.label,

@@ -29,6 +29,7 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
         precision=trainer["precision"],
         max_steps=trainer["steps"],
         max_epochs=-1,
+        limit_train_batches=None if trainer["steps"] else 0,  # A run without steps asks the data for no batches.
         accumulate_grad_batches=trainer["accumulate"] * batches,
         gradient_clip_val=trainer["clip"] or None,
         callbacks=callbacks,
@@ -51,9 +52,5 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for text in ("You defined a `validation_step`", "`broadcast_buffers` is deprecated", "`isinstance\\(treespec"):
         warnings.filterwarnings("ignore", message=text)
-    for text in (
-        "The 'train_dataloader' does not have many workers",
-        "You're resuming from a checkpoint that ended",
-        "Total length of `(DataLoader|CombinedLoader)` across ranks is zero",  # A run without steps.
-    ):
+    for text in ("The 'train_dataloader' does not have many workers", "You're resuming from a checkpoint that ended"):
         warnings.filterwarnings("ignore", message=text)
