@@ -38,6 +38,11 @@ def lines(board):
     return stream.getvalue()
 
 
+def summaries(board):
+    """Returns the lines of the CSV that are over all seeds."""
+    return [line for line in csv.DictReader(io.StringIO(files.tidy_csv(board))) if not line["seed"]]
+
+
 # ---- what is not better ---------------------------------------------------------------------------------------------
 
 
@@ -87,7 +92,7 @@ def test_the_gap_is_the_mean_over_tasks(board):
     assert uniform.gaps["depth"].mean == pytest.approx(50)
     assert uniform.gap.mean == pytest.approx((27.5 + 50) / 2)
     assert uniform.gap.n == 3 and row_of(board, "floor").gap.mean == 0
-    found = {(x["label"], x["quantity"], x["protocol"]): x for x in csv.DictReader(io.StringIO(files.tidy_csv(board)))}
+    found = {(x["label"], x["quantity"], x["protocol"]): x for x in summaries(board)}
     assert float(found["uniform", "semseg", "gap_closed@1"]["mean"]) == pytest.approx(27.5)
     assert float(found["uniform", "gap_closed", "gap_closed@1"]["mean"]) == pytest.approx(38.75)
     assert "gap % ↑" in lines(board) and "38.8" in lines(board)
@@ -184,10 +189,7 @@ def test_every_output_has_marks_and_footnotes(board):
     assert f"0.600{MARK}" in markdown and markdown.count(f"- {MARK} ") == 2
     assert r"0.600$^\dagger$" in latex and latex.count(r"\multicolumn{") == 2
     assert latex.index(r"\bottomrule") < latex.index(r"\multicolumn{") < latex.index(r"\end{tabular}")
-    found = {
-        (x["label"], x["quantity"], x["protocol"]): x["at_floor"]
-        for x in csv.DictReader(io.StringIO(files.tidy_csv(board)))
-    }
+    found = {(x["label"], x["quantity"], x["protocol"]): x["at_floor"] for x in summaries(board)}
     assert found["single_task", "depth", "depth_rmse@1"] == found["low", "semseg", "semseg_miou@1"] == "yes"
     assert found["uniform", "delta_m", "delta_m@1"] == "yes"
     assert found["uniform", "depth", "depth_rmse@1"] == found["floor", "depth", "depth_rmse@1"] == ""
@@ -212,7 +214,7 @@ def test_cells_of_few_labels_are_compared_with_the_floor_of_the_same_labels():
     assert f"0.710{MARK}" in text and f"0.710{MARK}" in markdown and r"0.710$^\dagger$" in latex
     assert f"−0.200{MARK}" in text and f"0.410{MARK}" not in text
     assert row_of(board, "task_moe").gaps["10 %"].mean == pytest.approx(100 * (0.6 - 0.4066666667) / 0.6)
-    found = {(x["label"], x["condition"], x["quantity"]): x for x in csv.DictReader(io.StringIO(files.tidy_csv(board)))}
+    found = {(x["label"], x["condition"], x["quantity"]): x for x in summaries(board)}
     assert found["uniform", "1 %", "depth"]["at_floor"] == "yes" and not found["uniform", "10 %", "depth"]["at_floor"]
     assert float(found["task_moe", "1 %", "gap_closed"]["mean"]) == pytest.approx(100 * (0.7 - 0.51) / 0.7)
 

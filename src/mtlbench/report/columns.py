@@ -13,7 +13,8 @@ from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.formatting import Cell
-from mtlbench.report.model import Board, Comparison, ConditionBoard, ConditionRow, FoundGroups, Leaderboard, Row
+from mtlbench.report.groups import FoundGroups
+from mtlbench.report.model import Board, Comparison, ConditionBoard, ConditionRow, Leaderboard, Row
 
 VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
 """Where a column may appear."""
