@@ -160,9 +160,16 @@ class DenseData(MTLDataModule):
 
     def augment(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Returns the sample as the recipe changes it; labels follow by their own rules."""
-        changed = self.recipe.augment(sample, generator, self.tasks, self.normals_axes)
-        targets = {name: t for name, t in changed["targets"].items() if not self.tasks[name].vacant(t.numpy())}
-        return {**changed, "targets": targets}
+        return self._informative(self.recipe.augment(sample, generator, self.tasks, self.normals_axes))
+
+    def view(self, sample: Sample) -> Sample:
+        """Returns a training sample in the recipe's test view."""
+        return self._informative(self.recipe.view(sample))
+
+    def _informative(self, sample: Sample) -> Sample:
+        """Returns the sample without the labels that carry no information any more."""
+        targets = {name: t for name, t in sample["targets"].items() if not self.tasks[name].vacant(t.numpy())}
+        return {**sample, "targets": targets}
 
     def missing(self) -> list[str]:
         """Returns the missing files of the requested tasks; an optional task may lack all of its folders."""

@@ -14,6 +14,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Returns the number of this rank, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def mean_(tensor: Tensor) -> Tensor:
     """Averages a tensor over ranks in place, without gradient, and returns it."""
     if world_size() > 1:

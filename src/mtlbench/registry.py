@@ -19,6 +19,10 @@ from typing import Any, ClassVar
 from mtlbench.errors import MethodError, foreign_code, shortened, unknown_name
 
 ENTRY_POINTS = "mtlbench.methods"
+
+FLOOR = "floor"
+"""The method that predicts without the image. Every study has its row, and reports compare every score with it."""
+
 _METHODS = Path(__file__).parent / "methods"
 
 TAXONOMY = (

@@ -34,6 +34,7 @@ model:
   image_size: [20, 24]
   decoder_channels: 8
 trainer: {steps: 4, batch_size: 4, log_every: 1, examples: 0, diagnose_every: 0, workers: 0}
+floor: false
 methods: [single_task, uniform, random_grouping, {name: tag, every: 2}, cosine_grouping, hoa, optimal_grouping,
   oracle_grouping]
 """

@@ -38,6 +38,7 @@ tasks: {left: {}, ink: {}, segments: {}}
 model: {encoder: vit_tiny_patch16_224, encoder_options: {patch_size: 4}, image_size: [20, 24]}
 optimiser: {name: adamw, lr: 0.002}
 trainer: {steps: 4}
+floor: false
 methods: [uniform]
 seeds: [0]
 """

@@ -35,6 +35,7 @@ model:
   image_size: [16, 16]
   decoder_channels: 8
 trainer: {steps: 4, batch_size: 4, diagnose_every: 0}
+floor: false
 methods:
   - single_task
   - kd_mtl

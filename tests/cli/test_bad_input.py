@@ -47,6 +47,7 @@ model:
   image_size: {size}
   decoder_channels: 8
 trainer: {{steps: {steps}, batch_size: 4, log_every: 1}}
+floor: false
 methods: {methods}
 """
 

@@ -32,6 +32,7 @@ model:
   image_size: [16, 16]
   decoder_channels: 8
 trainer: {steps: 12, batch_size: 4, diagnose_every: 0}
+floor: false
 methods: [single_task, {name: computation_sharing, threshold: 0.1, thresholds: [0.1], layers: {block1: 0.5}}]
 seeds: [0, 1]
 """

@@ -29,6 +29,7 @@ model:
 optimiser: {name: adam, lr: 0.001}
 trainer: {steps: 2, batch_size: 2, workers: 0, examples: 2}
 tasks: {flow: {}, grey: {}}
+floor: false
 methods: [uniform]
 baseline: uniform
 seeds: [0]

@@ -234,6 +234,7 @@ version: 1
 data: {module: "data_modules.digits:Digits"}
 tasks: {left: {}, segments: {}}
 model: {encoder: vit_tiny_patch16_224, encoder_options: {patch_size: 4, depth: 2}, image_size: [20, 24]}
+floor: false
 methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
 """
     suite.write_text(text)

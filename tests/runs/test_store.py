@@ -246,7 +246,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def id_of(*overrides: str, local: studies.Local | None = None, methods: str = "[famo]") -> str:
-    suite = suites.load("digits", (f"methods={methods}", *overrides))
+    suite = suites.load("digits", (f"methods={methods}", "floor=false", *overrides))
     (spec,) = studies.resolve(suite, local or studies.Local(), []).members
     return spec.run_id
 

@@ -22,6 +22,7 @@ SMALL = (
     "model.encoder_options={patch_size: 8, embed_dim: 12, depth: 2, num_heads: 6}", "model.image_size=[32,48]",
     "data.options.size=[32,48]", "trainer.steps=2", "trainer.batch_size=4", "trainer.accumulate=2",
     "trainer.evaluate_every=0", "trainer.workers=0", "model.decoder_channels=8", "optimiser.warmup=0",
+    "floor=false",
 )  # fmt: skip
 TOKENS = 197
 

@@ -31,6 +31,7 @@ version: 1
 data: {module: "DATA", options: {train: 16, val: 8}}
 model: {encoder: resnet18, image_size: [32, 32]}
 trainer: {steps: 2, batch_size: 8}
+floor: false
 methods: [METHOD]
 """
 

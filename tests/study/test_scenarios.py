@@ -40,6 +40,7 @@ model:
   image_size: [20, 24]
   decoder_channels: 8
 trainer: {steps: 3, batch_size: 4, log_every: 1, examples: 0}
+floor: false
 methods: [uniform, {name: task_moe, experts: 4}]
 """
 LOW = "scenario={kind: low_resource, task: left, fractions: [0.1, 0.25, 1.0]}"

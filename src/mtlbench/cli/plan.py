@@ -21,7 +21,7 @@ def print_details(bench: Bench, jobs: int) -> None:
     methods = list(dict.fromkeys(spec.label for spec in lines))
     tasks = list(dict.fromkeys(task for spec in lines for task in spec.tasks))
     seeds = list(dict.fromkeys(spec.seed for spec in lines))
-    steps = ", ".join(f"{n:,}" for n in sorted({spec.trainer["steps"] for spec in bench.specs().values()}))
+    steps = ", ".join(f"{n:,}" for n in sorted({spec.trainer["steps"] for spec in bench.specs().values()}) if n)
     print(f"{len(methods)} methods ({', '.join(methods)})")
     print(f"  × {len(tasks)} tasks ({', '.join(tasks)})")
     print(f"  × {len(seeds)} seeds ({', '.join(map(str, seeds))})")

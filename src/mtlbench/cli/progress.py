@@ -98,7 +98,7 @@ class Progress:
             elif state == "running":
                 step, steps = RunFolder(bench.root, run_id).progress().get("step", 0), int(spec.trainer["steps"])
                 rows.append((_name(spec), step, steps))
-                done += step / steps
+                done += step / max(1, steps)
         return rows, done / max(1, len(specs))
 
     def _left(self, share: float) -> str:

@@ -52,6 +52,19 @@ class _Augmented(Dataset):
         return self.augment(self.samples[index], np.random.default_rng(seed_of("augment", self.seed, epoch, index)))
 
 
+class _Viewed:
+    """Training samples without augmentation, in the form of the other splits."""
+
+    def __init__(self, samples: Samples, view: Callable[[Sample], Sample]):
+        self.samples, self.view = samples, view
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.view(self.samples[index])
+
+
 class MTLDataModule(L.LightningDataModule):
     """Base of every data set. A subclass gives `TASKS`, `VERSION` and `samples`; the rest is shared.
 
@@ -166,6 +179,10 @@ class MTLDataModule(L.LightningDataModule):
         """Returns a randomly changed training sample; draws from ``generator`` alone. Default: unchanged."""
         return sample
 
+    def view(self, sample: Sample) -> Sample:
+        """Returns a training sample without augmentation in the form of the other splits. Default: unchanged."""
+        return sample
+
     def missing(self) -> list[str]:
         """Returns what is absent, one line each, with where it was looked for and the remedy; empty if complete.
 
@@ -232,7 +249,13 @@ class MTLDataModule(L.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Returns this rank's share of a split: every sample exactly once over all ranks, none repeated."""
-        samples = self.samples(split)
+        return self._share(self.samples(split))
+
+    def fitting_dataloader(self) -> DataLoader:
+        """Returns this rank's share of the training samples in order, with their labels, without augmentation."""
+        return self._share(_Viewed(self.training_samples(), self.view))
+
+    def _share(self, samples: Samples) -> DataLoader:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         share = torch.utils.data.Subset(cast(Dataset, samples), range(rank, len(samples), world))

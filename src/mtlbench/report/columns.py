@@ -13,7 +13,8 @@ from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.formatting import Cell
-from mtlbench.report.model import Board, Comparison, ConditionBoard, FoundGroups, Leaderboard, Row
+from mtlbench.report.groups import FoundGroups
+from mtlbench.report.model import Board, Comparison, ConditionBoard, ConditionRow, Leaderboard, Row
 
 VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
 """Where a column may appear."""
@@ -59,6 +60,8 @@ class TableColumn:
         views: Where it appears.
         text: Whether it holds words.
         mark: Whether the best mean is bold; only for columns of `Estimate`.
+        flag: Whether the cell of a row carries the mark of the floor.
+        optional: Whether it is left out where no row has a value.
     """
 
     head: str
@@ -71,13 +74,22 @@ class TableColumn:
     views: frozenset[str] = VIEWS
     text: bool = False
     mark: bool = False
+    flag: Callable[[Any], bool] = lambda row: False
+    optional: bool = False
 
     def part(self, rows: Sequence[Any]) -> Part:
         """Returns the column as text."""
         values = [self.value(row) for row in rows]
-        means = [value.mean for value in values if value is not None] if self.mark else []
+        ranked = [
+            (row, v) for row, v in zip(rows, values, strict=True) if self.mark and v is not None and not row.floor
+        ]
+        means = [value.mean for _, value in ranked]
         best = (max if self.better == "higher" else min)(means) if len(means) > 1 else None
-        cells = [formatting.cell(v, self.show, best is not None and v is not None and v.mean == best) for v in values]
+        first = {id(row) for row, value in ranked if value.mean == best}
+        cells = [
+            formatting.cell(value, self.show, id(row) in first, self.flag(row))
+            for row, value in zip(rows, values, strict=True)
+        ]
         return Part(self.head, tuple(cells), self.group, self.tip, self.text)
 
 
@@ -150,6 +162,7 @@ RANKING = (
         group="delta",
         better="higher",
         mark=True,
+        flag=lambda row: row.unfounded,
         tip="mean relative gain over single-task training",
     ),
     TableColumn(
@@ -158,6 +171,17 @@ RANKING = (
         show=formatting.interval,
         group="delta",
         tip="95 % t interval of the difference in Δm to the row that the notes name, paired by seed",
+    ),
+    TableColumn(
+        head="gap % ↑",
+        value=lambda row: row.gap,
+        show=formatting.share,
+        group="delta",
+        better="higher",
+        mark=True,
+        optional=True,
+        tip="share of the gap between the floor and the best value that is closed, mean over tasks",
+        note="(score − floor) / (best value − floor), mean over the tasks that enter Δm. 0 is the floor, 100 perfect.",
     ),
 )
 """Columns of the leaderboard before the scores."""
@@ -175,6 +199,7 @@ COMPARED = (
         head="difference in Δm",
         value=lambda c: c.difference.estimate.mean,
         show=lambda v: formatting.number(v, 2, sign=True),
+        flag=lambda c: c.unfounded,
     ),
     TableColumn(head="95 % interval", value=lambda c: c.difference.estimate, show=formatting.interval),
     TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="common seeds"),
@@ -240,7 +265,8 @@ QUALITY = (
 
 def grid(columns: Iterable[TableColumn], rows: Sequence[Any], view: str = "") -> tuple[Part, ...]:
     """Formats the columns that a view shows; ``""`` selects every column."""
-    return tuple(column.part(rows) for column in columns if not view or view in column.views)
+    shown = (column for column in columns if not view or view in column.views)
+    return tuple(c.part(rows) for c in shown if not c.optional or any(c.value(row) is not None for row in rows))
 
 
 def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
@@ -256,7 +282,12 @@ def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
 def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
     """Builds the table of methods by conditions, with intervals and costs."""
     scores = [
-        TableColumn(head=name, value=partial(formatting.condition_cell, board, name), tip=board.quantity)
+        TableColumn(
+            head=name,
+            value=partial(formatting.condition_cell, board, name),
+            flag=partial(_at_floor, name),
+            tip=board.quantity,
+        )
         for name in board.conditions
     ]
     return grid((METHOD, *scores, *_costs("conditions")), board.rows, view)
@@ -315,6 +346,10 @@ def _read_against(board: Leaderboard, column: TableColumn) -> TableColumn:
     if column.head != INTERVAL or board.against == board.baseline:
         return column
     return replace(column, head=f"{INTERVAL}, minus {board.against}")
+
+
+def _at_floor(condition: str, row: ConditionRow) -> bool:
+    return condition in row.at_floor
 
 
 def _costs(table: str) -> list[CostColumn]:

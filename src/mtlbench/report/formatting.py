@@ -12,6 +12,9 @@ from mtlbench.report.statistics import Estimate, estimate
 
 BLANK = "–"
 
+MARK = "†"
+"""Marks what is not better than the floor."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -21,14 +24,16 @@ class Cell:
         text: The value.
         spread: Uncertainty after the value, for example ``"± 0.01"``; may go on its own line.
         best: Whether it is the best of its column.
+        mark: Sign directly after the value that a footnote explains, ``""`` for none.
     """
 
     text: str
     spread: str = ""
     best: bool = False
+    mark: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text} {self.spread}".strip()
+        return f"{self.text}{self.mark} {self.spread}".strip()
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:
@@ -63,9 +68,9 @@ def score_cells(rows: Iterable[Row], column: Column) -> list[Cell]:
     every = [(row, row.cells.get(column.key)) for row in rows]
     means = [cell.mean for _, cell in every if cell]
     digits = decimals(means)
-    full = [cell.mean for row, cell in every if cell and cell.n == len(row.planned)]
+    full = [cell.mean for row, cell in every if cell and cell.n == len(row.planned) and not row.floor]
     best = (max if column.higher_is_better else min)(full) if len(full) > 1 else None
-    return [Cell(BLANK) if c is None else _score(c, digits, best, len(row.planned)) for row, c in every]
+    return [Cell(BLANK) if c is None else _score(row, column, c, digits, best) for row, c in every]
 
 
 def delta(value: Estimate) -> Cell:
@@ -73,12 +78,13 @@ def delta(value: Estimate) -> Cell:
     return Cell(number(value.mean, 2, sign=True), _spread(value, 2))
 
 
-def cell(value: Any, show: Callable[[Any], str | Cell], best: bool = False) -> Cell:
+def cell(value: Any, show: Callable[[Any], str | Cell], best: bool = False, flagged: bool = False) -> Cell:
     """Returns a value as a cell, blank for ``None``."""
     if value is None:
         return Cell(BLANK)
     shown = value if isinstance(value, Cell) else show(value)
-    return replace(shown, best=best) if isinstance(shown, Cell) else Cell(shown, best=best)
+    shown = shown if isinstance(shown, Cell) else Cell(shown)
+    return replace(shown, best=best, mark=MARK if flagged else "")
 
 
 def condition_cell(board: ConditionBoard, condition: str, row: ConditionRow) -> Cell | None:
@@ -139,10 +145,16 @@ def heading(board: Leaderboard, column: Column) -> str:
     return f"{column.task}{unit} {column.arrow}"
 
 
-def _score(cell: Estimate, digits: int, best: float | None, planned: int) -> Cell:
-    partial = f"(n={cell.n})" if cell.n != planned else ""
+def share(value: Estimate) -> Cell:
+    """Returns a mean in per cent with its standard deviation."""
+    return Cell(number(value.mean, 1), _spread(value, 1))
+
+
+def _score(row: Row, column: Column, cell: Estimate, digits: int, best: float | None) -> Cell:
+    partial = f"(n={cell.n})" if cell.n != len(row.planned) else ""
     spread = f"{_spread(cell, digits)} {partial}".strip()
-    return Cell(number(cell.mean, digits), spread, best=cell.mean == best and not partial)
+    first = cell.mean == best and not partial and not row.floor
+    return Cell(number(cell.mean, digits), spread, first, MARK if column.key in row.at_floor else "")
 
 
 def _spread(estimate: Estimate, digits: int) -> str:

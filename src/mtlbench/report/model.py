@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from mtlbench.report.statistics import Difference, Estimate, spearman
+from mtlbench.report.groups import Grouping
+from mtlbench.report.statistics import Difference, Estimate
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Column:
         unit: Unit, ``""`` for a share.
         primary: Whether it is the metric of its task in the table.
         in_delta_m: Whether it enters Δm.
+        best: The best value that can be reached.
     """
 
     task: str
@@ -27,6 +29,7 @@ class Column:
     unit: str = ""
     primary: bool = True
     in_delta_m: bool = True
+    best: float = 1.0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,6 +75,11 @@ class Row:
         rank: Place by mean Δm; ties within noise share one.
         scores: Score per (task, protocol) and seed.
         margin: Δm minus that of the row which the leaderboard is read against, paired by seed; ``None`` for that row.
+        floor: Whether it predicts without the image. Such a row is neither ranked nor compared.
+        at_floor: (task, protocol) of the scores that are not better than the floor.
+        gaps: Share of the gap between the floor and the best value that is closed, per task, in per cent.
+        gap: Mean over the tasks that enter Δm, ``None`` where it is blank.
+        unfounded: Whether Δm refers to a baseline that is not better than the floor in some task.
     """
 
     label: str
@@ -87,6 +95,11 @@ class Row:
     rank: int | None = None
     scores: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
     margin: Difference | None = None
+    floor: bool = False
+    at_floor: frozenset[tuple[str, str]] = frozenset()
+    gaps: dict[str, Estimate] = field(default_factory=dict)
+    gap: Estimate | None = None
+    unfounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ class Comparison:
         difference: Difference in points of Δm.
         p_holm: p-value, corrected over all comparisons with this reference; ``None`` for one seed.
         named: Whether this is the pre-registered comparison. Its p-value is corrected for the number of looks alone.
+        unfounded: Whether the row that it refers to is not better than the floor.
     """
 
     label: str
@@ -125,6 +139,7 @@ class Comparison:
     difference: Difference
     p_holm: float | None
     named: bool = False
+    unfounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,100 +190,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class GroupQuality:
-    """Predicted and measured quality of training a group of tasks together.
-
-    Attributes:
-        group: At least two tasks.
-        predicted: Mean over its tasks of what the plan predicted, on the plan's own scale; higher is better.
-        measured: Mean over its tasks of the relative gain over single-task training with the same seed, in per cent,
-            on the reported split.
-    """
-
-    group: tuple[str, ...]
-    predicted: float
-    measured: float
-
-
-@dataclass(frozen=True)
-class FoundGroups:
-    """The grouping that one seed of a row found. Times in seconds; unknown ones are ``None``.
-
-    Attributes:
-        seed: Seed.
-        groups: Tasks of every network.
-        serves: Index of the network that serves a task.
-        search_seconds: Training time of the runs that only search for groups.
-        group_seconds: Of all other runs of the row.
-        exhaustive_seconds: Of one run for every subset of tasks, if the study has all of them.
-        qualities: Groups with both a prediction and a measurement.
-    """
-
-    seed: int
-    groups: tuple[tuple[str, ...], ...]
-    serves: dict[str, int]
-    search_seconds: float | None
-    group_seconds: float | None
-    exhaustive_seconds: float | None
-    qualities: tuple[GroupQuality, ...] = ()
-
-    @property
-    def total_seconds(self) -> float | None:
-        """Training time of all runs of the row."""
-        known = self.search_seconds is not None and self.group_seconds is not None
-        return (self.search_seconds or 0) + (self.group_seconds or 0) if known else None
-
-    @property
-    def share(self) -> float | None:
-        """Total time in per cent of the time for all subsets."""
-        total, every = self.total_seconds, self.exhaustive_seconds
-        return 100 * total / every if total is not None and every else None
-
-    @property
-    def correlation(self) -> float | None:
-        """Spearman's rank correlation of predicted and measured quality."""
-        return spearman([q.predicted for q in self.qualities], [q.measured for q in self.qualities])
-
-
-@dataclass(frozen=True)
-class Affinity:
-    """How much tasks help each other, as a plan measured it.
-
-    Attributes:
-        what: Name of the quantity.
-        tasks: T names.
-        values: (T, T), recipient by source, mean over seeds; ``None`` where no seed has a value.
-        seeds: How many.
-    """
-
-    what: str
-    tasks: tuple[str, ...]
-    values: tuple[tuple[float | None, ...], ...]
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Groups of tasks that the plan of one row found.
-
-    Attributes:
-        label: Row.
-        found: One entry per seed whose plan has ended.
-        correlation: Rank correlation of predicted and measured quality over seeds, ``None`` without any.
-        share: Total time in per cent of the time for all subsets, over seeds.
-        affinity: Its table of affinities, if it has one.
-        notes: Remarks of the plan.
-    """
-
-    label: str
-    found: tuple[FoundGroups, ...]
-    correlation: Estimate | None
-    share: Estimate | None
-    affinity: Affinity | None
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class PublishedRow:
     """One line of a table of a paper or repository.
 
@@ -296,6 +217,7 @@ class Board:
         title: One line about it.
         rules: What was compared and how, as (name, text); printed above the table.
         notes: How to read the table; printed below it.
+        footnotes: Those of the notes that explain a mark in a cell.
         problems: Runs without a result.
     """
 
@@ -303,6 +225,7 @@ class Board:
     title: str
     rules: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    footnotes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -354,6 +277,9 @@ class ConditionRow:
         values: The studied quantity, by condition and seed.
         scores: All scores, by condition, metric and seed.
         cost: Costs of one seed and condition, ``None`` while none is done.
+        floor: Whether it predicts without the image. Such a row is not compared.
+        at_floor: Conditions whose cell is not better than the floor, or refers to a score that is not.
+        gaps: Share of the gap between the floor and the best value that is closed, by condition, in per cent.
     """
 
     label: str
@@ -362,6 +288,9 @@ class ConditionRow:
     values: dict[str, dict[int, float]]
     scores: dict[str, dict[tuple[str, str], dict[int, float]]]
     cost: Cost | None = None
+    floor: bool = False
+    at_floor: frozenset[str] = frozenset()
+    gaps: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,12 @@ from typing import Any
 
 from mtlbench import __version__
 from mtlbench.errors import DataError, SuiteError, foreign_code
+from mtlbench.registry import FLOOR
 from mtlbench.runs import shapes
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
+from mtlbench.study.cases import cases_of
 from mtlbench.study.scenarios import Scenario
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
@@ -113,12 +115,7 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     _check_counts(suite, data, place)
     scenario = _checked_scenario(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
-    specs = [
-        RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **_with_model(shared, entry.model))
-        for entry in found.methods
-        for seed in (*suite.seeds, *suite.confirm)
-    ]
-    cases = [case for spec in specs for case in (scenario.cases(spec) if scenario else [Case(spec)])]
+    cases = cases_of(suite, found.methods, lambda model: _with_model(shared, model), tasks, scenario)
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
@@ -248,6 +245,8 @@ def _record(
             **_plain(task.describe()),
             "in_delta_m": task.in_delta_m,
             "class_names": list(getattr(task, "class_names", ())),
+            "best": task.protocols[0].attainable,
+            "floor": task.blind() is not None,
         }
         for name, task in tasks.items()
     }
@@ -267,7 +266,7 @@ def _record(
         "confirm": list(suite.confirm),
         "tasks": described,
         "removed": removed,
-        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases)),
+        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases if case.spec.method["name"] != FLOOR)),
         "rows": [
             {
                 "label": case.spec.label,

@@ -121,6 +121,8 @@ class Suite:
     methods: list[Any] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"range": Range(0, 2**32 - 1)})
     baseline: str = "single_task"
+    # Whether the study has a row of what can be predicted without the image. It changes no other run.
+    floor: bool = True
     selection: str = "last"
     protocol: str = "delta_m@1"
     # Two labels of methods: the pre-registered comparison. The store keeps when it was named.

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from mtlbench import visualise
 from mtlbench.metrics.protocol import Protocol
+from mtlbench.tasks.blind import Blind
 from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.visualise import IGNORE, Picture
 
@@ -77,6 +78,13 @@ class Task(ABC):
     def monitor(self) -> Metric:
         """Returns the metric for training; override it if `metric` takes too long. Default: `metric`."""
         return self.metric()
+
+    def blind(self) -> Blind | None:
+        """Returns what fits the best prediction that ignores the image, see `mtlbench.tasks.blind`.
+
+        Default: None. The row `floor` then lacks this task.
+        """
+        return None
 
     @abstractmethod
     def blank(self, height: int, width: int) -> Tensor:
@@ -152,7 +160,7 @@ class Task(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Returns the plain record that enters a run's identity."""
-        return {"kind": self.kind, **asdict(self), "protocols": [asdict(p) for p in self.protocols]}
+        return {"kind": self.kind, **asdict(self), "protocols": [p.identity() for p in self.protocols]}
 
     def with_options(self, **changes: Any) -> Task:
         """Returns a copy with another ``scale`` or ``optional``."""

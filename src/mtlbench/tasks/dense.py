@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from mtlbench import visualise
 from mtlbench.metrics import DepthError, EdgeODSF, Joint, MaxF, MeanIoU, MeanLoss, NormalsError, SaliencyIoU
 from mtlbench.tasks.base import IGNORE, Array, Task, first_of, masked, masked_sum
+from mtlbench.tasks.blind import Best, Blind, Mean, logits, overlap_logit, overlap_logits, unit
 from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.visualise import Picture
 
@@ -64,6 +65,11 @@ class SemanticSegmentation(Task):
     def metric(self) -> Metric:  # noqa: D102
         return MeanIoU(self.classes, ignore=IGNORE, protocol=self.protocol)
 
+    def blind(self) -> Blind:
+        """Returns the class of every pixel with which the mean IoU is best."""
+        classes = torch.arange(self.classes).view(-1, 1, 1)
+        return Mean(self.valid, lambda target: target[:, None] == classes, overlap_logits)
+
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((height, width), IGNORE, dtype=torch.int64)
 
@@ -106,6 +112,10 @@ class HumanParts(SemanticSegmentation):
         return not ((target != 0) & (target != IGNORE)).any()
 
 
+def _is_positive(target: Tensor) -> Tensor:
+    return target == 1
+
+
 @dataclass(frozen=True)
 class BinaryMap(Task):
     """Base of maps with one logit a pixel. Target: float32 (B, 1, H, W), 0 or 1, 255 = ignore."""
@@ -122,6 +132,10 @@ class BinaryMap(Task):
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
         return prediction.sigmoid()
+
+    def blind(self) -> Blind:
+        """Returns the share of positives at every pixel."""
+        return Mean(self.valid, _is_positive, logits)
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
         small = target.to(torch.uint8)
@@ -169,6 +183,10 @@ class Saliency(BinaryMap):
         regions = MeanIoU(2, ignore=IGNORE, protocol="saliency_miou@1", binary=True)
         return Joint(regions, SaliencyIoU(ignore=IGNORE), MaxF(ignore=IGNORE), MaxF(squash=True, ignore=IGNORE))
 
+    def blind(self) -> Blind:
+        """Returns the share of foreground at every pixel, cut where the mean IoU is best."""
+        return Mean(self.valid, _is_positive, overlap_logit)
+
 
 @dataclass(frozen=True)
 class Edges(BinaryMap):
@@ -192,6 +210,10 @@ class Edges(BinaryMap):
 
     def metric(self) -> Metric:  # noqa: D102
         return Joint(EdgeODSF(max_distance=self.max_distance, ignore=IGNORE), self.monitor())
+
+    def blind(self) -> Blind:
+        """Returns the share of edges at every pixel, or one value everywhere where that scores better."""
+        return Best(self.valid, super().blind(), self.metric)
 
     def monitor(self) -> Metric:
         """Returns the loss."""
@@ -224,6 +246,10 @@ class Normals(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return NormalsError(ignore=IGNORE)
+
+    def blind(self) -> Blind:
+        """Returns the mean vector at every pixel, with length 1."""
+        return Mean(self.valid, link=unit)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((3, height, width), float(IGNORE))
@@ -282,6 +308,10 @@ class Depth(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return DepthError(ignore=IGNORE)
+
+    def blind(self) -> Blind:
+        """Returns the mean depth at every pixel: it minimises the RMSE."""
+        return Mean(self.valid)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((1, height, width), float(IGNORE))

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from mtlbench import visualise
 from mtlbench.metrics import Accuracy, SquaredError
 from mtlbench.tasks.base import Array, Task, first_of, masked, masked_sum
+from mtlbench.tasks.blind import Blind, Mean, class_logits
 
 NO_CLASS = -1
 """Label of a sample without an annotation, for whole-image classification."""
@@ -42,6 +43,10 @@ class Classification(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return Accuracy(ignore=NO_CLASS)
+
+    def blind(self) -> Blind:
+        """Returns the share of every class."""
+        return Mean(self.valid, lambda target: target[:, None] == torch.arange(self.classes), class_logits)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.tensor(NO_CLASS)
@@ -84,6 +89,10 @@ class Regression(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return SquaredError(unit=self.unit)
+
+    def blind(self) -> Blind:
+        """Returns the mean."""
+        return Mean(self.valid)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.tensor(float("nan"))

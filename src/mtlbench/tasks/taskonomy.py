@@ -15,6 +15,7 @@ from mtlbench.metrics import DepthError, Joint, MapError, SoftAccuracy, SoftCros
 from mtlbench.metrics.protocol import lower
 from mtlbench.tasks import IGNORE, Depth, Normals, Task
 from mtlbench.tasks.base import Array, first_of
+from mtlbench.tasks.blind import Blind, Mean, Median, soft_logits
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class ValueMap(Task):
     def metric(self) -> Metric:  # noqa: D102
         return MapError(ignore=IGNORE)
 
+    def blind(self) -> Blind:
+        """Returns the median at every pixel: the score is an absolute error, whatever the loss."""
+        return Median(self.valid)
+
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.full((self.outputs, height, width), float(IGNORE))
 
@@ -63,6 +68,10 @@ class InverseDepth(Depth):
 
     def metric(self) -> Metric:  # noqa: D102
         return _InverseDepthError(ignore=IGNORE)
+
+    def blind(self) -> Blind:
+        """Returns the median at every pixel: the score is an absolute error."""
+        return Median(self.valid)
 
 
 class _InverseDepthError(DepthError):
@@ -115,6 +124,15 @@ class SoftClassification(Task):
 
     def metric(self) -> Metric:  # noqa: D102
         return Joint(SoftAccuracy(), SoftCrossEntropy())
+
+    def blind(self) -> Blind:
+        """Returns the mean distribution, with the class first that is most often the likeliest."""
+
+        def encode(target: Tensor) -> Tensor:
+            likeliest = target.argmax(1, keepdim=True) == torch.arange(self.classes)
+            return torch.cat([target, likeliest.to(target.dtype)], 1)
+
+        return Mean(self.valid, encode, soft_logits)
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
         known = target[~target.isnan()].reshape(-1)

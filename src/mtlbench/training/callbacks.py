@@ -39,11 +39,14 @@ class StepClock:
         """Open a window; the time since the last one does not count."""
         self._since = time.perf_counter()
 
-    def summary(self) -> dict[str, float]:
-        """Returns mean and 95th percentile of seconds per step; the first window warms up and is left out."""
+    def summary(self) -> dict[str, float | None]:
+        """Returns mean and 95th percentile of seconds per step; the first window warms up and is left out.
+
+        Both are None if no window was closed, as in a run without steps.
+        """
         windows = sorted(self.windows[1:] or self.windows)
         if not windows:
-            return {"seconds_per_step": float("nan"), "seconds_per_step_p95": float("nan")}
+            return {"seconds_per_step": None, "seconds_per_step_p95": None}
         return {
             "seconds_per_step": sum(windows) / len(windows),
             "seconds_per_step_p95": windows[min(len(windows) - 1, int(0.95 * len(windows)))],

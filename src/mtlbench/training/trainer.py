@@ -29,6 +29,7 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
         precision=trainer["precision"],
         max_steps=trainer["steps"],
         max_epochs=-1,
+        limit_train_batches=None if trainer["steps"] else 0,  # A run without steps asks the data for no batches.
         accumulate_grad_batches=trainer["accumulate"] * batches,
         gradient_clip_val=trainer["clip"] or None,
         callbacks=callbacks,

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mtlbench.report.figures.style import BIPOLAR, safe, style
-from mtlbench.report.model import Affinity, Grouping
+from mtlbench.report.groups import Affinity, Grouping
 
 
 def affinity_figures(groupings: Sequence[Grouping]) -> dict[str, go.Figure]:

@@ -45,7 +45,7 @@ def read_sharing(study: ReportInput, board: Leaderboard) -> dict[str, list[Point
     """Returns the points of every row that has Δm, by label; nothing where no row shares computation."""
     columns = [column for column in board.columns if column.in_delta_m]
     entries = by_label(study.plan["rows"])
-    complete = [row.label for row in board.rows if row.delta]
+    complete = [row.label for row in board.rows if row.delta and not row.floor]
     if board.baseline not in complete:
         return {}
     reference = {

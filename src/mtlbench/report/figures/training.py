@@ -61,8 +61,8 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
             y=[e.mean for e in known.values()],
             name=safe(row.label),
             error_y={"array": half, "thickness": 1.4, "width": 4},
-            mode="lines+markers",
-            line={"color": COLOURS[i % len(COLOURS)], "width": 1.8},
+            mode="lines" if row.floor else "lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)], "width": 1.8, "dash": "dash" if row.floor else "solid"},
             customdata=[[e.n] for e in known.values()],
             hovertemplate=f"{safe(row.label)}, %{{x}}: %{{y:.4g}}, n = %{{customdata[0]}}<extra></extra>",
         )
@@ -72,8 +72,9 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
 
 def gains(board: Leaderboard) -> go.Figure | None:
     """Plots the relative gain over single-task training per task, paired by seed, with 95 % intervals."""
-    tasks = [c.task for c in board.primary if any(c.task in row.gains for row in board.rows)]
-    rows = [row for row in board.rows if row.gains][::-1]
+    # Far below the others, the floor would squeeze them.
+    rows = [row for row in board.rows if row.gains and not row.floor][::-1]
+    tasks = [c.task for c in board.primary if any(c.task in row.gains for row in rows)]
     if not tasks:
         return None
     figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=[safe(t) for t in tasks])
@@ -156,7 +157,7 @@ def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list
     wide = min(3, len(kept))
     high = math.ceil(len(kept) / wide)
     figure = make_subplots(high, wide, subplot_titles=[safe(t) for _, t in kept], vertical_spacing=0.14 / high + 0.05)
-    labels = [row.label for row in board.rows if row.label in series]
+    labels = [row.label for row in board.rows if row.label in series and not row.floor]
     first = _visible(board, labels)
     named: set[str] = set()
     for place, (name, _) in enumerate(kept):

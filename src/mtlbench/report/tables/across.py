@@ -81,7 +81,7 @@ def compare_studies(boards: Sequence[Leaderboard], names: Sequence[str]) -> Acro
     """
     if len(boards) < 2:
         raise StoreError(f"Mean ranks need at least two studies. Found {len(boards)}. Name more results folders.")
-    tables = [{row.label: row.deltas for row in board.rows if row.deltas} for board in boards]
+    tables = [{row.label: row.deltas for row in board.rows if row.deltas and not row.floor} for board in boards]
     every = list(dict.fromkeys(label for table in tables for label in table))
     common = [label for label in every if all(label in table for table in tables)]
     if len(common) < 2:

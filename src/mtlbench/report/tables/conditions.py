@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mtlbench.registry import FLOOR
 from mtlbench.report import formatting
 from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair
 from mtlbench.report.notes import rules
-from mtlbench.report.statistics import Difference, holm, paired
+from mtlbench.report.statistics import Difference, estimate, holm, paired
 from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.tables.floor import SCORES, about_floor, at_floor, closed, not_better
 from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
@@ -29,6 +32,8 @@ def build(
     known = known_states(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
+    rows, weak = _with_floor(rows, about, columns)
+    marks = _footnotes(rows, about, weak)
     labels = [row.label for row in rows]
     wanted = named.reference if named else ""
     reference = next(name for name in (wanted, study["baseline"], labels[0]) if name in labels)
@@ -40,7 +45,8 @@ def build(
         suite=study["suite"],
         title=study.get("title", ""),
         rules=(*rules(study, columns, named), ("Cells", quantity)),
-        notes=_notes(about, named),
+        notes=(*_notes(about, named), *([about_floor(study)] if any(row.floor for row in rows) else []), *marks),
+        footnotes=marks,
         problems=tuple(problems.values()),
         quantity=quantity,
         digits=formatting.decimals(means) if scored else 2,
@@ -69,7 +75,54 @@ def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: 
         for name in about["columns"]
     }
     planned = tuple(sorted({*study["seeds"], *(entry["seed"] for entry in entries)}))
-    return ConditionRow(entries[0]["label"], entries[0]["method"], planned, values, scores, cost_of(entries, done))
+    label, method = entries[0]["label"], entries[0]["method"]
+    return ConditionRow(label, method, planned, values, scores, cost_of(entries, done), floor=method == FLOOR)
+
+
+def _with_floor(
+    rows: tuple[ConditionRow, ...], about: Record, columns: Sequence[Column]
+) -> tuple[tuple[ConditionRow, ...], tuple[str, ...]]:
+    """Returns the rows with what is not better than the floor, and the tasks in which a drop refers to such a score."""
+    floor = next((row for row in rows if row.floor), None)
+    if floor is None:
+        return rows, ()
+    wanted = [c for c in columns if _wanted(c, about)]
+    others = [row for row in rows if not row.floor]
+    if "target" in about:
+        (column,) = wanted
+        low = {
+            id(r): frozenset(
+                n for n in r.values if not_better(r.values[n], floor.values.get(n, {}), column.higher_is_better)
+            )
+            for r in others
+        }
+        return tuple(
+            replace(
+                row,
+                at_floor=low.get(id(row), frozenset()),
+                gaps={
+                    name: estimate(shares.values())
+                    for name in row.values
+                    if (shares := closed(row.values[name], floor.values.get(name, {}), column.best))
+                },
+            )
+            for row in rows
+        ), ()
+    base = about["base"]
+    found = {id(row): at_floor(row.scores.get(base, {}), floor.scores.get(base, {}), wanted) for row in others}
+    marked = tuple(replace(r, at_floor=frozenset(r.values if found.get(id(r)) else ())) for r in rows)
+    return marked, tuple(c.task for c in wanted if any(c.key in keys for keys in found.values()))
+
+
+def _footnotes(rows: Sequence[ConditionRow], about: Record, weak: Sequence[str]) -> tuple[str, ...]:
+    if not any(row.at_floor for row in rows):
+        return ()
+    if "target" in about:
+        return (f"{SCORES} A difference carries the mark where the reference does, and then supports no claim.",)
+    return (
+        f"{formatting.MARK} Without the added task, the row is not better than the floor in some of "
+        f"{', '.join(weak)}: what was not learned cannot drop.",
+    )
 
 
 def _wanted(column: Column, about: Record) -> bool:
@@ -95,7 +148,7 @@ def _comparisons(
 ) -> list[tuple[str, Comparison]]:
     """Compares every row with the reference; the pre-registered pair is corrected separately, over conditions."""
     base = next(row for row in rows if row.label == reference)
-    others = [row for row in rows if row is not base]
+    others = [row for row in rows if row is not base and not row.floor]
     confirmatory = named is not None and named.confirmatory and named.reference == reference
     first = [row for row in others if named and confirmatory and row.label == named.label]
     found: list[tuple[str, Comparison]] = []
@@ -107,7 +160,8 @@ def _comparisons(
         for condition, label, d in there:
             p = None if d.p is None else next(adjusted)
             p = named.adjusted(p) if named and group is first else p
-            found.append((condition, Comparison(label, reference, d, p, named=group is first)))
+            unfounded = condition in base.at_floor
+            found.append((condition, Comparison(label, reference, d, p, group is first, unfounded)))
     return found
 
 

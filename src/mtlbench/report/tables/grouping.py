@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtlbench.metrics.relative import delta_m
-from mtlbench.report.model import Affinity, Column, FoundGroups, Grouping, GroupQuality
+from mtlbench.report.groups import Affinity, FoundGroups, Grouping, GroupQuality
+from mtlbench.report.model import Column
 from mtlbench.report.statistics import estimate
 from mtlbench.report.tables.cost import runs_of
 from mtlbench.report.tables.records import by_label, score_of

@@ -8,11 +8,13 @@ from typing import Any
 
 from mtlbench.errors import StoreError, unknown_name
 from mtlbench.metrics.relative import delta_m
+from mtlbench.registry import FLOOR
 from mtlbench.report.model import Column, Leaderboard, NamedPair, Row
 from mtlbench.report.notes import notes, rules
 from mtlbench.report.published import comparable
 from mtlbench.report.statistics import Difference, estimate, paired
 from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.tables.floor import about_floor, at_floor, footnotes, gaps, mean_gap
 from mtlbench.report.tables.grouping import groupings
 from mtlbench.report.tables.ranking import against as margins
 from mtlbench.report.tables.ranking import compare, order, resolution
@@ -53,10 +55,18 @@ def build(
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
     drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
+    floor = next((draft for draft in drafts if draft.row.floor), None)
+    if floor:
+        drafts = [_with_floor(draft, floor, columns) for draft in drafts]
+        baseline = _baseline(study, drafts)
     base = baseline.row.label if baseline else study["baseline"]
-    rows = margins(order(_finish(draft, baseline, columns) for draft in drafts), against or base)
+    weak = [c.task for c in columns if c.in_delta_m and baseline and c.key in baseline.row.at_floor]
+    finished = (replace(_finish(draft, baseline, columns), unfounded=bool(weak)) for draft in drafts)
+    rows = margins(order(finished), against or base)
     if against and against not in (labels := [row.label for row in rows]):
         raise StoreError("Intervals refer to a row of the table. " + unknown_name("row", against, labels))
+    marks = footnotes(any(row.at_floor for row in rows), base, weak)
+    about = [*([about_floor(study)] if floor else []), *marks]
     serving = dict.fromkeys(run for e in study["rows"] for run in e["serving"].values() if run in done)
     others, left_out = comparable(study["suite"], [((specs or {}).get(run, {}), done[run]) for run in serving])
     able = resolution(rows, base)
@@ -68,7 +78,8 @@ def build(
         rules=rules(study, columns, named),
         columns=columns,
         rows=rows,
-        notes=(*notes(rows, named, against or base, able), *filter(None, [left_out])),
+        notes=(*notes(rows, named, against or base, able), *about, *filter(None, [left_out])),
+        footnotes=marks,
         comparisons=compare(rows, named),
         problems=tuple(problems_of(study["rows"], known, errors or {})),
         groupings=groupings(study, columns, done),
@@ -94,10 +105,14 @@ def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], do
             if value is not None:
                 scores[column.key][entry["seed"]] = value
     planned = sorted({*study["seeds"], *(entry["seed"] for entry in entries)})
-    full = [s for s in planned if all(s in scores[c.key] for c in columns if c.primary)]
-    cells = {key: estimate(by_seed.values()) for key, by_seed in scores.items() if by_seed}
     label, method = entries[0]["label"], entries[0]["method"]
-    row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost_of(entries, done), scores=scores)
+    served = {task for entry in entries for task in entry["serving"]}
+    # The floor lacks tasks whose kind has none, and is complete without them.
+    wanted = [c for c in columns if c.primary and (c.task in served or method != FLOOR)]
+    full = [s for s in planned if wanted and all(s in scores[c.key] for c in wanted)]
+    cells = {key: estimate(by_seed.values()) for key, by_seed in scores.items() if by_seed}
+    cost = cost_of(entries, done)
+    row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost, scores=scores, floor=method == FLOOR)
     return _Draft(row, scores)
 
 
@@ -105,6 +120,21 @@ def _baseline(study: Record, drafts: list[_Draft]) -> _Draft | None:
     name = study["baseline"]
     named = [d for d in drafts if d.row.label == name] or [d for d in drafts if d.row.method == name]
     return named[0] if named else None
+
+
+def _with_floor(draft: _Draft, floor: _Draft, columns: tuple[Column, ...]) -> _Draft:
+    """Returns a row with the comparison of its scores with the floor."""
+    row = draft.row
+    by_task = gaps(draft.scores, floor.scores, columns)
+    tasks = [c.task for c in columns if c.in_delta_m and floor.scores[c.key]]
+    complete = row.seeds == row.planned
+    compared = replace(
+        row,
+        at_floor=frozenset() if row.floor else at_floor(draft.scores, floor.scores, columns),
+        gaps={task: estimate(by_seed.values()) for task, by_seed in by_task.items()},
+        gap=mean_gap(by_task, tasks, row.seeds) if complete else None,
+    )
+    return replace(draft, row=compared)
 
 
 def _finish(draft: _Draft, baseline: _Draft | None, columns: tuple[Column, ...]) -> Row:
@@ -129,6 +159,8 @@ def _blank(row: Row, baseline: _Draft | None, scored: list[Column]) -> str:
         return f"missing cells in seed {', '.join(absent)}"
     if not scored:
         return "no task of this suite enters Δm"
+    if any(c.key not in row.cells for c in scored):
+        return "some task has no floor"
     if baseline is None:
         return "Δm needs single-task runs: add single_task to the suite's methods"
     absent = [str(s) for s in row.seeds if any(s not in baseline.scores[c.key] for c in scored)]

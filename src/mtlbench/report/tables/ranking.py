@@ -13,14 +13,14 @@ REFERENCE = "uniform"
 
 
 def order(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Ranks rows, best first; rows without Δm follow in their original order, without a rank.
+    """Ranks rows, best first; rows without Δm follow in their original order, without a rank; the floor comes last.
 
     A row shares the rank above it unless it differs significantly from the first row of that rank, corrected over all
     rows below that one. Comparing it with its neighbour instead would chain small steps: of thirty methods, the best
     and one 4 points below shared a rank.
     """
-    every = list(rows)
-    below = sorted((r for r in every if r.delta), key=_merit)
+    every = sorted(rows, key=lambda row: row.floor)
+    below = sorted(filter(_competes, every), key=_merit)
     ranked: list[Row] = []
     while below:
         first, others = below[0], below[1:]
@@ -28,7 +28,7 @@ def order(rows: Iterable[Row]) -> tuple[Row, ...]:
         count = next((i for i, is_tied in enumerate(tied) if not is_tied), len(tied))
         ranked += [replace(row, rank=len(ranked) + 1) for row in below[: 1 + count]]
         below = below[1 + count :]
-    return (*ranked, *(r for r in every if not r.delta))
+    return (*ranked, *(r for r in every if not _competes(r)))
 
 
 def compare(rows: tuple[Row, ...], named: NamedPair | None = None) -> tuple[Comparison, ...]:
@@ -38,7 +38,7 @@ def compare(rows: tuple[Row, ...], named: NamedPair | None = None) -> tuple[Comp
         rows: Rows, best first.
         named: The comparison that the suite names; it comes first if it is confirmatory.
     """
-    ranked = [r for r in rows if r.delta]
+    ranked = list(filter(_competes, rows))
     best = ranked[:1]
     uniform = [r for r in ranked if r.label == REFERENCE] or [r for r in ranked if r.method == REFERENCE]
     references = list(dict.fromkeys(r.label for r in best + uniform[:1]))
@@ -59,7 +59,7 @@ def against(rows: Iterable[Row], label: str) -> tuple[Row, ...]:
 
 def resolution(rows: Sequence[Row], baseline: str) -> Resolution | None:
     """Returns which differences to `uniform`, or else to the baseline, the rows can show."""
-    ranked = [r for r in rows if r.delta]
+    ranked = list(filter(_competes, rows))
     bases = [r for r in ranked if REFERENCE in (r.label, r.method)] + [r for r in ranked if r.label == baseline]
     if not bases:
         return None
@@ -70,6 +70,10 @@ def resolution(rows: Sequence[Row], baseline: str) -> Resolution | None:
         return None
     n = min(d.estimate.n for d in differences)
     return Resolution(base.label, std, n, detectable(std, n), seeds_to_detect(std, 1.0))
+
+
+def _competes(row: Row) -> bool:
+    return row.delta is not None and not row.floor
 
 
 def _merit(row: Row) -> tuple[float, str]:
@@ -101,7 +105,8 @@ def _pre_registered(ranked: Sequence[Row], named: NamedPair) -> list[Comparison]
     difference = paired(ours, theirs)
     if difference is None:
         return []
-    return [Comparison(named.label, named.reference, difference, named.adjusted(difference.p), named=True)]
+    p, unfounded = named.adjusted(difference.p), rows[named.reference].unfounded
+    return [Comparison(named.label, named.reference, difference, p, named=True, unfounded=unfounded)]
 
 
 def _family(ranked: list[Row], reference: str) -> list[Comparison]:
@@ -112,4 +117,7 @@ def _family(ranked: list[Row], reference: str) -> list[Comparison]:
         if difference:
             found.append((row.label, difference))
     adjusted = iter(holm([d.p for _, d in found if d.p is not None]))
-    return [Comparison(label, reference, d, None if d.p is None else next(adjusted)) for label, d in found]
+    return [
+        Comparison(label, reference, d, None if d.p is None else next(adjusted), unfounded=base.unfounded)
+        for label, d in found
+    ]

@@ -17,7 +17,15 @@ Record = Mapping[str, Any]
 def columns_of(study: Record) -> tuple[Column, ...]:
     """Returns every metric of every task of a study."""
     return tuple(
-        Column(task, p["id"], p["higher_is_better"], p.get("unit", ""), i == 0, i == 0 and about["in_delta_m"])
+        Column(
+            task,
+            p["id"],
+            p["higher_is_better"],
+            p.get("unit", ""),
+            primary=i == 0,
+            in_delta_m=i == 0 and about["in_delta_m"],
+            best=about["best"] if i == 0 and "best" in about else float(p["higher_is_better"]),
+        )
         for task, about in study["tasks"].items()
         for i, p in enumerate(about["protocols"])
     )

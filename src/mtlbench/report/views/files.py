@@ -15,10 +15,16 @@ from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderbo
 from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.views import tables
 
-_NUMBER = ("quantity", "protocol", "unit", "better", "seed", "mean", "std", "n", "low", "high")
+_NUMBER = ("quantity", "protocol", "unit", "better", "seed", "mean", "std", "n", "low", "high", "at_floor")
+
+GAP = {"protocol": "gap_closed@1", "unit": "%", "better": "higher"}
+"""Share of the gap between the floor and the best value: quantity is a task, or ``gap_closed`` for the mean."""
 
 FIELDS = ("label", "method", "rank", *_NUMBER)
-"""Columns of the CSV: one line per number, over all seeds (``seed`` is empty) or of one seed."""
+"""Columns of the CSV: one line per number, over all seeds (``seed`` is empty) or of one seed.
+
+``at_floor`` is ``yes`` where a table has the mark.
+"""
 
 CONDITION_FIELDS = ("label", "method", "condition", *_NUMBER)
 """The same where conditions vary, and nothing is ranked."""
@@ -84,22 +90,25 @@ def latex(board: tables.AnyBoard) -> str:
     comments = [f"% {word}: {' '.join(text.split())}" for word, text in board.rules]
     rows = [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in zip(*(p.cells for p in parts), strict=True)]
     head = " & ".join(_tex(p.head) for p in parts) + r" \\"
-    body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+    below = [rf"\multicolumn{{{len(parts)}}}{{p{{\linewidth}}}}{{\footnotesize {_tex(t)}}} \\" for t in board.footnotes]
+    body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule", *below]
     return "\n".join([*comments, rf"\begin{{tabular}}{{{align}}}", *body, r"\end{tabular}"]) + "\n"
 
 
 def _records(board: Leaderboard, row: Row) -> Iterator[dict[str, object]]:
     for column in board.columns:
         if column.key in row.cells:
-            yield _about(column) | _numbers(row.cells[column.key])
+            yield _about(column) | _numbers(row.cells[column.key]) | _flag(column.key in row.at_floor)
             yield from _by_seed(_about(column), row.scores[column.key])
     if row.delta:
         about = {"quantity": "delta_m", "protocol": PROTOCOL, "unit": "%", "better": "higher"}
-        yield about | _numbers(row.delta)
+        yield about | _numbers(row.delta) | _flag(row.unfounded)
         yield from _by_seed(about, row.deltas)
     if row.margin:
         about = {"quantity": f"delta_m minus {board.against}", "protocol": PROTOCOL, "unit": "%", "better": "higher"}
-        yield about | _numbers(row.margin.estimate)
+        yield about | _numbers(row.margin.estimate) | _flag(row.unfounded)
+    shares = {**row.gaps, **({"gap_closed": row.gap} if row.gap else {})}
+    yield from ({"quantity": name, **GAP} | _numbers(share) for name, share in shares.items())
     yield from numbers_of(row)
     about = {"quantity": "rank_correlation_of_groups", "protocol": "spearman", "better": "higher"}
     yield from (about | _numbers(g.correlation) for g in board.groupings if g.label == row.label and g.correlation)
@@ -110,12 +119,16 @@ def _condition_records(board: ConditionBoard, row: ConditionRow) -> Iterator[dic
         for column in board.columns:
             if values := scores[column.key]:
                 about = {"condition": condition, **_about(column)}
-                yield about | _numbers(estimate(values.values()))
+                # The table's cells are of one metric, or of none.
+                shown = row.values.get(condition) is values
+                yield about | _numbers(estimate(values.values())) | _flag(shown and condition in row.at_floor)
                 yield from _by_seed(about, values)
     for condition, values in row.values.items() if board.signed else ():
         if values:
             drop = {"condition": condition, "quantity": "drop", "unit": "%", "better": "lower"}
-            yield drop | _numbers(estimate(values.values()))
+            yield drop | _numbers(estimate(values.values())) | _flag(condition in row.at_floor)
+    for condition, share in row.gaps.items():
+        yield {"condition": condition, "quantity": "gap_closed", **GAP} | _numbers(share)
     yield from numbers_of(row)
 
 
@@ -142,6 +155,10 @@ def _numbers(estimate: Estimate) -> dict[str, object]:
     return {name: getattr(estimate, name) for name in ("mean", "std", "n", "low", "high")}
 
 
+def _flag(marked: bool) -> dict[str, object]:
+    return {"at_floor": "yes"} if marked else {}
+
+
 def _md(text: str) -> str:
     plain = " ".join(text.split())
     for sign, inert in {"\\": "\\\\", "<": "&lt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\["}.items():
@@ -158,13 +175,14 @@ def _md_table(parts: Sequence[Part]) -> Iterable[str]:
 
 def _md_cell(cell: Cell) -> str:
     text = f"**{_md(cell.text)}**" if cell.best else _md(cell.text)
-    return f"{text} {cell.spread}".strip()
+    return f"{text}{cell.mark} {cell.spread}".strip()
 
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
     "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$", "–": "--",
+    "†": r"$^\dagger$",
 }  # fmt: skip
 
 
@@ -174,4 +192,4 @@ def _tex(text: str) -> str:
 
 def _tex_cell(cell: Cell) -> str:
     text = rf"\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text)
-    return f"{text} {_tex(cell.spread)}".strip()
+    return f"{text}{_tex(cell.mark)} {_tex(cell.spread)}".strip()

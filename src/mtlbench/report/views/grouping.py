@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mtlbench.report.columns import FOUND, QUALITY, Part, grid
-from mtlbench.report.model import Grouping
+from mtlbench.report.groups import Grouping
 
 Grid = tuple[Part, ...]
 

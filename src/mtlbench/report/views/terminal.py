@@ -79,7 +79,7 @@ def _table(parts: Sequence[Part]) -> Table:
 
 def _cell(cell: Cell) -> Text:
     # `Text`, not a string: a label such as "[red]" is a name, not an instruction.
-    text = Text(cell.text, style="bold" if cell.best else "")
+    text = Text(cell.text + cell.mark, style="bold" if cell.best else "")
     if cell.spread:
         text.append(" " + cell.spread, style="not bold dim")
     return text

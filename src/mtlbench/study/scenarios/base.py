@@ -49,6 +49,14 @@ class Scenario(ABC):
             spec: Its run on all tasks, with the suite's own settings.
         """
 
+    def floor_cases(self, spec: RunSpec) -> Iterator[Case]:
+        """Yields the cases of the prediction without the image, fitted on the labels that each condition allows.
+
+        Args:
+            spec: Its run on all tasks, with the suite's own settings.
+        """
+        yield from self.cases(spec)
+
     @abstractmethod
     def described(self) -> Mapping[str, Any]:
         """Returns what the report shows.

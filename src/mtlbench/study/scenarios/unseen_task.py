@@ -69,11 +69,19 @@ class UnseenTask(Scenario):
 
     def cases(self, spec: RunSpec) -> Iterator[Case]:
         """Yields one case per number of examples, and another from scratch where asked for."""
-        for examples in self.examples:
-            few = spec.with_tasks(self.task).with_labels({self.task: {"count": examples}})
-            yield Case(self._second(few), _column(examples), partial(self._plan, spec, self._second(few)))
+        for few, column in self._few(spec):
+            yield Case(self._second(few), column, partial(self._plan, spec, self._second(few)))
             if spec.label in self.scratch:
-                yield Case(replace(few, label=f"{spec.label} from scratch"), _column(examples))
+                yield Case(replace(few, label=f"{spec.label} from scratch"), column)
+
+    def floor_cases(self, spec: RunSpec) -> Iterator[Case]:
+        """Yields one case per number of examples: without the image, there is nothing to start from."""
+        yield from (Case(few, column) for few, column in self._few(spec))
+
+    def _few(self, spec: RunSpec) -> Iterator[tuple[RunSpec, str]]:
+        """Yields the run on the new task alone, and the condition, per number of examples."""
+        for examples in self.examples:
+            yield spec.with_tasks(self.task).with_labels({self.task: {"count": examples}}), _column(examples)
 
     def described(self) -> Mapping[str, Any]:
         """Returns the columns: the new task's score for every number of examples."""

@@ -1,0 +1,61 @@
+"""A network that does not look at the image: one fixed prediction per task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.tasks import Task
+
+
+class Constant(nn.Module):
+    """The same prediction for every image.
+
+    Args:
+        shape: (channels, H, W) or (channels,).
+    """
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns (B, *shape) for (B, 3, H, W) images."""
+        return self.value.expand(len(image), *self.value.shape).clone()
+
+
+class ConstantNetwork(MTLNetwork):
+    """One fixed prediction per task. It is all parameters, so that it is stored, loaded and distributed as any network.
+
+    Args:
+        tasks: Tasks by name.
+        image_size: Height and width of the predictions of dense tasks.
+    """
+
+    fitted: Tensor
+
+    def __init__(self, tasks: Mapping[str, Task], image_size: Sequence[int]):
+        super().__init__()
+        self.constants = nn.ModuleDict(
+            {name: Constant(task.channels, *(image_size if task.dense else ())) for name, task in tasks.items()}
+        )
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts the named tasks; see `MTLNetwork.forward`."""
+        return Outputs({task: self.constants[task](image) for task in tasks})
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the module of the task's prediction."""
+        return [self.constants[task]]
+
+    @torch.no_grad()
+    def settle(self, predictions: Mapping[str, Tensor]) -> None:
+        """Takes the predictions (channels, H, W) or (channels,) of every task."""
+        for task, prediction in predictions.items():
+            cast(Constant, self.constants[task]).value.copy_(prediction)
+        self.fitted.fill_(True)
