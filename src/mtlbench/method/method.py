@@ -162,6 +162,18 @@ class MTLMethod(L.LightningModule, Registered):
         """Returns whether this method or its balancer defines a balancing hook."""
         return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)
 
+    def diagnoses(self, step: int) -> bool:
+        """Returns whether an optimiser step measures gradient conflict, which takes further passes."""
+        every = self.spec.diagnose_every
+        return every > 0 and step % every == 0 and len(self.tasks) > 1 and bool(self.surgery.shared)
+
+    def phase(self, step: int) -> str:
+        """Returns the kind of an optimiser step. Steps of one kind do equal work; FLOPs are counted on one of each.
+
+        Override it if training has phases that differ in their work.
+        """
+        return "gradients" if self.update.needs.hook is not None and self.balancer.due(step) else "losses"
+
     def configure_optimizers(self) -> Any:
         """Returns optimiser and schedule of the suite."""
         optimiser = build_optimiser(self.parameter_groups(), self.spec.optimiser)
