@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtlbench.metrics.relative import PROTOCOL
-from mtlbench.report.columns import column_notes, merged_costs
+from mtlbench.report.columns import column_notes, kind_of_time, merged_costs
 from mtlbench.report.model import Column, NamedPair, Resolution, Row
 
 SELECTED = {"last": "with the weights of the last step", "best": "with the weights that scored best on val"}
@@ -64,6 +64,8 @@ def notes(rows: Iterable[Row], named: NamedPair | None, against: str, resolution
     devices = sorted({device for r in every if r.cost for device in r.cost.devices.split(", ")})
     if devices:
         lines.append(f"Costs were measured on: {'; '.join(devices)}.")
+    if told := kind_of_time(every):
+        lines.append(told)
     hints = dict.fromkeys(r.hint for r in every if r.hint.startswith(("Δm", "no task")))
     lines += column_notes(every)
     return (*lines, *(f"Δm is blank: {hint}." for hint in hints))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mtlbench.report import formatting
+from mtlbench.report.columns import kind_of_time
 from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, holm, paired
@@ -40,7 +41,7 @@ def build(
         suite=study["suite"],
         title=study.get("title", ""),
         rules=(*rules(study, columns, named), ("Cells", quantity)),
-        notes=_notes(about, named),
+        notes=(*_notes(about, named), *filter(None, [kind_of_time(rows)])),
         problems=tuple(problems.values()),
         quantity=quantity,
         digits=formatting.decimals(means) if scored else 2,
