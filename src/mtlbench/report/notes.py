@@ -22,6 +22,7 @@ def rules(
         "Suite": f"{study['suite']}, version {study.get('version', '?')}",
         "Scores": f"on the {study['split']} split, {SELECTED.get(study['selection'], study['selection'])}",
         "Tuning budget": study["search"],
+        "Training budget": _budget(study.get("budget")),
         "Seeds": ", ".join(map(str, study["seeds"])),
         "Seeds set apart": study.get("set_apart", ""),
         "Named comparison": named.about if named else "",
@@ -91,6 +92,15 @@ def _pre_registered(named: NamedPair) -> Iterable[str]:
             f"{pair} This is look {named.looks} at its outcome; its p-value is multiplied by {2**named.looks}, so that "
             "all looks together err with a probability of at most 5 %."
         )
+
+
+def _budget(budget: Mapping[str, Any] | None) -> str:
+    """Returns what rows have in common if it is not the number of steps."""
+    if not budget:
+        return ""
+    what = {"flops": "training FLOPs", "seconds": "training seconds"}.get(budget["unit"], budget["unit"])
+    steps = ", ".join(f"{label} {count:,}" for label, count in budget["steps"].items())
+    return f"each row has as many {what} as {budget['of']} at {budget['reference_steps']:,} steps; steps: {steps}"
 
 
 def _code(study: Mapping[str, Any]) -> str:

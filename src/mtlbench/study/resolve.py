@@ -24,6 +24,7 @@ from mtlbench.errors import DataError, SuiteError, path_part_fault
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
+from mtlbench.study import costs
 from mtlbench.study.scenarios import Scenario
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
@@ -36,18 +37,24 @@ class Local:
     Attributes:
         data: Folder of the data (``DATA=``), or None for the suite's own.
         devices: Devices per run (``DEVICES=``).
+        results: ``results/<suite>``, where measured costs are, or None.
     """
 
     data: str | None = None
     devices: int = 1
+    results: str | None = None
 
 
 @dataclass
 class Study:
-    """Everything the bench needs: the record for the report, and one case per method, seed and condition."""
+    """Everything the bench needs: the record for the report, and one case per method, seed and condition.
+
+    ``specs`` are the runs of methods and seeds before a scenario changes them.
+    """
 
     record: dict[str, Any]
     cases: list[Case] = field(default_factory=list)
+    specs: list[RunSpec] = field(default_factory=list)
 
     @property
     def members(self) -> list[RunSpec]:
@@ -59,6 +66,8 @@ def key_of(suite: Suite, local: Local) -> str:
     """Returns a key over suite, overrides, data, package and method sources, without importing any of them."""
     sha = hashlib.sha256()
     parts = [asdict(suite), local.data, __version__, [*_sources(suite)], _walk(root_of(suite, local))]
+    if suite.trainer.budget.unit != "steps" and local.results:
+        parts.append(costs.read(Path(local.results)))
     sha.update(json.dumps(parts, sort_keys=True).encode())
     return sha.hexdigest()[:16]
 
@@ -126,11 +135,18 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
         for entry in found.methods
         for seed in (*suite.seeds, *suite.confirm)
     ]
+    budget = suite.trainer.budget
+    reference = costs.reference_of(specs, budget.of)
+    keys = {spec.label: costs.key_of(spec, reference) for spec in specs}
+    specs, shown = costs.with_budget(specs, budget.unit, budget.of, Path(local.results) if local.results else None)
     cases = [case for spec in specs for case in (scenario.cases(spec) if scenario else [Case(spec)])]
     record = _record(suite, local, data, tasks, removed, overrides, cases)
+    record["cost_keys"] = keys
+    if shown:
+        record["budget"] = shown
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
-    return Study(record, cases)
+    return Study(record, cases, specs)
 
 
 def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> Scenario | None:
@@ -225,7 +241,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
         ),
         "optimiser": asdict(suite.optimiser),
         "trainer": {
-            **{key: value for key, value in trainer.items() if key not in own},
+            **{key: value for key, value in trainer.items() if key not in (*own, "budget")},
             "selection": suite.selection,
             "protocol": suite.protocol,
             "suite_version": suite.version,

@@ -59,10 +59,11 @@ class StepFlops:
         """Return plain values for a checkpoint."""
         return {kind: list(found) for kind, found in self._kinds.items()}
 
-    def per_step(self) -> float | None:
-        """Return the mean FLOPs of a step on this rank; None before the first."""
-        steps = sum(times for kind, (_, _, times) in self._kinds.items() if kind.endswith(", end"))
-        return sum(flops * times for flops, _, times in self._kinds.values()) / steps if steps else None
+    def per_step(self, phase: str = "") -> float | None:
+        """Return the mean FLOPs of a step on this rank, of one phase or of all; None before the first."""
+        found = {kind: of for kind, of in self._kinds.items() if not phase or kind.startswith(f"{phase}, ")}
+        steps = sum(times for kind, (_, _, times) in found.items() if kind.endswith(", end"))
+        return sum(flops * times for flops, _, times in found.values()) / steps if steps else None
 
 
 def cost_of(method: MTLMethod, seconds: float, world: int, flops: StepFlops, steps: int) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def cost_of(method: MTLMethod, seconds: float, world: int, flops: StepFlops, ste
         steps: Optimiser steps.
     """
     cuda = method.device.type == "cuda"
-    peak = _peak_memory(cuda=cuda)  # Before the forward passes below, which are not part of training.
+    peak = peak_memory(cuda=cuda)  # Before the forward passes below, which are not part of training.
     per_step = flops.per_step()
     return {
         "train_seconds": seconds,
@@ -102,7 +103,7 @@ def prediction_cost(method: MTLMethod) -> dict[str, Any]:
         }
 
 
-def _peak_memory(*, cuda: bool) -> int:
+def peak_memory(*, cuda: bool) -> int:
     """Return peak memory in bytes: that of the accelerator, or the resident memory of this process."""
     if cuda:
         return torch.cuda.max_memory_allocated()

@@ -7,10 +7,10 @@ from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.columns import kind_of_time
-from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair
+from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair, PairedTime
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, holm, paired
-from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.tables.cost import cost_of, paired_times
 from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
 Record = Mapping[str, Any]
@@ -24,12 +24,14 @@ def build(
     states: Mapping[str, str] | None,
     errors: Mapping[str, Record],
     named: NamedPair | None = None,
+    measured: Mapping[str, Record] | None = None,
 ) -> ConditionBoard:
     """Builds the table of a study; arguments and errors are those of `leaderboard.build`."""
     about, columns = study["scenario"], columns_of(study)
     known = known_states(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
-    rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
+    times = paired_times(study, measured or {})
+    rows = tuple(_row(study, entries, columns, done, times) for entries in by_label(study["rows"]).values())
     labels = [row.label for row in rows]
     wanted = named.reference if named else ""
     reference = next(name for name in (wanted, study["baseline"], labels[0]) if name in labels)
@@ -54,7 +56,13 @@ def build(
     )
 
 
-def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: Mapping[str, Record]) -> ConditionRow:
+def _row(
+    study: Record,
+    entries: list[Record],
+    columns: Sequence[Column],
+    done: Mapping[str, Record],
+    times: Mapping[str, PairedTime],
+) -> ConditionRow:
     about = study["scenario"]
     scores: dict[str, Scores] = {}
     for entry in entries:
@@ -70,7 +78,9 @@ def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: 
         for name in about["columns"]
     }
     planned = tuple(sorted({*study["seeds"], *(entry["seed"] for entry in entries)}))
-    return ConditionRow(entries[0]["label"], entries[0]["method"], planned, values, scores, cost_of(entries, done))
+    return ConditionRow(
+        entries[0]["label"], entries[0]["method"], planned, values, scores, cost_of(entries, done, times)
+    )
 
 
 def _wanted(column: Column, about: Record) -> bool:

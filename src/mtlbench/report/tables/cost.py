@@ -16,6 +16,21 @@ def runs_of(entry: Record) -> list[str]:
     return list(dict.fromkeys([*entry["runs"], *entry["serving"].values()]))
 
 
+def paired_times(study: Record, measured: Mapping[str, Record]) -> dict[str, PairedTime]:
+    """Returns the times in pairs by label, of the rows that are still those that were measured.
+
+    Args:
+        study: Content of ``study.json``.
+        measured: Entries of ``cost.json``.
+    """
+    keys = study.get("cost_keys") or {}
+    return {
+        label: PairedTime(entry["ratio"], entry["low"], entry["high"], entry["pairs"], entry["reference"])
+        for label, entry in measured.items()
+        if label in keys and entry.get("key") == keys[label]
+    }
+
+
 def cost_of(
     entries: Iterable[Record], done: Mapping[str, Record], measured: Mapping[str, PairedTime] | None = None
 ) -> Cost | None:
