@@ -55,9 +55,19 @@ def runs_of(spec: RunSpec) -> tuple[list[RunSpec], list[RunSpec]]:
 
 
 def read(root: Path) -> dict[str, dict[str, Any]]:
-    """Returns the stored entries by label; empty if there are none."""
+    """Returns the stored entries by label, without damaged ones; empty if there are none."""
     rows = (read_json(root / FILE) or {}).get("rows")
-    return {label: row for label, row in rows.items() if isinstance(row, dict)} if isinstance(rows, dict) else {}
+    return {label: row for label, row in rows.items() if _is_entry(row)} if isinstance(rows, dict) else {}
+
+
+def _is_entry(row: Any) -> bool:
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("key", "reference", "created")):
+        return False
+    numbers = [row.get(key) for key in ("ratio", "seconds_ratio", "flops_ratio", "pairs")]
+    ends = [row.get("low"), row.get("high")]
+    return all(
+        isinstance(n, (int, float)) and 0 < n < float("inf") for n in (*numbers, *(e for e in ends if e is not None))
+    )
 
 
 def store(root: Path, suite: str, rows: Mapping[str, Mapping[str, Any]]) -> None:

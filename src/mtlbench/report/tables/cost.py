@@ -61,7 +61,7 @@ def _of_seed(column: columns.CostColumn, entry: Record, done: Mapping[str, Recor
     """Returns what one seed costs; ``None`` if any value is unknown."""
     if column.per_task:
         costs = dict(zip(entry["serving"], _costs(entry["serving"].values(), done), strict=True))
-        values = [(cost.get(column.key) or {}).get(task) for task, cost in costs.items()]
+        values: list[Any] = [(cost.get(column.key) or {}).get(task) for task, cost in costs.items()]
         return None if None in values else sum(values) / len(values)
     runs = runs_of(entry) if column.preparing else dict.fromkeys(entry["serving"].values())
     values = [cost.get(column.key) for cost in _costs(runs, done)]
