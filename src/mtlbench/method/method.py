@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, overrides
+from mtlbench.balancing.base import BALANCING_HOOKS, GRADIENT_HOOKS, Balancer, Context, overrides
 from mtlbench.balancing.gradients.diagnostics import Snapshot
 from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.gradients.update import Update, needs_of
@@ -172,7 +172,8 @@ class MTLMethod(L.LightningModule, Registered):
 
         Override it if training has phases that differ in their work.
         """
-        return "gradients" if self.update.needs.hook is not None and self.balancer.due(step) else "losses"
+        looks = any(self.uses(hook) for hook in GRADIENT_HOOKS) and self.balancer.due(step)
+        return "gradients" if looks else "losses"
 
     def configure_optimizers(self) -> Any:
         """Returns optimiser and schedule of the suite."""

@@ -98,36 +98,38 @@ def with_budget(
     reference = reference_of(specs, of)
     stored = read(root) if root else {}
     first = {spec.label: spec for spec in reversed(specs)}
-    ratios: dict[str, float] = {}
+    steps: dict[str, int] = {}
     missing = []
     for label, spec in first.items():
-        key = key_of(spec, reference)
         entry = stored.get(label, {})
-        known = entry.get("key") == key
+        known = entry.get("key") == key_of(spec, reference)
         if spec.method == reference.method and spec.model == reference.model:
-            ratios[label] = 1.0
-        elif unit == "seconds" and not known:
-            missing.append(label)
-        elif unit == "seconds":
-            ratios[label] = float(entry["seconds_ratio"])
+            steps[label] = spec.trainer["steps"]
+        elif known:
+            steps[label] = max(1, round(spec.trainer["steps"] / entry[f"{unit}_ratio"]))
+        elif unit == "flops":
+            steps[label] = _steps_of_equal_flops(spec, reference)
         else:
-            ratios[label] = float(entry["flops_ratio"]) if known else _flops_ratio(spec, reference)
+            missing.append(label)
     if missing:
         raise SuiteError(
             f"trainer.budget.unit=seconds compares rows by seconds that were measured. Not measured yet: "
             f"{', '.join(missing)}. Measure them first: mtlbench cost {specs[0].suite}"
         )
-    steps = {label: max(1, round(spec.trainer["steps"] / ratios[label])) for label, spec in first.items()}
     described = {"unit": unit, "of": of, "steps": steps, "reference_steps": specs[0].trainer["steps"]}
     return [_with_steps(spec, steps[spec.label]) for spec in specs], described
 
 
-def _flops_ratio(spec: RunSpec, reference: RunSpec) -> float:
-    """Returns the training FLOPs of a row relative to those of the reference, both for the steps of the suite."""
-    from mtlbench.training.pace import training_flops
+def _steps_of_equal_flops(spec: RunSpec, reference: RunSpec) -> int:
+    """Returns for how many steps all runs of a row take the FLOPs of the reference."""
+    from mtlbench.training.pace import phase_flops, training_flops
 
-    every, _ = runs_of(spec)
-    return sum(map(training_flops, every)) / training_flops(reference)
+    budget, steps = training_flops(reference), spec.trainer["steps"]
+    known = [(run, phase_flops(run)) for run in runs_of(spec)[0]]
+    for _ in range(3):  # Not in one go: how often a phase occurs may depend on the number of steps.
+        own = sum(training_flops(_with_steps(run, steps), found) for run, found in known)
+        steps = max(1, round(steps * budget / own))
+    return steps
 
 
 def _with_steps(spec: RunSpec, steps: int) -> RunSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from mtlbench import registry
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
-from mtlbench.training.build import build_with_network
+from mtlbench.training.build import build, build_with_network
 from mtlbench.training.cost import StepFlops, peak_memory
 from mtlbench.training.trainer import build_trainer, quiet_lightning
 
@@ -143,20 +143,24 @@ class _Turns(L.Callback):
             self.paced.flops.end()
 
 
-def training_flops(spec: RunSpec) -> float:
-    """Return the FLOPs of a run of the length of its specification, counted on the first steps of a short one.
-
-    Phases take their share of the steps of the run itself.
-    """
+def phase_flops(spec: RunSpec) -> dict[str, float]:
+    """Return the mean FLOPs of a step by phase (see `MTLMethod.phase`), counted on a short training; ``""`` for any."""
     with Paced(spec, min(COUNTED, spec.trainer["steps"]), counted=True) as short:
         short.advance(short.spec.trainer["steps"])
-    flops: Any = short.flops
-    method = build_with_network(spec)[0]
-    phases: dict[str, int] = {}
-    for step in range(spec.trainer["steps"]):
-        phase = method.phase(step)
-        phases[phase] = phases.get(phase, 0) + 1
-    return sum(times * (flops.per_step(phase) or flops.per_step()) for phase, times in phases.items())
+    flops, steps = short.flops, range(short.spec.trainer["steps"])
+    phases = {"", *map(short.method.phase, steps)}
+    return {phase: found for phase in phases if flops and (found := flops.per_step(phase)) is not None}
+
+
+def training_flops(spec: RunSpec, known: Mapping[str, float] | None = None) -> float:
+    """Return the FLOPs of a run of the length of its specification.
+
+    Args:
+        spec: The run.
+        known: What `phase_flops` returned for a run that differs in its length alone; None to count.
+    """
+    found, (method, _) = known or phase_flops(spec), build(spec)
+    return sum(found.get(method.phase(step), found[""]) for step in range(spec.trainer["steps"]))
 
 
 def block(trainings: Iterable[Paced], steps: int) -> list[float]:

@@ -15,7 +15,6 @@ from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.dense import build_dense
 
-
 _RULE = (
     "dense_wide widens the MLPs of a vision transformer by mlp_ratio. Choose a plain one as model.encoder, for example "
     "'vit_tiny_patch16_224'."
