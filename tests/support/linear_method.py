@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.balancing.base import Context
+from mtlbench.errors import MethodError
 from mtlbench.method import MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs
 
+LINEAR = __name__
 PIXELS = 3 * 16 * 24
 WIDTH = 5
+TASKS = ["kind", "mean"]
+CHANNELS = 3 + 1
+BATCH = 8
+
+
+def by_hand(backward_passes: float = 1, forward_passes: float = 1) -> float:
+    """Returns the FLOPs of one step; pixels need no gradient, so the shared layer has one product per backward pass."""
+    shared, heads = 2 * BATCH * PIXELS * WIDTH, 2 * BATCH * WIDTH * CHANNELS
+    return shared * (forward_passes + backward_passes) + heads * (forward_passes + 2)
 
 
 class LinearNetwork(MTLNetwork):
@@ -65,3 +77,27 @@ class EveryThird(Plain):
         if self._state.step % 3 == 0:
             with torch.no_grad():
                 self.network(self._state.batch["image"], list(self.tasks))
+
+
+class Slow(Plain):
+    """Takes 50 ms more per step."""
+
+    def training_step(self, batch, batch_idx) -> Tensor:
+        time.sleep(0.05)
+        return super().training_step(batch, batch_idx)
+
+
+class Breaks(Plain):
+    """Fails in its second step."""
+
+    def training_step(self, batch, batch_idx) -> Tensor:
+        if batch_idx:
+            raise MethodError("It fails in its second step.")
+        return super().training_step(batch, batch_idx)
+
+
+class Unbuildable(Plain):
+    """Has no network."""
+
+    def build_network(self) -> MTLNetwork:
+        raise MethodError("It cannot be built.")

@@ -19,12 +19,7 @@ from mtlbench.testing.toy import ToyData
 from mtlbench.training import callbacks
 from mtlbench.training.callbacks import StepClock
 from mtlbench.training.cost import StepFlops
-from tests.support.linear_method import PIXELS, WIDTH
-
-LINEAR = "tests.support.linear_method"
-TASKS = ["kind", "mean"]
-CHANNELS = 3 + 1
-BATCH = 8
+from tests.support.linear_method import BATCH, CHANNELS, LINEAR, PIXELS, TASKS, WIDTH, by_hand
 
 
 def result_of(spec, folder) -> dict:
@@ -141,12 +136,6 @@ def test_a_clock_may_be_closed_while_it_is_paused(now):
 
 
 # ---- FLOPs ----------------------------------------------------------------------------------------------------------
-
-
-def by_hand(backward_passes: int = 1, forward_passes: int = 1) -> int:
-    """Returns the FLOPs of one step; pixels need no gradient, so the shared layer has one product per backward pass."""
-    shared, heads = 2 * BATCH * PIXELS * WIDTH, 2 * BATCH * WIDTH * CHANNELS
-    return shared * (forward_passes + backward_passes) + heads * (forward_passes + 2)
 
 
 @pytest.mark.parametrize(("name", "step"), [

@@ -36,7 +36,8 @@ def _shape(spec: RunSpec) -> list[Any]:
 
 def reference_of(specs: Sequence[RunSpec], name: str) -> RunSpec:
     """Returns the run that others are compared with: that of a label of the suite, or of a method by name."""
-    return next((spec for spec in specs if spec.label == name), specs[0].with_method(registry.record(name)))
+    labelled = [spec for spec in specs if spec.label == name]
+    return labelled[0] if labelled else specs[0].with_method(registry.record(name))
 
 
 def runs_of(spec: RunSpec) -> tuple[list[RunSpec], list[RunSpec]]:

@@ -57,7 +57,13 @@ class Paced:
         self._wait()
 
     def advance(self, steps: int) -> float:
-        """Makes some steps and returns their seconds, from one wait for the device to the next."""
+        """Makes some steps and returns their seconds, from one wait for the device to the next.
+
+        Raises:
+            ValueError: If the training does not have as many steps left.
+        """
+        if self.target + steps > self.spec.trainer["steps"]:
+            raise ValueError(f"A training of {self.spec.trainer['steps']} steps cannot go on to {self.target + steps}.")
         self.target += steps
         self._go.release()
         self._wait()
