@@ -143,7 +143,7 @@ COSTS = (
     ),
     cost(
         "flops_alone",
-        "FLOPs, 1 task",
+        "FLOPs/task",
         formatting.count,
         tables=_ALONE,
         per_task=True,
@@ -153,7 +153,7 @@ COSTS = (
     ),
     cost(
         "flops",
-        "all tasks",
+        "FLOPs/image",
         formatting.count,
         tables=_ALONE,
         tip="forward FLOPs per image for all tasks",
@@ -184,7 +184,7 @@ COSTS = (
         formatting.memory,
         unit="GiB",
         merge=max,
-        tables=frozenset({"leaderboard", "costs"}),
+        tables=_ALONE,
         tip="peak memory of the largest run",
         note="peak memory of the largest run: on an accelerator what PyTorch allocated, on a CPU the resident memory "
         "of the process",
@@ -327,7 +327,9 @@ def column_notes(rows: Sequence[Row]) -> list[str]:
 def cost_notes(rows: Sequence[Row | ConditionRow]) -> list[str]:
     """Returns the definitions of the costs that the table of costs shows."""
     reference = next((row.cost.paired.reference for row in rows if row.cost and row.cost.paired), "")
-    return [f"{c.head}: {c.note.format(reference=reference)}." for c in _costs("costs", rows) if c.note]
+    lines = [f"{c.head}: {c.note.format(reference=reference)}." for c in _costs("costs", rows) if c.note]
+    several = any(row.cost and row.cost.runs > 1 for row in rows)
+    return [*lines, f"A row with several runs: {merged_costs()}."] if several else lines
 
 
 def kind_of_time(rows: Sequence[Row | ConditionRow]) -> str:
@@ -367,9 +369,12 @@ def _read_against(board: Leaderboard, column: TableColumn) -> TableColumn:
 def _costs(table: str, rows: Sequence[Row | ConditionRow]) -> list[TableColumn]:
     """Returns the costs that a table shows: of the two kinds of time, one beside scores; nothing that no run has."""
     known: list[TableColumn] = [c for c in COSTS if table in c.tables and any(c.value(row) is not None for row in rows)]
-    if any(PAIRED.value(row) for row in rows):
-        known = [PAIRED, *(c for c in known if table == "costs" or c.head != "s/step")]
-    return known
+    if not any(PAIRED.value(row) for row in rows):
+        return known
+    if table == "costs":
+        return [PAIRED, *known]
+    short = replace(PAIRED, show=lambda found: formatting.number(found.ratio, 2))  # The interval is in that of costs.
+    return [short, *(c for c in known if c.head != "s/step")]
 
 
 def _rows(board: Board) -> Sequence[Row | ConditionRow]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtlbench.metrics.relative import PROTOCOL
-from mtlbench.report.columns import column_notes, kind_of_time, merged_costs
+from mtlbench.report.columns import column_notes, kind_of_time
 from mtlbench.report.model import Column, NamedPair, Resolution, Row
 
 SELECTED = {"last": "with the weights of the last step", "best": "with the weights that scored best on val"}
@@ -60,8 +60,6 @@ def notes(rows: Iterable[Row], named: NamedPair | None, against: str, resolution
         lines.append(
             "With one seed, noise cannot be estimated: there is no interval, and rows are ranked by value alone."
         )
-    if any(r.cost and r.cost.runs > 1 for r in every):
-        lines.append(f"Costs of a row with several runs: {merged_costs()}.")
     devices = sorted({device for r in every if r.cost for device in r.cost.devices.split(", ")})
     if devices:
         lines.append(f"Costs were measured on: {'; '.join(devices)}.")
