@@ -37,7 +37,7 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
         console.print(_table(compared[1]))
     for section in tables.sections(board, "terminal"):
         console.print(Text(f"\n{section.title}", style="bold"))
-        for table in _fit(section.grid, console) if section.title == "Costs" else [_table(section.grid)]:
+        for table in fit(section.grid, console) if section.title == "Costs" else [_table(section.grid)]:
             console.print(table)
         for note in section.notes:
             console.print(Text(note, style="dim"))
