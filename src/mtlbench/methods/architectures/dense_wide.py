@@ -31,7 +31,8 @@ class DenseWide(MTLMethod):
     Symbols: P number of trainable parameters.
 
     Args:
-        as_large_as: Name of the reference, a method with one network.
+        as_large_as: Name of the reference, a method with one network. Gates of single tasks count, so the width may
+            depend on the tasks of a run. A warm start needs equal networks: in the scenario `unseen_task`, name `moe`.
         arguments: Its hyper-parameters, where a suite does not train it with the defaults.
 
     Differences from common practice: none; a suite could give ``uniform`` an ``mlp_ratio`` in its ``model`` by hand.
