@@ -42,17 +42,17 @@ def test_seconds_per_step_hold_no_diagnostics(name, tmp_path, monkeypatch):
     def slow(original):
         def wrapped(*args, **kwargs):
             asked.append(1)
-            time.sleep(0.5)
+            time.sleep(1)
             return original(*args, **kwargs)
 
         return wrapped
 
     monkeypatch.setattr(Update, "look", slow(Update.look))
     monkeypatch.setattr(Reduced, "last_gramian", slow(Reduced.last_gramian))
-    local = {"diagnose_every": 3, "log_every": 2}
+    local = {"diagnose_every": 3, "log_every": 1}
     cost = result_of(toy_spec(name, steps=8, ragged=False, local=local), tmp_path)["cost"]
-    assert len(asked) == 3 and cost["train_seconds"] > 1.5
-    assert 0 < cost["seconds_per_step"] <= cost["seconds_per_step_p95"] < 0.3
+    assert len(asked) == 3 and cost["train_seconds"] > 3
+    assert 0 < cost["seconds_per_step"] <= cost["seconds_per_step_p95"] < 0.8
 
 
 def test_no_step_can_be_timed_where_each_one_diagnoses(tmp_path):
