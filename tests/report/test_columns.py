@@ -74,5 +74,5 @@ def test_a_column_says_how_runs_are_merged_and_where_it_shows(folder, monkeypatc
     entry = energy(merge=max, views=frozenset({"csv", "html"}))
     monkeypatch.setattr(columns, "COSTS", (*columns.COSTS, entry))
     views = views_of(folder)
-    assert views["html"].count("4.000 J") == 2 and "energy" in views["csv"]
+    assert views["html"].count("4.000 J") == 2 * 2 and "energy" in views["csv"]
     assert not any("4.000 J" in views[name] for name in ("terminal", "markdown", "latex"))

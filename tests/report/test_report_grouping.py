@@ -20,12 +20,12 @@ from scipy import stats
 
 from mtlbench.cli import status
 from mtlbench.report import build, show, write
-from mtlbench.report.columns import networks
 from mtlbench.report.figures.affinity import affinity_figures
 from mtlbench.report.groups import Grouping
 from mtlbench.report.model import Leaderboard
 from mtlbench.report.statistics import spearman
 from mtlbench.report.tables import stages
+from mtlbench.report.views.grouping import networks
 from tests.support.fake_study import plan, result
 
 TASKS = ["semseg", "depth", "saliency"]

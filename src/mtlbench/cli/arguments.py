@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtlbench import suite as suites
@@ -98,6 +98,8 @@ def read_request(arguments: argparse.Namespace) -> Request:
         chosen = arguments.methods.replace(",", " ").split()
     found = suites.read(arguments.suite, overrides, chosen)
     local = Local(data=arguments.data, devices=getattr(arguments, "devices", 1))
+    if found.suite:
+        local = replace(local, results=str(Path(arguments.results) / found.suite.name))
     if found.faults or found.suite is None:
         raise SuiteError("\n".join(found.faults))
     shown = [*overrides_of(arguments), *(f"{k}={v}" for k in ("methods", "seeds") if (v := getattr(arguments, k)))]

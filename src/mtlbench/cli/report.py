@@ -12,6 +12,7 @@ from mtlbench.cli.output import may_be_cut
 from mtlbench.cli.stored import broken_off, states_of, study_of
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import RunFolder, read_json, write_text
+from mtlbench.study import costs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +37,11 @@ def end_of_bench(root: Path, *, unchanged: bool, against: str = "") -> int:
     files = [root / name for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "report.html")]
     marker = root / ".reported"
     reported = marker.read_text(errors="replace") if marker.exists() else None
-    current = reported == record.get("key") and all(file.exists() for file in files)
+    stamp = _stamp(root, record)
+    current = reported == stamp and all(file.exists() for file in files)
     if not (unchanged and current):
         files = reports.write(root, states, against)
-        write_text(marker, "" if against else str(record.get("key")))
+        write_text(marker, "" if against else stamp)
     failed = [run_id for run_id, state in states.items() if state == "failed"]
     broken = broken_off(record)
     with may_be_cut():
@@ -47,6 +49,11 @@ def end_of_bench(root: Path, *, unchanged: bool, against: str = "") -> int:
         print("Written: " + ", ".join(str(path) for path in files))
         _print_unfinished(root, states, failed, broken)
     return ExitCode.FAILED if failed or broken else ExitCode.DONE
+
+
+def _stamp(root: Path, record: Mapping[str, object]) -> str:
+    """Returns what the files of a report were made from: the study, and the costs that were measured beside it."""
+    return " ".join([str(record.get("key")), *(entry["created"] for entry in costs.read(root).values())])
 
 
 def _print_unfinished(root: Path, states: Mapping[str, str], failed: Sequence[str], broken: Sequence[str]) -> None:

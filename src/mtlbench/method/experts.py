@@ -37,8 +37,7 @@ class ExpertMethod(MTLMethod):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Runs tasks one by one if each needs its own backward pass, otherwise together."""
-        every = self.spec.diagnose_every
-        looks = every > 0 and self.trainer.global_step % every == 0
+        looks = self.diagnoses(self.trainer.global_step)
         cast(ExpertNetwork, self.network).separate = looks or self.update.needs.hook is not None
         return super().training_step(batch, batch_idx)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlbench.balancing.base import BALANCING_HOOKS, Balancer, Context, overrides
+from mtlbench.balancing.base import BALANCING_HOOKS, GRADIENT_HOOKS, Balancer, Context, overrides
 from mtlbench.balancing.gradients.diagnostics import Snapshot
 from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.gradients.update import Update, needs_of
@@ -162,6 +162,19 @@ class MTLMethod(L.LightningModule, Registered):
     def uses(self, hook: str) -> bool:
         """Returns whether this method or its balancer defines a balancing hook."""
         return overrides(self, MTLMethod, hook) or overrides(self.balancer, Balancer, hook)
+
+    def diagnoses(self, step: int) -> bool:
+        """Returns whether an optimiser step measures gradient conflict, which takes further passes."""
+        every = self.spec.diagnose_every
+        return every > 0 and step % every == 0 and len(self.tasks) > 1 and bool(self.surgery.shared)
+
+    def phase(self, step: int) -> str:
+        """Returns the kind of an optimiser step. Steps of one kind do equal work; FLOPs are counted on one of each.
+
+        Override it if training has phases that differ in their work.
+        """
+        looks = any(self.uses(hook) for hook in GRADIENT_HOOKS) and self.balancer.due(step)
+        return "gradients" if looks else "losses"
 
     def configure_optimizers(self) -> Any:
         """Returns optimiser and schedule of the suite."""

@@ -62,6 +62,9 @@ class Trained(Protocol):
     def uses(self, hook: str) -> bool:
         """See `MTLMethod.uses`."""
 
+    def diagnoses(self, step: int) -> bool:
+        """See `MTLMethod.diagnoses`."""
+
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """See `MTLMethod.combine_losses`."""
 
@@ -220,9 +223,7 @@ def _scales_losses(method: Trained) -> bool:
 
 
 def _diagnoses(method: Trained, state: StepState, ctx: Context) -> bool:
-    every = method.spec.diagnose_every
-    due = every > 0 and state.step % every == 0
-    return due and len(ctx.active) > 1 and bool(method.surgery.shared)
+    return method.diagnoses(state.step) and len(ctx.active) > 1
 
 
 # ---- losses and context ---------------------------------------------------------------------------------------------

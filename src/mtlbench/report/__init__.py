@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtlbench.errors import coloured_output
+from mtlbench.errors import coloured_output, inert
 from mtlbench.report.model import Leaderboard
 from mtlbench.report.preregistration import named_pair, without_seeds_set_apart
 from mtlbench.report.reader import ReportInput, read_input, read_specs
 from mtlbench.report.tables import conditions
 from mtlbench.report.tables.leaderboard import build
 from mtlbench.runs.store import write_text
+from mtlbench.study import costs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,11 +32,12 @@ def load(folder: Path, states: Mapping[str, str] | None = None, against: str = "
         against: Row that the intervals of Δm refer to. Default: the baseline.
     """
     study = without_seeds_set_apart(read_input(folder))
-    named = named_pair(study)
+    named, measured = named_pair(study), inert(costs.read(folder))
     if "scenario" in study.plan:
-        return study, conditions.build(study.plan, study.results, states, study.errors, named)
+        return study, conditions.build(study.plan, study.results, states, study.errors, named, measured)
     specs = read_specs(study)
-    return study, build(study.plan, study.results, states, study.errors, specs, named=named, against=against)
+    found = {"named": named, "against": against, "measured": measured}
+    return study, build(study.plan, study.results, states, study.errors, specs, **found)
 
 
 def show(

@@ -13,14 +13,13 @@ from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.formatting import Cell
-from mtlbench.report.groups import FoundGroups
 from mtlbench.report.model import Board, Comparison, ConditionBoard, ConditionRow, Leaderboard, Row
 
 VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
 """Where a column may appear."""
 
-TABLES = frozenset({"leaderboard", "conditions"})
-"""Tables that show costs."""
+TABLES = frozenset({"leaderboard", "conditions", "costs"})
+"""Tables that show costs. That of costs alone has all of them, the others those that fit beside scores."""
 
 NOT_LATEX = VIEWS - {"latex"}
 """For columns that a table in a paper has no room for."""
@@ -101,8 +100,9 @@ class CostColumn(TableColumn):
         key: Name in ``result.json`` and in the CSV.
         unit: Unit in the CSV.
         merge: Combines the values of the runs of one seed: `sum` or `max`.
-        tables: Which tables have it, ``"leaderboard"`` and ``"conditions"``.
+        tables: Which tables have it, of `TABLES`.
         preparing: Whether runs that only prepare others count, besides those that serve tasks.
+        per_task: Whether a run has one value per task; a row has their mean over its tasks, each of the serving run.
     """
 
     key: str
@@ -110,6 +110,7 @@ class CostColumn(TableColumn):
     merge: Callable[[list[float]], float] = sum
     tables: frozenset[str] = TABLES
     preparing: bool = False
+    per_task: bool = False
 
 
 def cost(key: str, head: str, show: Callable[[Any], str], **others: Any) -> CostColumn:
@@ -123,18 +124,82 @@ def cost(key: str, head: str, show: Callable[[Any], str], **others: Any) -> Cost
     )
 
 
+_ALONE = frozenset({"costs"})
+
 COSTS = (
-    cost("seconds_per_step", "s/step", formatting.seconds, unit="s", tip="seconds per optimiser step"),
+    cost(
+        "seconds_per_step",
+        "s/step",
+        formatting.seconds,
+        unit="s",
+        tip="seconds per optimiser step, without diagnostics",
+        note="mean seconds of an optimiser step, without evaluations, checkpoints and steps that measure gradient "
+        "conflict. Of the study's own runs, which may have run beside others",
+    ),
+    cost(
+        "parameters",
+        "params",
+        formatting.count,
+        tip="trainable parameters of all networks",
+        note="trainable parameters of the networks that serve the tasks",
+    ),
+    cost(
+        "parameters_active",
+        "active",
+        formatting.count,
+        tables=_ALONE,
+        per_task=True,
+        tip="parameters that one task reads",
+        note="parameters that the prediction of one task alone reads, of E experts the k of one token; mean over tasks",
+    ),
+    cost(
+        "flops_alone",
+        "FLOPs/task",
+        formatting.count,
+        tables=_ALONE,
+        per_task=True,
+        tip="forward FLOPs per image for one task alone",
+        note="FLOPs of predicting one task alone for one image; mean over tasks. Two per multiply-add of products, "
+        "convolutions and attention, nothing for element-wise work",
+    ),
+    cost(
+        "flops",
+        "FLOPs/image",
+        formatting.count,
+        tables=_ALONE,
+        tip="forward FLOPs per image for all tasks",
+        note="FLOPs of predicting all tasks for one image",
+    ),
+    cost(
+        "training_flops",
+        "train FLOPs",
+        formatting.count,
+        preparing=True,
+        tip="FLOPs of all training of one seed",
+        note="FLOPs of all forward and backward passes of all runs of one seed, counted on one real step of each kind "
+        "and multiplied by its number of steps: passes of every single task and trial steps included, diagnostics and "
+        "evaluations not",
+    ),
+    cost(
+        "steps",
+        "steps",
+        formatting.whole,
+        merge=max,
+        tables=_ALONE,
+        tip="optimiser steps",
+        note="optimiser steps of a run",
+    ),
     cost(
         "peak_memory_gib",
         "GiB",
         formatting.memory,
         unit="GiB",
         merge=max,
-        tables=frozenset({"leaderboard"}),
+        tables=_ALONE,
         tip="peak memory of the largest run",
+        note="peak memory of the largest run: on an accelerator what PyTorch allocated, on a CPU the resident memory "
+        "of the process",
     ),
-    cost("parameters", "params", formatting.parameters, tip="number of parameters"),
     cost(
         "train_seconds",
         "train",
@@ -143,9 +208,22 @@ COSTS = (
         preparing=True,
         views=NOT_LATEX,
         tip="training time of all runs of one seed",
+        note="training time of all runs of one seed, evaluations, checkpoints and diagnostics included",
     ),
 )
-"""Cost columns of the leaderboard, of the table of conditions and of the CSV."""
+"""Cost columns of all tables and of the CSV."""
+
+PAIRED = TableColumn(
+    head="time ×",
+    value=lambda row: row.cost.paired if row.cost else None,
+    show=formatting.ratio,
+    group="cost",
+    better="lower",
+    tip="seconds per step relative to the reference, in interleaved pairs",
+    note="seconds per step, without diagnostics, relative to those of {reference}: geometric mean over pairs of blocks "
+    "of steps that took turns in one process, with its 95 % interval (`mtlbench cost`)",
+)
+"""The other kind of time; a table beside scores shows it instead of s/step where it was measured."""
 
 METHOD = TableColumn(head="method", value=lambda row: row.label, group="name", text=True)
 
@@ -212,56 +290,6 @@ COMPARED = (
 )
 """Columns of the pairwise comparisons."""
 
-FOUND = (
-    TableColumn(head="method", value=lambda line: line[0], group="name", text=True),
-    TableColumn(head="seed", value=lambda line: line[1].seed, group="name"),
-    TableColumn(
-        head="networks",
-        value=lambda line: networks(line[1]),
-        text=True,
-        tip="a task in parentheses is served by another network",
-    ),
-    TableColumn(
-        head="search",
-        value=lambda line: line[1].search_seconds,
-        show=formatting.duration,
-        group="cost",
-        tip="training time of runs that only search for groups",
-    ),
-    TableColumn(
-        head="groups",
-        value=lambda line: line[1].group_seconds,
-        show=formatting.duration,
-        group="cost",
-        tip="training time of all other runs of the row",
-    ),
-    TableColumn(head="total", value=lambda line: line[1].total_seconds, show=formatting.duration, group="cost"),
-    TableColumn(
-        head="of all %",
-        value=lambda line: line[1].share,
-        show=lambda v: formatting.number(v, 1),
-        group="cost",
-        tip="total as a share of training every subset of tasks",
-    ),
-)
-"""Columns of the groups of tasks; a row is a label and one `FoundGroups`."""
-
-QUALITY = (
-    METHOD,
-    TableColumn(head="ρ", value=lambda g: g.correlation, show=formatting.delta, tip="Spearman rank correlation"),
-    TableColumn(head="95 % interval", value=lambda g: g.correlation, show=formatting.interval),
-    TableColumn(head="seeds", value=lambda g: g.correlation.n if g.correlation else None),
-    TableColumn(head="groups compared", value=lambda g: _counts(g.found), tip="per seed"),
-    TableColumn(
-        head="of all %",
-        value=lambda g: g.share.mean if g.share else None,
-        show=lambda v: formatting.number(v, 1),
-        group="cost",
-        tip="mean over seeds",
-    ),
-)
-"""Columns of predicted against measured quality; a row is a `Grouping`."""
-
 
 def grid(columns: Iterable[TableColumn], rows: Sequence[Any], view: str = "") -> tuple[Part, ...]:
     """Formats the columns that a view shows; ``""`` selects every column."""
@@ -276,7 +304,7 @@ def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
         for c in board.primary
     ]
     ranking = grid([_read_against(board, column) for column in RANKING], board.rows, view)
-    return (*ranking, *scores, *grid(_costs("leaderboard"), board.rows, view))
+    return (*ranking, *scores, *grid(_costs("leaderboard", board.rows), board.rows, view))
 
 
 def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
@@ -290,7 +318,13 @@ def condition_grid(board: ConditionBoard, view: str = "") -> tuple[Part, ...]:
         )
         for name in board.conditions
     ]
-    return grid((METHOD, *scores, *_costs("conditions")), board.rows, view)
+    return grid((METHOD, *scores, *_costs("conditions", board.rows)), board.rows, view)
+
+
+def cost_grid(board: Board, view: str = "") -> tuple[Part, ...]:
+    """Builds the table of costs alone; it has no rows if no cost is known."""
+    known = [row for row in _rows(board) if row.cost]
+    return grid((METHOD, *_costs("costs", known)), known, view)
 
 
 def comparison_grid(comparisons: Sequence[Comparison]) -> tuple[Part, ...]:
@@ -310,30 +344,44 @@ def numbers_of(row: Any) -> Iterable[dict[str, object]]:
         value = column.value(row) if "csv" in column.views else None
         if value is not None:
             yield {"quantity": column.key, "unit": column.unit, "better": column.better, "mean": value}
+    if pairs := PAIRED.value(row):
+        numbers = {"mean": pairs.ratio, "low": pairs.low, "high": pairs.high, "n": pairs.pairs}
+        yield {"quantity": "seconds_per_step_ratio", "better": "lower", **numbers}
 
 
 def column_notes(rows: Sequence[Row]) -> list[str]:
-    """Returns the notes of the columns that have a value."""
-    return [
-        f"{c.head}: {c.note}" for c in (*RANKING, *COSTS) if c.note and any(c.value(row) is not None for row in rows)
-    ]
+    """Returns the notes of the columns before the scores that have a value."""
+    return [f"{c.head}: {c.note}" for c in RANKING if c.note and any(c.value(row) is not None for row in rows)]
+
+
+def cost_notes(rows: Sequence[Row | ConditionRow]) -> list[str]:
+    """Returns the definitions of the costs that the table of costs shows."""
+    reference = next((row.cost.paired.reference for row in rows if row.cost and row.cost.paired), "")
+    lines = [f"{c.head}: {c.note.format(reference=reference)}." for c in _costs("costs", rows) if c.note]
+    several = any(row.cost and row.cost.runs > 1 for row in rows)
+    return [*lines, f"A row with several runs: {merged_costs()}."] if several else lines
+
+
+def kind_of_time(rows: Sequence[Row | ConditionRow]) -> str:
+    """Says which of the two kinds of time a table beside scores shows; ``""`` if none."""
+    shown = [column.head for column in _costs("leaderboard", rows)]
+    if PAIRED.head in shown:
+        return f"{PAIRED.head} was measured in interleaved pairs by `mtlbench cost`; the table of costs defines it."
+    if "s/step" in shown:
+        return (
+            "s/step is that of the study's own runs, which may have run beside others. `mtlbench cost` measures "
+            "methods in interleaved pairs. The table of costs defines all costs."
+        )
+    return ""
 
 
 def merged_costs() -> str:
     """Says how the costs of several runs are combined, for a footnote."""
     merged: dict[str, list[str]] = {}
-    for column in _costs("leaderboard"):
-        merged.setdefault({"sum": "sum", "max": "maximum"}[column.merge.__name__], []).append(column.head)
+    for column in COSTS:
+        how = "mean over tasks" if column.per_task else {"sum": "sum", "max": "maximum"}[column.merge.__name__]
+        merged.setdefault(how, []).append(column.head)
     return "; ".join(f"{merge} of {', '.join(heads)}" for merge, heads in merged.items())
-
-
-def networks(found: FoundGroups) -> str:
-    """Lists the tasks of every network; parentheses mark tasks that another network serves."""
-    lists = [
-        [task if found.serves.get(task) == index else f"({task})" for task in group]
-        for index, group in enumerate(found.groups)
-    ]
-    return "; ".join(" + ".join(tasks) for tasks in lists)
 
 
 def problem_summary(board: Board) -> str:
@@ -352,10 +400,16 @@ def _at_floor(condition: str, row: ConditionRow) -> bool:
     return condition in row.at_floor
 
 
-def _costs(table: str) -> list[CostColumn]:
-    return [column for column in COSTS if table in column.tables]
+def _costs(table: str, rows: Sequence[Row | ConditionRow]) -> list[TableColumn]:
+    """Returns the costs that a table shows: of the two kinds of time, one beside scores; nothing that no run has."""
+    known: list[TableColumn] = [c for c in COSTS if table in c.tables and any(c.value(row) is not None for row in rows)]
+    if not any(PAIRED.value(row) for row in rows):
+        return known
+    if table == "costs":
+        return [PAIRED, *known]
+    short = replace(PAIRED, show=lambda found: formatting.number(found.ratio, 2))  # The interval is in that of costs.
+    return [short, *(c for c in known if c.head != "s/step")]
 
 
-def _counts(every: Sequence[FoundGroups]) -> str:
-    counts = sorted({len(found.qualities) for found in every})
-    return f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else str(counts[0])
+def _rows(board: Board) -> Sequence[Row | ConditionRow]:
+    return board.rows if isinstance(board, (Leaderboard, ConditionBoard)) else ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderboard, Row
+from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderboard, PairedTime, Row
 from mtlbench.report.statistics import Estimate, estimate
 
 BLANK = "–"
@@ -120,9 +120,20 @@ def memory(value: float) -> str:
     return f"{value:.2f}"
 
 
-def parameters(value: float) -> str:
-    """Returns the number of parameters with a suffix."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+def whole(value: float) -> str:
+    """Returns a whole number."""
+    return f"{value:,.0f}"
+
+
+def ratio(value: PairedTime) -> Cell:
+    """Returns a ratio with its interval."""
+    spread = "" if value.low is None or value.high is None else f"[{value.low:.2f}, {value.high:.2f}]"
+    return Cell(f"{value.ratio:.2f}", spread)
+
+
+def count(value: float) -> str:
+    """Returns a number of parameters or FLOPs with a suffix."""
+    for limit, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.0f}"

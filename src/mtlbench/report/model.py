@@ -43,6 +43,24 @@ class Column:
 
 
 @dataclass(frozen=True)
+class PairedTime:
+    """Seconds per step relative to a reference, measured by ``mtlbench cost``.
+
+    Attributes:
+        ratio: Geometric mean over pairs.
+        low, high: Its 95 % interval; ``None`` for one pair.
+        pairs: Number of pairs.
+        reference: Row that is 1.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    pairs: int
+    reference: str
+
+
+@dataclass(frozen=True)
 class Cost:
     """Costs of one seed of a row, averaged over seeds.
 
@@ -50,11 +68,13 @@ class Cost:
         values: Values by key of `mtlbench.report.columns.COSTS`; ``None`` if unknown.
         runs: Number of runs that serve the tasks.
         devices: Where it was measured, for example ``"cpu"``.
+        paired: Time relative to the reference, ``None`` if it was not measured.
     """
 
     values: dict[str, float | None]
     runs: int
     devices: str
+    paired: PairedTime | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtlbench.metrics.relative import PROTOCOL
-from mtlbench.report.columns import column_notes, merged_costs
+from mtlbench.report.columns import column_notes, kind_of_time
 from mtlbench.report.model import Column, NamedPair, Resolution, Row
 
 SELECTED = {"last": "with the weights of the last step", "best": "with the weights that scored best on val"}
@@ -22,6 +22,7 @@ def rules(
         "Suite": f"{study['suite']}, version {study.get('version', '?')}",
         "Scores": f"on the {study['split']} split, {SELECTED.get(study['selection'], study['selection'])}",
         "Tuning budget": study["search"],
+        "Training budget": _budget(study.get("budget")),
         "Seeds": ", ".join(map(str, study["seeds"])),
         "Seeds set apart": study.get("set_apart", ""),
         "Named comparison": named.about if named else "",
@@ -59,11 +60,11 @@ def notes(rows: Iterable[Row], named: NamedPair | None, against: str, resolution
         lines.append(
             "With one seed, noise cannot be estimated: there is no interval, and rows are ranked by value alone."
         )
-    if any(r.cost and r.cost.runs > 1 for r in every):
-        lines.append(f"Costs of a row with several runs: {merged_costs()}.")
     devices = sorted({device for r in every if r.cost for device in r.cost.devices.split(", ")})
     if devices:
         lines.append(f"Costs were measured on: {'; '.join(devices)}.")
+    if told := kind_of_time(every):
+        lines.append(told)
     hints = dict.fromkeys(r.hint for r in every if r.hint.startswith(("Δm", "no task")))
     lines += column_notes(every)
     return (*lines, *(f"Δm is blank: {hint}." for hint in hints))
@@ -89,6 +90,15 @@ def _pre_registered(named: NamedPair) -> Iterable[str]:
             f"{pair} This is look {named.looks} at its outcome; its p-value is multiplied by {2**named.looks}, so that "
             "all looks together err with a probability of at most 5 %."
         )
+
+
+def _budget(budget: Mapping[str, Any] | None) -> str:
+    """Returns what rows have in common if it is not the number of steps."""
+    if not budget:
+        return ""
+    what = {"flops": "training FLOPs", "seconds": "training seconds"}.get(budget["unit"], budget["unit"])
+    steps = ", ".join(f"{label} {count:,}" for label, count in budget["steps"].items())
+    return f"each row has as many {what} as {budget['of']} at {budget['reference_steps']:,} steps; steps: {steps}"
 
 
 def _code(study: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtlbench.errors import MethodError
 from mtlbench.runs.spec import RunSpec
 
 Result = dict[str, Any]
@@ -64,3 +65,27 @@ def one_run(spec: RunSpec) -> Plan:
     """Yield the plan of most methods: a single run, which serves all tasks."""
     yield [spec]
     return dict.fromkeys(spec.tasks, spec.run_id)
+
+
+def foreseen(plan: Plan) -> tuple[list[RunSpec], Serving]:
+    """Follow a plan whose runs do not depend on results; return its runs, and which of them serves which task.
+
+    Args:
+        plan: A plan that has not begun. It receives empty results.
+
+    Raises:
+        MethodError: If the plan looks at a result.
+    """
+    runs: list[RunSpec] = []
+    try:
+        stage = next(plan)
+        while True:
+            runs += stage
+            stage = plan.send([{} for _ in stage])
+    except StopIteration as end:
+        return runs, Ending.of(end.value).serving
+    except Exception as error:
+        raise MethodError(
+            "The runs of the row must be known beforehand. Its plan chooses them by results, so its cost is known only "
+            "when it has ended: see the table of costs of the leaderboard."
+        ) from error

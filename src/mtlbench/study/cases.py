@@ -15,34 +15,48 @@ from mtlbench.study.validation import MethodEntry
 from mtlbench.suite import ModelSection, Suite
 
 
-def cases_of(
-    suite: Suite,
-    methods: Sequence[MethodEntry],
-    parts: Callable[[ModelSection], Mapping[str, Any]],
-    tasks: Mapping[str, Any],
-    scenario: Scenario | None,
-) -> list[Case]:
-    """Returns the cases in the order of the suite, last those of the floor unless the suite has ``floor: false``.
+def specs_of(
+    suite: Suite, methods: Sequence[MethodEntry], parts: Callable[[ModelSection], Mapping[str, Any]]
+) -> list[RunSpec]:
+    """Returns one run per method and seed in the order of the suite, last the floor unless it has ``floor: false``.
 
     Args:
         suite: The suite.
         methods: Its methods.
         parts: Returns the fields of a run that depend on neither method nor seed, given its model.
+    """
+    own = any(FLOOR in (entry.label, entry.record["name"]) for entry in methods)
+    floor = [MethodEntry(FLOOR, registry.record(FLOOR), suite.model)] if suite.floor and not own else []
+    return [
+        RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **parts(entry.model))
+        for entry in (*methods, *floor)
+        for seed in (*suite.seeds, *suite.confirm)
+    ]
+
+
+def is_floor(spec: RunSpec) -> bool:
+    """Whether a run predicts without the image."""
+    return bool(spec.method["name"] == FLOOR)
+
+
+def cases_of(specs: Sequence[RunSpec], tasks: Mapping[str, Any], scenario: Scenario | None) -> list[Case]:
+    """Returns the cases of runs, in their order.
+
+    Args:
+        specs: Runs of methods and seeds.
         tasks: Tasks by name.
         scenario: What varies besides method and seed.
 
     Raises:
         SuiteError: If nothing is left to run.
     """
-    own = any(FLOOR in (entry.label, entry.record["name"]) for entry in methods)
-    floor = [MethodEntry(FLOOR, registry.record(FLOOR), suite.model)] if suite.floor and not own else []
     fitted = [name for name, task in tasks.items() if task.blind() is not None]
     cases: list[Case] = []
-    for entry in (*methods, *floor):
-        shared, is_floor = parts(entry.model), entry.record["name"] == FLOOR
-        for seed in (*suite.seeds, *suite.confirm):
-            spec = RunSpec(suite=suite.name, label=entry.label, seed=seed, method=entry.record, **shared)
-            cases += _floor(spec, fitted, scenario) if is_floor else scenario.cases(spec) if scenario else [Case(spec)]
+    for spec in specs:
+        if is_floor(spec):
+            cases += _floor(spec, fitted, scenario)
+        else:
+            cases += scenario.cases(spec) if scenario else [Case(spec)]
     if not cases:
         raise SuiteError(
             f"The floor needs a task whose kind defines one (`Task.blind`). Found {', '.join(tasks)}, which have none. "

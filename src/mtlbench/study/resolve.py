@@ -20,12 +20,12 @@ from typing import Any
 
 from mtlbench import __version__
 from mtlbench.errors import DataError, SuiteError, foreign_code
-from mtlbench.registry import FLOOR
 from mtlbench.runs import shapes
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json, write_json
-from mtlbench.study.cases import cases_of
+from mtlbench.study import costs
+from mtlbench.study.cases import cases_of, is_floor, specs_of
 from mtlbench.study.scenarios import Scenario
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
@@ -38,10 +38,12 @@ class Local:
     Attributes:
         data: Folder of the data (``DATA=``), or None for the suite's own.
         devices: Devices per run (``DEVICES=``).
+        results: ``results/<suite>``, where measured costs are, or None.
     """
 
     data: str | None = None
     devices: int = 1
+    results: str | None = None
 
 
 @dataclass
@@ -52,11 +54,13 @@ class Study:
         record: What the report reads.
         cases: What is trained.
         doubts: Warnings for the user, one sentence or more each.
+        specs: The runs of methods and seeds before a scenario changes them.
     """
 
     record: dict[str, Any]
     cases: list[Case] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    specs: list[RunSpec] = field(default_factory=list)
 
     @property
     def members(self) -> list[RunSpec]:
@@ -68,6 +72,8 @@ def key_of(suite: Suite, local: Local) -> str:
     """Returns a key over suite, overrides, data, package and method sources, without importing any of them."""
     sha = hashlib.sha256()
     parts = [asdict(suite), local.data, __version__, [*_sources(suite)], _walk(root_of(suite, local))]
+    if suite.trainer.budget.unit != "steps" and local.results:
+        parts.append(costs.read(Path(local.results)))
     sha.update(json.dumps(parts, sort_keys=True).encode())
     return sha.hexdigest()[:16]
 
@@ -115,11 +121,24 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     _check_counts(suite, data, place)
     scenario = _checked_scenario(found, data, tasks)
     shared = _shared_parts(suite, local, data, tasks, root)
-    cases = cases_of(suite, found.methods, lambda model: _with_model(shared, model), tasks, scenario)
+
+    def parts(model: ModelSection) -> dict[str, Any]:
+        return _with_model(shared, model)
+
+    budget = suite.trainer.budget
+    every = specs_of(suite, found.methods, parts)
+    specs, floor = [s for s in every if not is_floor(s)], [s for s in every if is_floor(s)]
+    reference = costs.reference_of(specs or floor, budget.of)
+    keys = {spec.label: costs.key_of(spec, reference) for spec in specs}
+    specs, shown = costs.with_budget(specs, budget.unit, budget.of, Path(local.results) if local.results else None)
+    cases = cases_of([*specs, *floor], tasks, scenario)
     record = _record(suite, local, data, tasks, removed, overrides, cases)
+    record["cost_keys"] = keys
+    if shown:
+        record["budget"] = shown
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
-    return Study(record, cases, [doubt] if (doubt := data.unidentified()) else [])
+    return Study(record, cases, [doubt] if (doubt := data.unidentified()) else [], specs)
 
 
 def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> Scenario | None:
@@ -213,7 +232,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
         ),
         "optimiser": asdict(suite.optimiser),
         "trainer": {
-            **{key: value for key, value in trainer.items() if key not in own},
+            **{key: value for key, value in trainer.items() if key not in (*own, "budget")},
             "selection": suite.selection,
             "protocol": suite.protocol,
             "suite_version": suite.version,
@@ -266,7 +285,7 @@ def _record(
         "confirm": list(suite.confirm),
         "tasks": described,
         "removed": removed,
-        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases if case.spec.method["name"] != FLOOR)),
+        "encoders": list(dict.fromkeys(_encoder(case.spec) for case in cases if not is_floor(case.spec))),
         "rows": [
             {
                 "label": case.spec.label,

@@ -13,6 +13,7 @@ from mtlbench import registry
 from mtlbench.errors import MethodError, MtlbenchError, SuiteError, foreign_code, unknown_name
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study import scenarios
+from mtlbench.study.costs import UNITS
 from mtlbench.study.scenarios import Scenario, Scope
 from mtlbench.suite import ModelSection, Suite
 
@@ -274,7 +275,13 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         if suite.selection == "best" and not trainer.evaluate_every:
             raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
 
+    def budget_is_known() -> None:
+        _known("unit of trainer.budget", trainer.budget.unit, UNITS)
+        if trainer.budget.of not in _labels(suite):
+            registry.find(trainer.budget.of)
+
     return {
+        "trainer.budget": budget_is_known,
         "model.encoder": lambda: encoder_exists(suite.model.encoder),
         "model.encoder_options": lambda: check_options(suite.model.encoder, suite.model.encoder_options),
         "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
@@ -285,6 +292,10 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         "trainer.batch_size": lambda: check_division(trainer.batch_size, devices, trainer.accumulate),
         "selection": best_needs_evaluation,
     }
+
+
+def _labels(suite: Suite) -> set[str]:
+    return {str(m if isinstance(m, str) else m.get("label") or m.get("name")) for m in suite.methods}
 
 
 def _check_backend(name: str) -> None:

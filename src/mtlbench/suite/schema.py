@@ -83,9 +83,21 @@ class OptimiserSection:
 
 
 @dataclass
+class BudgetSection:
+    """What rows have in common: ``steps``, or the ``flops`` or ``seconds`` of training of a reference row.
+
+    ``of``: label or method whose training for ``trainer.steps`` is the budget of every row.
+    """
+
+    unit: str = "steps"
+    of: str = "uniform"
+
+
+@dataclass
 class TrainerSection:
     """Length, effective batch over all devices, precision, clipping (0 = off) and periods in steps (0 = never).
 
+    ``budget``: whether rows are compared at equal steps or at equal training compute.
     ``surgery``: how rules on gradients keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
     """
@@ -103,6 +115,7 @@ class TrainerSection:
     examples: int = ranged(4, Range(0, 10**4))
     surgery: str = "auto"
     compile: str = ""
+    budget: BudgetSection = field(default_factory=BudgetSection)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from mtlbench.balancing.gradients.diagnostics import conflict_row
 from mtlbench.data import MTLDataModule
 from mtlbench.method import MTLMethod
 from mtlbench.training import checkpoint
+from mtlbench.training.cost import StepFlops
 from mtlbench.training.evaluation import Scores, evaluate, share_buffers
 from mtlbench.training.loggers import MetricsFile, Tracker
 
@@ -23,26 +24,51 @@ STOP_EVERY = 5
 
 
 class StepClock:
-    """Seconds per step, measured between points at which the host waits for the device in any case."""
+    """Seconds per step, measured between points at which the host waits for the device in any case.
+
+    A step that measures gradient conflict costs other work than an ordinary one, and is left out as a whole: the clock
+    is paused from the end of the step before it to its own end.
+    """
 
     def __init__(self) -> None:
         self.windows: list[float] = []
-        self._since, self._steps = time.perf_counter(), 0
-
-    def tick(self, steps: int) -> None:
-        """Closes a window of ``steps`` steps."""
-        if steps:
-            self.windows.append((time.perf_counter() - self._since) / steps)
+        self.paused = False
         self.restart()
 
     def restart(self) -> None:
-        """Open a window; the time since the last one does not count."""
-        self._since = time.perf_counter()
+        """Open an empty window; the time since the last one does not count, nor do its steps."""
+        self._seconds, self._steps, self._spoilt, self._since = 0.0, 0, False, time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock; the device must have no work left."""
+        self._seconds, self.paused = self._seconds + self._running(), True
+
+    def resume(self) -> None:
+        """Let the clock go on; the device must have no work left."""
+        self._since, self.paused = time.perf_counter(), False
+
+    def count(self) -> None:
+        """Add a step to the window, unless the clock is paused."""
+        self._steps += not self.paused
+
+    def leave_out(self) -> None:
+        """Leave out the last step without waiting for the device: drop the window, or begin it anew if it is new."""
+        if self._steps > 1:
+            self._spoilt = True
+        else:
+            self.restart()
+
+    def tick(self) -> None:
+        """Close the window."""
+        if self._steps and not self._spoilt:
+            self.windows.append((self._seconds + self._running()) / self._steps)
+        self.restart()
 
     def summary(self) -> dict[str, float | None]:
-        """Returns mean and 95th percentile of seconds per step; the first window warms up and is left out.
+        """Return mean and 95th percentile of seconds per step; the first window warms up and is left out.
 
-        Both are None if no window was closed, as in a run without steps.
+        Both are None if no step could be timed, for example because there are no steps or each
+        of them measured gradient conflict.
         """
         windows = sorted(self.windows[1:] or self.windows)
         if not windows:
@@ -51,6 +77,9 @@ class StepClock:
             "seconds_per_step": sum(windows) / len(windows),
             "seconds_per_step_p95": windows[min(len(windows) - 1, int(0.95 * len(windows)))],
         }
+
+    def _running(self) -> float:
+        return 0.0 if self.paused else time.perf_counter() - self._since
 
 
 class EndOfStep(L.Callback):
@@ -85,19 +114,34 @@ class EndOfStep(L.Callback):
         self.best_loss, self.conflicts, self.measured = float("inf"), 0, 0
         self.step, self.stopped, self.clock = 0, False, StepClock()
         self.started, self._earlier = time.time(), 0.0
-        self._logged = 0
+        self.flops, self._counting = StepFlops(), False
 
     def on_train_start(self, trainer: L.Trainer, method: Any) -> None:
         """Starts the clock, and listens to signals."""
         self.listen()
-        self._logged = self.step = trainer.global_step
+        self.step = trainer.global_step
         self.clock.restart()
+        self._stop_clock_if_diagnosed(method)
+
+    def on_train_batch_start(self, trainer: L.Trainer, method: Any, batch: Any, batch_idx: int) -> None:
+        """Begins to count the FLOPs of the micro-batch where none of its kind has been counted."""
+        self.flops.begin(method, batch, batch_idx)
+
+    def on_exception(self, trainer: L.Trainer, method: Any, exception: BaseException) -> None:
+        """Ends counting."""
+        self.flops.end()
 
     def on_train_batch_end(self, trainer: L.Trainer, method: Any, *args: Any) -> None:
         """Logs, evaluates and saves when due after an optimiser step; ignores micro-batches that did not step."""
+        counted = self.flops.end()
         if trainer.global_step == self.step:
+            self._counting |= counted
             return
         self.step = trainer.global_step
+        self.clock.count()
+        if (counted or self._counting) and not self.clock.paused:
+            self.clock.leave_out()
+        self._counting = False
         last = self.step >= self.data.steps
         row = self._losses(trainer, method) if last or self._due("log_every") else {}
         row |= self._conflict(method)
@@ -110,6 +154,7 @@ class EndOfStep(L.Callback):
         if self.step % STOP_EVERY == 0 and self._asked_to_stop(method.device) and not last:
             self._save(trainer, method)
             self.stopped = trainer.should_stop = True
+        self._stop_clock_if_diagnosed(method)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs."""
@@ -119,6 +164,7 @@ class EndOfStep(L.Callback):
             "measured": self.measured,
             "seconds": self.seconds(),
             "windows": list(self.clock.windows),
+            "flops": self.flops.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -126,6 +172,7 @@ class EndOfStep(L.Callback):
         self.best_loss = state_dict["best_loss"]
         self.conflicts, self.measured = state_dict["conflicts"], state_dict["measured"]
         self._earlier, self.clock.windows = state_dict.get("seconds", 0.0), list(state_dict.get("windows", ()))
+        self.flops = StepFlops(state_dict.get("flops"))
 
     def seconds(self) -> float:
         """Return the training time of this run, including that of earlier processes up to their last checkpoint."""
@@ -149,8 +196,7 @@ class EndOfStep(L.Callback):
         if losses is not None:
             row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
         row |= {name: float(value) for name, value in method.diagnostics().items()}
-        self.clock.tick(self.step - self._logged)
-        self._logged = self.step
+        self.clock.tick()
         return row
 
     def _conflict(self, method: MTLMethod) -> dict[str, float]:
@@ -179,7 +225,16 @@ class EndOfStep(L.Callback):
         share_buffers(method.network)
         trainer.save_checkpoint(checkpoint.path_of(self.folder, self.step), weights_only=False)
         self.clock.restart()
-        self._logged = self.step
+
+    def _stop_clock_if_diagnosed(self, method: MTLMethod) -> None:
+        """Pause the clock before a step that measures gradient conflict, in which the host waits anyway."""
+        looks = method.diagnoses(self.step)
+        if (looks or self.clock.paused) and method.device.type == "cuda":
+            torch.cuda.synchronize(method.device)
+        if looks and not self.clock.paused:
+            self.clock.pause()
+        elif self.clock.paused and not looks:
+            self.clock.resume()
 
     def _asked_to_stop(self, device: torch.device) -> bool:
         return distributed.sum_counts([int(self.stop())], device)[0] > 0

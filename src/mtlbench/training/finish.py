@@ -32,7 +32,10 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     # A plan may choose by these: the reported split must stay unseen until its choice is made.
     validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if split != "val" else None
     weights = method.state_dict()
-    cost = {**end.clock.summary(), **cost_of(method, end.seconds(), method.trainer.world_size)}
+    cost = {
+        **end.clock.summary(),
+        **cost_of(method, end.seconds(), method.trainer.world_size, end.flops, end.step),
+    }
     if not method.trainer.is_global_zero:
         return
     pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])

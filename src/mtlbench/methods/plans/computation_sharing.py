@@ -147,6 +147,10 @@ class ComputationSharing(MTLMethod):
                 "`mtlbench bench`, which follows the method's plan, or call use_sources."
             )
 
+    def phase(self, step: int) -> str:
+        """Returns pruning, tuning or sparsifying, of which the last also runs the base."""
+        return "pruning" if step < self.prune_until else "tuning" if step < self.sparsify_from else "sparsifying"
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draws this step's gates, the same on all ranks and micro-batches, or ends pruning."""
         step, deltas = self.trainer.global_step, self.network.deltas

@@ -97,7 +97,7 @@ class ExpertViT(nn.Module):
         )
         attention = blocks_of("attention_placement", options.attention_placement, len(blocks))
         mlps = blocks_of("placement", options.placement, len(blocks))
-        if not attention and not mlps:
+        if not attention and not mlps and not options.task_tokens:
             raise MethodError("At least one block must get experts. Set `placement` or `attention_placement`.")
         for index in attention:
             blocks[index].attn = _attention_layer(blocks[index].attn, tasks, options)

@@ -8,10 +8,11 @@ from typing import Any
 
 from mtlbench.registry import FLOOR
 from mtlbench.report import formatting
-from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair
+from mtlbench.report.columns import kind_of_time
+from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionRow, NamedPair, PairedTime
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, estimate, holm, paired
-from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.tables.cost import cost_of, paired_times
 from mtlbench.report.tables.floor import SCORES, about_floor, at_floor, closed, not_better
 from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
 
@@ -26,12 +27,14 @@ def build(
     states: Mapping[str, str] | None,
     errors: Mapping[str, Record],
     named: NamedPair | None = None,
+    measured: Mapping[str, Record] | None = None,
 ) -> ConditionBoard:
     """Builds the table of a study; arguments and errors are those of `leaderboard.build`."""
     about, columns = study["scenario"], columns_of(study)
     known = known_states(study, results, states, errors)
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
-    rows = tuple(_row(study, entries, columns, done) for entries in by_label(study["rows"]).values())
+    times = paired_times(study, measured or {})
+    rows = tuple(_row(study, entries, columns, done, times) for entries in by_label(study["rows"]).values())
     rows, weak = _with_floor(rows, about, columns)
     marks = _footnotes(rows, about, weak)
     labels = [row.label for row in rows]
@@ -45,7 +48,12 @@ def build(
         suite=study["suite"],
         title=study.get("title", ""),
         rules=(*rules(study, columns, named), ("Cells", quantity)),
-        notes=(*_notes(about, named), *([about_floor(study)] if any(row.floor for row in rows) else []), *marks),
+        notes=(
+            *_notes(about, named),
+            *([about_floor(study)] if any(row.floor for row in rows) else []),
+            *marks,
+            *filter(None, [kind_of_time(rows)]),
+        ),
         footnotes=marks,
         problems=tuple(problems.values()),
         quantity=quantity,
@@ -59,7 +67,13 @@ def build(
     )
 
 
-def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: Mapping[str, Record]) -> ConditionRow:
+def _row(
+    study: Record,
+    entries: list[Record],
+    columns: Sequence[Column],
+    done: Mapping[str, Record],
+    times: Mapping[str, PairedTime],
+) -> ConditionRow:
     about = study["scenario"]
     scores: dict[str, Scores] = {}
     for entry in entries:
@@ -76,7 +90,7 @@ def _row(study: Record, entries: list[Record], columns: Sequence[Column], done: 
     }
     planned = tuple(sorted({*study["seeds"], *(entry["seed"] for entry in entries)}))
     label, method = entries[0]["label"], entries[0]["method"]
-    return ConditionRow(label, method, planned, values, scores, cost_of(entries, done), floor=method == FLOOR)
+    return ConditionRow(label, method, planned, values, scores, cost_of(entries, done, times), floor=method == FLOOR)
 
 
 def _with_floor(

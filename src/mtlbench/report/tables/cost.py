@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtlbench.report import columns
-from mtlbench.report.model import Cost
+from mtlbench.report.model import Cost, PairedTime
 
 Record = Mapping[str, Any]
 
@@ -16,30 +16,62 @@ def runs_of(entry: Record) -> list[str]:
     return list(dict.fromkeys([*entry["runs"], *entry["serving"].values()]))
 
 
-def cost_of(entries: Iterable[Record], done: Mapping[str, Record]) -> Cost | None:
-    """Returns the cost of one seed, averaged over the seeds whose runs are all done; ``None`` without any."""
+def paired_times(study: Record, measured: Mapping[str, Record]) -> dict[str, PairedTime]:
+    """Returns the times in pairs by label, of the rows that are still those that were measured.
+
+    Args:
+        study: Content of ``study.json``.
+        measured: Entries of ``cost.json``.
+    """
+    keys = study.get("cost_keys") or {}
+    return {
+        label: PairedTime(entry["ratio"], entry["low"], entry["high"], entry["pairs"], entry["reference"])
+        for label, entry in measured.items()
+        if label in keys and entry.get("key") == keys[label]
+    }
+
+
+def cost_of(
+    entries: Iterable[Record], done: Mapping[str, Record], measured: Mapping[str, PairedTime] | None = None
+) -> Cost | None:
+    """Returns the cost of one seed, averaged over the seeds whose runs are all done; ``None`` without any.
+
+    Args:
+        entries: Entries of one label.
+        done: Finished runs by id.
+        measured: Time in pairs by label.
+    """
     full = [e for e in entries if e["serving"] and all(run in done for run in runs_of(e))]
     if not full:
         return None
-    every = [_costs(runs_of(e), done) for e in full]
     serving = [_costs(dict.fromkeys(e["serving"].values()), done) for e in full]
     return Cost(
-        {c.key: _mean(every if c.preparing else serving, c.key, c.merge) for c in columns.COSTS},
+        {c.key: _mean([_of_seed(c, e, done) for e in full]) for c in columns.COSTS},
         runs=max(map(len, serving)),
         devices=", ".join(sorted({_device(cost) for costs in serving for cost in costs})),
+        paired=(measured or {}).get(full[0]["label"]),
     )
 
 
 def _costs(runs: Iterable[str], done: Mapping[str, Record]) -> list[Record]:
-    return [done[run].get("cost") or {} for run in runs]
+    return [{"steps": done[run].get("steps"), **(done[run].get("cost") or {})} for run in runs]
 
 
-def _mean(seeds: list[list[Record]], name: str, merge: Callable[[list[Any]], Any]) -> float | None:
-    """Returns the mean over seeds of what one seed costs; ``None`` if any value is unknown."""
-    values = [[cost.get(name) for cost in costs] for costs in seeds]
-    if any(value is None for costs in values for value in costs):
-        return None
-    return sum(merge(costs) for costs in values) / len(values)
+def _of_seed(column: columns.CostColumn, entry: Record, done: Mapping[str, Record]) -> float | None:
+    """Returns what one seed costs; ``None`` if any value is unknown."""
+    if column.per_task:
+        costs = dict(zip(entry["serving"], _costs(entry["serving"].values(), done), strict=True))
+        values: list[Any] = [(cost.get(column.key) or {}).get(task) for task, cost in costs.items()]
+        return None if None in values else sum(values) / len(values)
+    runs = runs_of(entry) if column.preparing else dict.fromkeys(entry["serving"].values())
+    values = [cost.get(column.key) for cost in _costs(runs, done)]
+    return None if None in values else column.merge(values)
+
+
+def _mean(seeds: Sequence[float | None]) -> float | None:
+    """Returns the mean over seeds; ``None`` if any value is unknown."""
+    values = [value for value in seeds if value is not None]
+    return sum(values) / len(values) if len(values) == len(seeds) else None
 
 
 def _device(cost: Record) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 from mtlbench.errors import StoreError, unknown_name
 from mtlbench.metrics.relative import delta_m
 from mtlbench.registry import FLOOR
-from mtlbench.report.model import Column, Leaderboard, NamedPair, Row
+from mtlbench.report.model import Column, Leaderboard, NamedPair, PairedTime, Row
 from mtlbench.report.notes import notes, rules
 from mtlbench.report.published import comparable
-from mtlbench.report.statistics import Difference, estimate, paired
-from mtlbench.report.tables.cost import cost_of
+from mtlbench.report.statistics import Difference, estimate
+from mtlbench.report.statistics import paired as paired_by_seed
+from mtlbench.report.tables.cost import cost_of, paired_times
 from mtlbench.report.tables.floor import about_floor, at_floor, footnotes, gaps, mean_gap
 from mtlbench.report.tables.grouping import groupings
 from mtlbench.report.tables.ranking import against as margins
@@ -34,6 +35,7 @@ def build(
     *,
     named: NamedPair | None = None,
     against: str = "",
+    measured: Mapping[str, Record] | None = None,
 ) -> Leaderboard:
     """Returns the leaderboard of a study.
 
@@ -46,6 +48,7 @@ def build(
         specs: Content of ``spec.json`` per run id; without it no published results are shown.
         named: The comparison that the suite names, as far as the store knows of it.
         against: Row that the intervals of Δm refer to. Default: the baseline.
+        measured: Entries of ``cost.json`` by label.
 
     Raises:
         StoreError: If a run reports another protocol or split than its column.
@@ -53,7 +56,8 @@ def build(
     columns = columns_of(study)
     known = known_states(study, results, states, errors or {})
     done = {run: result for run, result in results.items() if known.get(run) == "done"}
-    drafts = [_draft(study, entries, columns, done) for entries in by_label(study["rows"]).values()]
+    paired = paired_times(study, measured or {})
+    drafts = [_draft(study, entries, columns, done, paired) for entries in by_label(study["rows"]).values()]
     baseline = _baseline(study, drafts)
     floor = next((draft for draft in drafts if draft.row.floor), None)
     if floor:
@@ -96,7 +100,13 @@ class _Draft:
     scores: Scores
 
 
-def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], done: Mapping[str, Record]) -> _Draft:
+def _draft(
+    study: Record,
+    entries: list[Record],
+    columns: tuple[Column, ...],
+    done: Mapping[str, Record],
+    paired: Mapping[str, PairedTime],
+) -> _Draft:
     scores: Scores = {column.key: {} for column in columns}
     for entry in entries:
         for column in columns:
@@ -111,7 +121,7 @@ def _draft(study: Record, entries: list[Record], columns: tuple[Column, ...], do
     wanted = [c for c in columns if c.primary and (c.task in served or method != FLOOR)]
     full = [s for s in planned if wanted and all(s in scores[c.key] for c in wanted)]
     cells = {key: estimate(by_seed.values()) for key, by_seed in scores.items() if by_seed}
-    cost = cost_of(entries, done)
+    cost = cost_of(entries, done, paired)
     row = Row(label, method, tuple(full), tuple(planned), cells, cost=cost, scores=scores, floor=method == FLOOR)
     return _Draft(row, scores)
 
@@ -178,6 +188,6 @@ def _gains(draft: _Draft, baseline: _Draft | None, scored: list[Column]) -> dict
         reference = estimate(theirs[s] for s in common).mean if common else 0.0
         if reference:
             factor = (100 if column.higher_is_better else -100) / reference
-            difference = paired({s: factor * ours[s] for s in common}, {s: factor * theirs[s] for s in common})
+            difference = paired_by_seed({s: factor * ours[s] for s in common}, {s: factor * theirs[s] for s in common})
             gains |= {column.task: difference} if difference else {}
     return gains

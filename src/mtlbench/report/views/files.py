@@ -40,7 +40,7 @@ def markdown(board: tables.AnyBoard) -> str:
         lines += ["", f"## {_md(others[0])}", "", *_md_table(others[1])]
     if compared := tables.differences(board):
         lines += ["", f"## {_md(compared[0])}", "", *_md_table(compared[1])]
-    for section in tables.groupings(board):
+    for section in tables.sections(board, "markdown"):
         lines += ["", f"## {_md(section.title)}", "", *_md_table(section.grid), ""]
         lines += [f"- {_md(note)}" for note in section.notes]
     if board.problems:

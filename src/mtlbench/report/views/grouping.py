@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mtlbench.report.columns import FOUND, QUALITY, Part, grid
-from mtlbench.report.groups import Grouping
+from mtlbench.report import formatting
+from mtlbench.report.columns import METHOD, Part, TableColumn, grid
+from mtlbench.report.groups import FoundGroups, Grouping
 
 Grid = tuple[Part, ...]
 
@@ -24,6 +25,57 @@ class Section:
     title: str
     grid: Grid
     notes: tuple[str, ...]
+
+
+FOUND = (
+    TableColumn(head="method", value=lambda line: line[0], group="name", text=True),
+    TableColumn(head="seed", value=lambda line: line[1].seed, group="name"),
+    TableColumn(
+        head="networks",
+        value=lambda line: networks(line[1]),
+        text=True,
+        tip="a task in parentheses is served by another network",
+    ),
+    TableColumn(
+        head="search",
+        value=lambda line: line[1].search_seconds,
+        show=formatting.duration,
+        group="cost",
+        tip="training time of runs that only search for groups",
+    ),
+    TableColumn(
+        head="groups",
+        value=lambda line: line[1].group_seconds,
+        show=formatting.duration,
+        group="cost",
+        tip="training time of all other runs of the row",
+    ),
+    TableColumn(head="total", value=lambda line: line[1].total_seconds, show=formatting.duration, group="cost"),
+    TableColumn(
+        head="of all %",
+        value=lambda line: line[1].share,
+        show=lambda v: formatting.number(v, 1),
+        group="cost",
+        tip="total as a share of training every subset of tasks",
+    ),
+)
+"""Columns of the groups of tasks; a row is a label and one `FoundGroups`."""
+
+QUALITY = (
+    METHOD,
+    TableColumn(head="ρ", value=lambda g: g.correlation, show=formatting.delta, tip="Spearman rank correlation"),
+    TableColumn(head="95 % interval", value=lambda g: g.correlation, show=formatting.interval),
+    TableColumn(head="seeds", value=lambda g: g.correlation.n if g.correlation else None),
+    TableColumn(head="groups compared", value=lambda g: _counts(g.found), tip="per seed"),
+    TableColumn(
+        head="of all %",
+        value=lambda g: g.share.mean if g.share else None,
+        show=lambda v: formatting.number(v, 1),
+        group="cost",
+        tip="mean over seeds",
+    ),
+)
+"""Columns of predicted against measured quality; a row is a `Grouping`."""
 
 
 def group_sections(groupings: Sequence[Grouping]) -> tuple[Section, ...]:
@@ -51,3 +103,17 @@ _QUALITY_NOTES = (
 
 def _own_notes(groupings: Sequence[Grouping]) -> list[str]:
     return [f"{g.label}: {note}" for g in groupings for note in g.notes]
+
+
+def networks(found: FoundGroups) -> str:
+    """Lists the tasks of every network; parentheses mark tasks that another network serves."""
+    lists = [
+        [task if found.serves.get(task) == index else f"({task})" for task in group]
+        for index, group in enumerate(found.groups)
+    ]
+    return "; ".join(" + ".join(tasks) for tasks in lists)
+
+
+def _counts(every: Sequence[FoundGroups]) -> str:
+    counts = sorted({len(found.qualities) for found in every})
+    return f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else str(counts[0])

@@ -49,7 +49,7 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
         table=tables.main(board, "html"),
         published=tables.published(board),
         differences=tables.differences(board),
-        groupings=tables.groupings(board),
+        sections=tables.sections(board, "html"),
         metrics=tables.every_metric(board),
         problems=problem_summary(board),
         figures={title: Markup(text) for title, text in drawn.items()},

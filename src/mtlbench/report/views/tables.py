@@ -11,6 +11,8 @@ from mtlbench.report.columns import (
     TableColumn,
     comparison_grid,
     condition_grid,
+    cost_grid,
+    cost_notes,
     grid,
     leaderboard_grid,
     metrics_grid,
@@ -44,9 +46,12 @@ def published(board: AnyBoard) -> tuple[str, Grid] | None:
     return published_grid(board) if isinstance(board, Leaderboard) else None
 
 
-def groupings(board: AnyBoard) -> tuple[Section, ...]:
-    """Returns the tables about groups of tasks; none if no plan searched for groups."""
-    return group_sections(board.groupings) if isinstance(board, Leaderboard) else ()
+def sections(board: AnyBoard, view: str = "") -> tuple[Section, ...]:
+    """Returns the table of costs, and those about groups of tasks where a plan searched for groups."""
+    costs = cost_grid(board, view)
+    known = bool(costs[0].cells) and len(costs) > 1
+    own = (Section("Costs", costs, tuple(cost_notes(board.rows))),) if known else ()
+    return (*own, *(group_sections(board.groupings) if isinstance(board, Leaderboard) else ()))
 
 
 def every_metric(board: AnyBoard) -> Grid:

@@ -35,9 +35,10 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
     if compared := tables.differences(board):
         console.print(Text(f"\n{compared[0]}", style="bold"))
         console.print(_table(compared[1]))
-    for section in tables.groupings(board):
+    for section in tables.sections(board, "terminal"):
         console.print(Text(f"\n{section.title}", style="bold"))
-        console.print(_table(section.grid))
+        for table in fit(section.grid, console) if section.title == "Costs" else [_table(section.grid)]:
+            console.print(table)
         for note in section.notes:
             console.print(Text(note, style="dim"))
     if board.problems:
@@ -58,7 +59,8 @@ def fit(parts: Sequence[Part], console: Console) -> list[Table]:
                 tables.append(_table(page))
                 page = names = [p for p in names if p.head == "method"]
             page = [*page, part]
-        tables.append(_table(page))
+        if len(page) > len(names):
+            tables.append(_table(page))
         names = [p for p in names if p.head == "method"]
     return tables
 

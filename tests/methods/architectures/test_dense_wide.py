@@ -1,0 +1,65 @@
+"""The dense control of equal size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtlbench.errors import MethodError
+from mtlbench.method import MethodSpec
+from mtlbench.methods.architectures.dense_wide import DenseWide
+from mtlbench.networks.dense import build_dense
+from mtlbench.registry import find
+from mtlbench.tasks import Depth, Normals
+
+TASKS = {"depth": Depth("depth"), "normals": Normals("normals")}
+MODEL = {
+    "encoder": "vit_tiny_patch16_224",
+    "image_size": [32, 32],
+    "decoder_channels": 8,
+    "encoder_options": {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3},
+}
+
+
+def size(network):
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("task_moe", {}), ("moe", {"experts": 16, "top_k": 4}), ("mod_squad", {"experts": 4}), ("mmoe", {}),
+])  # fmt: skip
+def test_it_is_as_large_as_the_reference_and_built_like_uniform(name, arguments):
+    spec = MethodSpec(TASKS, MODEL)
+    wide = DenseWide(spec, as_large_as=name, arguments=arguments)
+    torch.manual_seed(3)
+    wide.configure_model()
+    reference = find(name)(spec, **arguments)
+    reference.configure_model()
+    unit = 4 * (2 * 48 + 1)  # one hidden unit in each of four blocks
+    assert 0 <= size(reference.network) - size(wide.network) < unit
+    torch.manual_seed(3)
+    options = {**MODEL["encoder_options"], "mlp_ratio": wide.mlp_ratio}
+    by_hand = build_dense(TASKS, {**MODEL, "encoder_options": options})
+    assert all(torch.equal(a, b) for a, b in zip(wide.network.parameters(), by_hand.parameters(), strict=True))
+
+
+def test_pretrained_weights_are_not_needed_to_learn_the_size():
+    wide = DenseWide(MethodSpec(TASKS, {**MODEL, "weights": "/nowhere"}), as_large_as="moe")
+    assert wide.mlp_ratio > 4
+
+
+@pytest.mark.parametrize("name", ["uniform", "dense_wide"])
+def test_the_reference_must_have_a_network_of_its_own(name):
+    with pytest.raises(MethodError, match="as_large_as must name a method"):
+        DenseWide(MethodSpec(TASKS, MODEL), as_large_as=name)
+
+
+def test_an_encoder_without_mlps_is_refused():
+    model = {**MODEL, "encoder": "test_resnet", "encoder_options": {}}
+    with pytest.raises(MethodError, match="vision transformer"):
+        _ = DenseWide(MethodSpec(TASKS, model), as_large_as="mmoe").mlp_ratio
+
+
+def test_a_wrong_argument_of_the_reference_is_named():
+    with pytest.raises(MethodError, match="task_moe: .*expert"):
+        DenseWide(MethodSpec(TASKS, MODEL), arguments={"expert": 4})
