@@ -127,11 +127,12 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
 
     budget = suite.trainer.budget
     every = specs_of(suite, found.methods, parts)
-    specs, floor = [s for s in every if not is_floor(s)], [s for s in every if is_floor(s)]
-    reference = costs.reference_of(specs or floor, budget.of)
+    specs = [spec for spec in every if not is_floor(spec)]
+    reference = costs.reference_of(specs or every, budget.of)
     keys = {spec.label: costs.key_of(spec, reference) for spec in specs}
     specs, shown = costs.with_budget(specs, budget.unit, budget.of, Path(local.results) if local.results else None)
-    cases = cases_of([*specs, *floor], tasks, scenario)
+    budgeted = iter(specs)
+    cases = cases_of([spec if is_floor(spec) else next(budgeted) for spec in every], tasks, scenario)
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     record["cost_keys"] = keys
     if shown:
