@@ -8,7 +8,6 @@ from typing import Any
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, inert, unknown_name
-from mtlbench.runs import shapes
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study.record import fault_of
 

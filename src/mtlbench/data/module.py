@@ -269,13 +269,13 @@ class MTLDataModule(L.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Returns this rank's share of a split: every sample exactly once over all ranks, none repeated."""
-        return self._share(self.samples(split))
+        return self._share(self.samples(split), split)
 
     def fitting_dataloader(self) -> DataLoader:
         """Returns this rank's share of the training samples in order, with their labels, without augmentation."""
-        return self._share(_Viewed(self.training_samples(), self.view))
+        return self._share(_Viewed(self.training_samples(), self.view), "train")
 
-    def _share(self, samples: Samples) -> DataLoader:
+    def _share(self, samples: Samples, split: str) -> DataLoader:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         share = torch.utils.data.Subset(_Readable(samples, split), range(rank, len(samples), world))
