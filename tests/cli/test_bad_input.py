@@ -352,8 +352,8 @@ def test_torn_result_is_no_result(tmp_path: Path) -> None:
     assert run.state() != "done"
     result.write_text(json.dumps({**json.loads(whole), "hash": "of another specification"}))
     assert run.state() != "done"
-    before = RunFolder(tmp_path, spec.run_id).error()
-    assert before is None and outcome(run_to_end(tmp_path, spec))["steps"] == 2
+    assert run.state() == "failed" and "does not match its digest" in (run.error() or {})["message"]
+    assert outcome(run_to_end(tmp_path, spec))["steps"] == 2
 
 
 # ---- interruption ----------------------------------------------------------------------------------------------------

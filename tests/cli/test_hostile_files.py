@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 
 import mtlbench as package
 from mtlbench.errors import ExitCode, StoreError
+from mtlbench.runs.seal import sealed
 from mtlbench.runs.store import read_json, write_json
 from mtlbench.training import checkpoint
 from tests.support.command_line import SMALL, mtlbench
+from tests.support.forge import reseal
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,8 @@ def test_a_hostile_checkpoint_with_a_right_hash_runs_nothing(content: str, run: 
         }[content]
         torch.save(found, weights)
     weights.with_name("final.ckpt.sha256").write_text(hashlib.sha256(weights.read_bytes()).hexdigest())
+    result = (run / "result.json").read_text()
+    reseal(run, lambda record: record["files"].update(sealed({}, run, ["final.ckpt"])["files"]))
     Image.new("RGB", (24, 20)).save(tmp_path / "a.png")
     try:
         answer = mtlbench(tmp_path, "predict", str(run), "a.png")
@@ -111,6 +115,7 @@ def test_a_hostile_checkpoint_with_a_right_hash_runs_nothing(content: str, run: 
     finally:
         weights.write_bytes(good)
         weights.with_name("final.ckpt.sha256").write_text(digest)
+        (run / "result.json").write_text(result)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from mtlbench.data_modules.miniatures import MINIATURES, write_pascal, write_tas
 from mtlbench.data_modules.pascal import Pascal
 from mtlbench.data_modules.taskonomy import Taskonomy
 from mtlbench.errors import DataError
+from tests.support.command_line import started
 
 MODULES = {
     "pascal": "Pascal", "nyud": "Nyud", "nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy",
@@ -142,7 +143,7 @@ def test_an_unreadable_file_stops_the_building_and_leaves_nothing(root: Path, pl
 
 
 def _write(root: str, barrier: Any) -> None:
-    barrier.wait()
+    barrier.wait(60)
     same(Pascal(root, size=32).samples("train"), Pascal(root, size=32).originals("train"))
 
 
@@ -150,11 +151,10 @@ def test_two_writers_at_once(root: Path, place: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     writers = [context.Process(target=_write, args=(str(root), barrier)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-    assert [writer.exitcode for writer in writers] == [0, 0]
+    with started(*writers):
+        for writer in writers:
+            writer.join(60)
+        assert [writer.exitcode for writer in writers] == [0, 0]
     assert len(caches(place)) == 1 and not caches(place)[0].startswith(".")
 
 

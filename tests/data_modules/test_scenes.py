@@ -30,6 +30,7 @@ from mtlbench.data_modules.rendering.solids import enter, normal
 from mtlbench.data_modules.scenes import Scenes
 from mtlbench.errors import SuiteError
 from mtlbench.tasks import IGNORE
+from tests.support.command_line import started
 
 PERSON = SEMSEG_CLASSES.index("person")
 N, SIZE = 40, 64
@@ -328,11 +329,11 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_processes_may_build_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=module(tmp_path).prepare_data) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0, 0] and len(list(tmp_path.iterdir())) == 3
+    with started(*workers):
+        for worker in workers:
+            worker.join(60)
+        assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(list(tmp_path.iterdir())) == 3
     memory = module(tmp_path / "other").samples("train")
     assert all(torch.equal(module(tmp_path).samples("train")[i]["image"], memory[i]["image"]) for i in range(12))
 

@@ -19,13 +19,13 @@ from tests.support.fake_study import write_study
 RUN = "uniform-s0-0a1b"
 JUNK: list[Any] = ["text", -1, 1e400, float("nan"), None, True, [], {}, ["a"], {"a": 1}, [[1]], 10**400, "[/x]"]
 SPEC = {
-    "hash": "h", "suite": "scenes", "label": "uniform", "seed": 0, "method": {"name": "uniform"},
+    "hash": "0a1b", "suite": "scenes", "label": "uniform", "seed": 0, "method": {"name": "uniform"},
     "tasks": {"semseg": {}}, "data": {"module": "m", "options": {}},
     "model": {"encoder": "e", "image_size": [1, 2], "weights": None},
     "optimiser": {}, "trainer": {"steps": 3}, "local": {},
 }  # fmt: skip
 MORE = {
-    "result.json": {"hash": "h", "validation": {"semseg": {"semseg_miou@1": 0.4}}, "images": {"train": 1}},
+    "result.json": {"hash": "0a1b", "validation": {"semseg": {"semseg_miou@1": 0.4}}, "images": {"train": 1}},
     "summary.json": {
         "experts": {"tasks": ["semseg"], "layers": {"a": {"probability": [[0.1]], "load": [[0.1]]}}},
         "sharing": {"threshold": 0.1, "storage": {"parameters": 3}, "curves": {"scores": []}},
@@ -98,7 +98,7 @@ def test_a_result_whose_scores_are_no_numbers_is_no_result(scores: Any, folder: 
     path.write_text(json.dumps({**json.loads(path.read_text()), "scores": scores}))
     assert run.result() is None and run.state() != "done"
     answer = mtlbench(folder, "report", "scenes")
-    assert answer.code == ExitCode.DONE and "Without a result" in answer.text, answer.text
+    assert answer.code == ExitCode.FAILED and "Without a result: 1 failed" in answer.text, answer.text
 
 
 @pytest.mark.parametrize(

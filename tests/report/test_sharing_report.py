@@ -24,6 +24,7 @@ def save(folder, run, values, cost, summary=None, seed=0):
     record = {
         "format": 1,
         "run_id": run,
+        "hash": run.rpartition("-")[2],
         "label": "",
         "method": "",
         "seed": seed,

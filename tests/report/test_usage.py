@@ -31,7 +31,8 @@ def study(tmp_path):
     rows.append({"label": "uniform", "seed": 0, "runs": ["uniform-s0"], "serving": dict.fromkeys(TASKS, "uniform-s0")})
     (tmp_path / "uniform-s0").mkdir()
     (tmp_path / "uniform-s0" / "summary.json").write_text("{}")
-    return ReportInput(tmp_path, {"rows": rows, "tasks": dict.fromkeys(TASKS, {})}, {}, {})
+    results = {run: {} for row in rows for run in row["runs"]}
+    return ReportInput(tmp_path, {"rows": rows, "tasks": dict.fromkeys(TASKS, {})}, results, {})
 
 
 def test_tables_are_the_first_seed_s_and_similarity_is_the_mean_over_seeds(study):

@@ -23,7 +23,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, read_json, sweep, temporary, write_json
 from mtlbench.study import resolve as studies
 from mtlbench.training import checkpoint
-from tests.support.command_line import specs, wait_for
+from tests.support.command_line import specs, started, wait_for
 
 SPEC = RunSpec(
     suite="s", label="a", seed=0, method={"name": "m"}, tasks={"t": {}}, data={}, model={}, optimiser={}, trainer={}
@@ -77,7 +77,8 @@ def test_result_of_another_specification_is_no_result(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, SPEC.run_id)
     run.claim(SPEC)
     run.finish({"hash": "another"})
-    assert run.state() == "todo"
+    assert run.result() is None and run.state() == "failed"
+    assert "it is of another run, whose hash begins with another" in (run.error() or {})["message"]
 
 
 def test_torn_specification_is_written_again(tmp_path: Path) -> None:
@@ -208,20 +209,20 @@ def test_files_of_killed_processes_are_swept_and_those_of_living_ones_stay(tmp_p
 
 def _race(folder: str, start: Any, wins: Any) -> None:
     specs_ = [replace(SPEC, seed=seed) for seed in range(60)]
-    start.wait()
+    start.wait(60)
     wins.put([spec.seed for spec in specs_ if RunFolder(Path(folder), spec.run_id).claim(spec)])
-    start.wait()  # Keeps this process, and with it its locks, alive until both are through.
+    start.wait(60)  # Keeps this process, and with it its locks, alive until both are through.
 
 
 def test_two_processes_never_both_claim_a_run(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     start, wins = context.Barrier(2), context.Queue()
     racers = [context.Process(target=_race, args=(str(tmp_path), start, wins)) for _ in range(2)]
-    for racer in racers:
-        racer.start()
-    claimed = [wins.get(timeout=60), wins.get(timeout=60)]
-    for racer in racers:
-        racer.join()
+    with started(*racers):
+        claimed = [wins.get(timeout=60), wins.get(timeout=60)]
+        for racer in racers:
+            racer.join(60)
+        assert [racer.exitcode for racer in racers] == [0, 0]
     assert sorted(sum(claimed, [])) == list(range(60))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtlbench import suite as suites
+from mtlbench.study import record as records
 from mtlbench.study import resolve as studies
 from tests.support.command_line import mtlbench
 
@@ -175,11 +176,11 @@ ROW = {"label": "a", "seed": 0, "runs": ["one"], "serving": {"left": "one"}}
 )  # fmt: skip
 def test_a_study_is_recalled_only_where_its_record_is_whole(change: dict[str, Any], tmp_path: Path) -> None:
     record = {"key": "k", "suite": "mine", "rows": [ROW, ROW]}
-    studies.remember(tmp_path, record)
-    assert studies.recall(tmp_path, "k") == record and studies.recall(tmp_path, "other") is None
+    records.remember(tmp_path, record)
+    assert records.recall(tmp_path, "k") == record and records.recall(tmp_path, "other") is None
     assert (tmp_path / "study.json").read_text() == (tmp_path / "studies" / "k.json").read_text()
-    studies.remember(tmp_path, {**record, **change})
-    assert studies.recall(tmp_path, "k") is None
+    records.remember(tmp_path, {**record, **change})
+    assert records.recall(tmp_path, "k") is None
 
 
 def test_what_is_identity_and_what_is_local(project: Path) -> None:

@@ -126,6 +126,19 @@ def kill(*pids: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def started(*processes: Any) -> Iterator[None]:
+    """Starts processes of multiprocessing, and ends those that are left: pytest would wait for them indefinitely."""
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(10)
+
+
 def gone(pids: list[int]) -> bool:
     """Returns whether all these processes have ended."""
     return not any(born(pid) for pid in pids)

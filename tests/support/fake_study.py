@@ -83,6 +83,7 @@ def result(run: str, entry: dict[str, Any], scores: dict[str, Any], seconds: flo
     return {
         "format": 1,
         "run_id": run,
+        "hash": run.rpartition("-")[2],
         "label": entry["label"],
         "method": entry["method"],
         "seed": entry["seed"],

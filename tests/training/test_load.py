@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtlbench import load_run
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, StoreError
 from mtlbench.registry import Trusted, load
 from mtlbench.runs.store import RunFolder
 from tests.support.command_line import SMALL, mtlbench, runs_of
+from tests.support.forge import forged
 
 METHOD = """\
 from mtlbench import MTLMethod
@@ -56,27 +60,27 @@ def test_own_code_of_a_run_needs_permission(project: Path) -> None:
 @pytest.mark.parametrize("key", ["data", "method", "balancer"])
 def test_code_that_came_with_the_results_never_runs(project: Path, tmp_path: Path, key: str) -> None:
     """Also if the user allows the name: a folder of results is importable as a namespace package."""
-    spec_file, sprung = project / "spec.json", tmp_path / "sprung"
-    before = spec_file.read_text()
-    spec = json.loads(before)
+    sprung, trap = tmp_path / "sprung", "results.digits.trap:Trap"
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["method"] = {**spec["method"], "path": "uniform", "name": "uniform"}
+        if key == "data":
+            spec["data"]["module"] = trap
+        elif key == "method":
+            spec["method"]["path"] = trap
+        else:
+            spec["method"]["balancer"] = {"name": "trap", "path": trap, "arguments": {}}
+            spec["method"].update(path="mtlbench.method:MTLMethod")
+
     (project.parent / "trap.py").write_text(BOOBY_TRAP.format(sprung=str(sprung)))
-    trap = "results.digits.trap:Trap"
-    spec["method"] = {**spec["method"], "path": "uniform", "name": "uniform"}
-    if key == "data":
-        spec["data"]["module"] = trap
-    elif key == "method":
-        spec["method"]["path"] = trap
-    else:
-        spec["method"]["balancer"] = {"name": "trap", "path": trap, "arguments": {}}
-        spec["method"].update(path="mtlbench.method:MTLMethod")
+    folder = forged(project, change)
     try:
-        spec_file.write_text(json.dumps(spec))
         with pytest.raises(MethodError, match="imports only shipped code"):
-            load_run(project)
+            load_run(folder)
         with pytest.raises(MethodError, match="never imports code from a folder of results"):
-            load_run(project, allow=["results"])
+            load_run(folder, allow=["results"])
     finally:
-        spec_file.write_text(before)
+        shutil.rmtree(folder)
         (project.parent / "trap.py").unlink()
     assert not sprung.exists()
 
@@ -103,13 +107,61 @@ def test_permission_for_a_package_covers_its_modules_and_no_namesake(tmp_path: P
 
 
 def test_a_data_module_must_be_one(project: Path) -> None:
-    spec_file = project / "spec.json"
-    before = spec_file.read_text()
-    spec = json.loads(before)
-    spec["data"]["module"] = "mtlbench.errors:unknown_name"
+    folder = forged(project, lambda spec: spec["data"].update(module="mtlbench.errors:unknown_name"))
     try:
-        spec_file.write_text(json.dumps(spec))
         with pytest.raises(MethodError, match="subclass of MTLDataModule"):
+            load_run(folder, allow=["own_rule"])
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_changed_specification_is_refused(project: Path) -> None:
+    """It would build another network, or another data module, than the one whose scores the result holds."""
+    path = project / "spec.json"
+    before = path.read_text()
+    spec = json.loads(before)
+    spec["model"]["decoder_channels"] = 16
+    try:
+        for text in (json.dumps(spec), "{", "[]", json.dumps({**spec, "hash": "0" * 64})):
+            path.write_text(text)
+            with pytest.raises(StoreError, match="spec.json is damaged. Run the bench again, which writes it anew"):
+                load_run(project, allow=["own_rule"])
+    finally:
+        path.write_text(before)
+
+
+def test_weights_of_another_run_are_refused_even_with_their_own_hash(project: Path) -> None:
+    """The hash in the result counts, and not the file beside the weights, which is copied along with them."""
+    weights, beside = project / "final.ckpt", project / "final.ckpt.sha256"
+    content, digest = weights.read_bytes(), beside.read_bytes()
+    other = bytearray(content)
+    other[len(other) // 2] ^= 1
+    try:
+        weights.write_bytes(other)
+        beside.write_text(hashlib.sha256(other).hexdigest())
+        with pytest.raises(StoreError, match="must match their sha256"):
+            load_run(project, allow=["own_rule"])
+        weights.write_bytes(content + b"more")
+        with pytest.raises(StoreError, match="final.ckpt is not the file that was written with the result"):
             load_run(project, allow=["own_rule"])
     finally:
-        spec_file.write_text(before)
+        weights.write_bytes(content)
+        beside.write_bytes(digest)
+    beside.unlink()
+    assert load_run(project, allow=["own_rule"]).result["steps"] == 2, "the result alone is enough"
+
+
+def test_weights_of_an_earlier_version_are_compared_with_the_file_beside_them(project: Path) -> None:
+    path, beside = project / "result.json", project / "final.ckpt.sha256"
+    before = path.read_text()
+    beside.write_text(hashlib.sha256((project / "final.ckpt").read_bytes()).hexdigest())
+    old = {key: value for key, value in json.loads(before).items() if key not in ("digest", "files")}
+    try:
+        path.write_text(json.dumps(old))
+        assert load_run(project, allow=["own_rule"]).result == old
+        beside.write_text("0" * 64)
+        with pytest.raises(StoreError, match="must match their sha256"):
+            load_run(project, allow=["own_rule"])
+    finally:
+        path.write_text(before)
+        beside.write_text(hashlib.sha256((project / "final.ckpt").read_bytes()).hexdigest())

@@ -12,16 +12,23 @@ import pytest
 import torch
 
 from mtlbench.errors import StoreError
-from mtlbench.runs import store
+from mtlbench.runs import seal, store
 from mtlbench.training import checkpoint
+from tests.runs.test_store import SPEC
 
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Records renames, with whether the file was synced as it is, and syncs of the folder."""
+    """Records renames, with whether the file was synced as it is, hashes of files, and syncs of the folder."""
     found: list[str] = []
     known: dict[int, int] = {}
-    fsync, replace = os.fsync, os.replace
+    fsync, replace, hashed = os.fsync, os.replace, seal.sha256_of
+
+    def hash_of(path: Path) -> str:
+        status = path.stat()
+        whole = known.get(status.st_ino) == status.st_size > 0
+        found.append(f"hash {path.name.lstrip('.').partition('.')[0]}, {'synced whole' if whole else 'not synced'}")
+        return hashed(path)
 
     def sync(handle: int) -> None:
         status = os.fstat(handle)
@@ -39,6 +46,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", rename)
+    for module in (seal, checkpoint):
+        monkeypatch.setattr(module, "sha256_of", hash_of)
     yield found
 
 
@@ -46,6 +55,7 @@ def test_a_checkpoint_appears_last_and_whole(calls: list[str], tmp_path: Path) -
     path = checkpoint.path_of(tmp_path, 7)
     checkpoint.save({"step": 7, "state_dict": {"w": torch.ones(3)}}, path)
     assert calls == [
+        "hash step-00000007, synced whole",
         "rename step-00000007.ckpt.sha256, synced whole",
         "rename step-00000007.ckpt, synced whole",
         "sync folder",
@@ -59,6 +69,24 @@ def test_a_checkpoint_appears_last_and_whole(calls: list[str], tmp_path: Path) -
 def test_a_json_file_is_synced_before_it_appears(calls: list[str], tmp_path: Path) -> None:
     store.write_json(tmp_path / "result.json", {"a": 1})
     assert calls == ["rename result.json, synced whole", "sync folder"]
+
+
+def test_a_result_appears_after_the_files_that_it_names(calls: list[str], tmp_path: Path) -> None:
+    """A power cut in between leaves a run that is not done, and never a result whose weights are half."""
+    run = store.RunFolder(tmp_path, SPEC.run_id)
+    run.path.mkdir()
+    checkpoint.save({"step": 7}, run.path / "final.ckpt")
+    store.write_json(run.path / "summary.json", {"a": 1})
+    store.write_bytes(run.path / "examples.npz", b"pictures")
+    written = len(calls)
+    run.finish({"hash": SPEC.hash}, ("final.ckpt", "summary.json", "examples.npz"))
+    assert calls[written:] == [
+        "hash final, synced whole",
+        "hash summary, synced whole",
+        "hash examples, synced whole",
+        "rename result.json, synced whole",
+        "sync folder",
+    ]
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 5])

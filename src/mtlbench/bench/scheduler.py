@@ -17,7 +17,8 @@ from mtlbench.runs.plan import Ending, Plan
 from mtlbench.runs.registration import register
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, sweep
-from mtlbench.study.resolve import Study, remember
+from mtlbench.study.record import remember
+from mtlbench.study.resolve import Study
 from mtlbench.study.validation import check_run
 
 RETRIES = 2
@@ -172,7 +173,7 @@ class Bench:
         try:
             if not stages:  # The suite's own run: a plan may reach it only after hours of other runs.
                 self._check(member.spec)
-            member.step([RunFolder(self.root, spec.run_id).outcome() for spec in member.waiting])
+            member.step([self._outcome(spec) for spec in member.waiting])
             for spec in member.waiting:
                 self._check(spec)
         except Exception as error:
@@ -186,6 +187,12 @@ class Bench:
             del member.stages[stages:]  # A refused list of runs is no stage.
             member.error = text
         return True
+
+    def _outcome(self, spec: RunSpec) -> dict[str, Any]:
+        folder = RunFolder(self.root, spec.run_id)
+        if self.record and folder.mend(spec):
+            print(f"spec.json of {spec.run_id} was damaged and is written anew; its result is whole.", flush=True)
+        return folder.outcome()
 
     def _check(self, spec: RunSpec) -> None:
         """Refuse a run that cannot be built, once for all seeds."""

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from mtlbench.cli.arguments import Request, add_request, positive, read_request,
 from mtlbench.cli.report import end_of_bench
 from mtlbench.cli.stored import states_of
 from mtlbench.errors import DataError, ExitCode
+from mtlbench.runs.store import RunFolder
+from mtlbench.study import record as records
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
@@ -49,11 +52,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sample:
         asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
     key = studies.key_of(asked.suite, asked.local)
-    known = studies.recall(root, key)
-    if known and set(states_of(root, known).values()) == {"done"} and not arguments.dry:
-        studies.remember(root, known)
+    known = records.recall(root, key)
+    if known and not arguments.dry and _is_whole(root, states_of(root, known)):
+        records.remember(root, known)
         return end_of_bench(root, unchanged=True)
     return _work(arguments, asked, root)
+
+
+def _is_whole(root: Path, states: Mapping[str, str]) -> bool:
+    """Whether every run is done and has its specification, so that nothing is left to train or to mend."""
+    return bool(states) and all(state == "done" and RunFolder(root, run_id).spec() for run_id, state in states.items())
 
 
 def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:

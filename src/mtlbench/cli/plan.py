@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtlbench.errors import path_part_fault
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder, read_json
+from mtlbench.runs.store import RunFolder
 
 if TYPE_CHECKING:
     from mtlbench.bench.scheduler import Bench
@@ -49,7 +49,7 @@ def _time(root: Path, left: list[RunSpec], jobs: int) -> str:
 def _rates(root: Path) -> Iterable[tuple[str, float]]:
     """Yields seconds per step, training and evaluation together, as the mean of the finished runs of every method."""
     found: dict[str, list[float]] = {}
-    for result in filter(None, (read_json(path) for path in root.glob("*/result.json"))):
+    for result in filter(None, (folder.result() for folder in _folders(root))):
         seconds, steps = (result.get("cost") or {}).get("train_seconds"), result.get("steps")
         if isinstance(seconds, (int, float)) and isinstance(steps, int) and seconds > 0 and steps > 0:
             found.setdefault(str(result.get("method")), []).append(seconds / steps)
@@ -59,14 +59,19 @@ def _rates(root: Path) -> Iterable[tuple[str, float]]:
 def _disk(root: Path, left: list[RunSpec]) -> str:
     existing = next(place for place in (root, *root.absolute().parents) if place.exists())
     free = f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB free."
-    names = [path.parent.name for path in root.glob("*/result.json") if not path_part_fault(path.parent.name)]
-    folders = [root / name for name in names if RunFolder(root, name).result()]
+    folders = [folder.path for folder in _folders(root) if folder.result()]
     if not left:
         return f"nothing is left to write; {free}"
     if not folders:
         return f"not known yet, because no run of this suite has finished; {free}"
     size = sum(file.stat().st_size for folder in folders for file in folder.iterdir() if file.is_file()) / len(folders)
     return f"about {len(left) * size / 1e6:,.1f} MB for {len(left)} runs, from finished runs of this suite; {free}"
+
+
+def _folders(root: Path) -> list[RunFolder]:
+    """Returns the folders with a result."""
+    names = [path.parent.name for path in root.glob("*/result.json")]
+    return [RunFolder(root, name) for name in names if not path_part_fault(name)]
 
 
 def _duration(seconds: float) -> str:

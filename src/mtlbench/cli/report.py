@@ -40,8 +40,11 @@ def end_of_bench(root: Path, *, unchanged: bool, against: str = "") -> int:
     stamp = _stamp(root, record)
     current = reported == stamp and all(file.exists() for file in files)
     if not (unchanged and current):
+        marker.unlink(missing_ok=True)  # After a kill some files are old and some are new.
         files = reports.write(root, states, against)
-        write_text(marker, "" if against else stamp)
+        # A page that lists failures is written again even if their files have only been put back.
+        finished = set(states.values()) == {"done"} and not against
+        write_text(marker, stamp if finished else "")
     failed = [run_id for run_id, state in states.items() if state == "failed"]
     broken = broken_off(record)
     with may_be_cut():

@@ -10,24 +10,47 @@ from typing import Any
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import broken_off, states_of, study_of
 from mtlbench.errors import ExitCode, coloured_output, inert
+from mtlbench.runs.seal import is_sealed
 from mtlbench.runs.store import RunFolder
+
+UNSEALED = "not sealed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite and results folder."""
     add_suite(parser)
     add_results(parser)
+    parser.add_argument(
+        "--verify", action="store_true", help="read every file of the study's runs and compare it with its hash"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the state of every run."""
+    """Prints the state of every run, and with ``--verify`` every damaged file."""
     from rich.console import Console
+    from rich.markup import escape
+
+    root, record = study_of(Path(arguments.results), arguments.suite)
+    states = states_of(root, record)
+    console = Console(file=coloured_output())
+    console.print(escape(f"Suite {record['suite']} (version {inert(str(record.get('version')))}), {inert(str(root))}"))
+    _show_runs(console, root, record, states)
+    for run_id, state in states.items():
+        if state == "failed":
+            console.print(escape(f"FAILED {run_id}: {_reason(RunFolder(root, run_id))}"))
+    _show_stages(console, record, states)
+    counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    faults = _verify(console, root, states) if arguments.verify else 0
+    return ExitCode.FAILED if faults or "failed" in states.values() or broken_off(record) else ExitCode.DONE
+
+
+def _show_runs(console: Any, root: Path, record: Mapping[str, Any], states: Mapping[str, str]) -> None:
+    """Prints one line per run; a run that several rows use has one line."""
     from rich.markup import escape
     from rich.table import Table
 
-    root, record = study_of(Path(arguments.results), arguments.suite)
     table = Table("method", "seed", "run", "tasks", "state", "progress", box=None, header_style="bold")
-    states = states_of(root, record)
     users: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["rows"]:
         for run_id in row["runs"]:
@@ -39,18 +62,24 @@ def run(arguments: argparse.Namespace) -> int:
         label = row["label"] + (f" +{len(others)}" if others else "")
         cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
         table.add_row(*(escape(inert(cell)) for cell in cells))
-    console = Console(file=coloured_output())
-    console.print(escape(f"Suite {record['suite']} (version {record['version']}), {inert(str(root))}"))
     console.print(table)
     if any(len(rows) > 1 for rows in users.values()):
         console.print("+n: n more rows use the run.")
-    for run_id in users:
-        if states[run_id] == "failed":
-            console.print(escape(f"FAILED {run_id}: {_reason(RunFolder(root, run_id))}"))
-    _show_stages(console, record, states)
-    counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    return ExitCode.FAILED if "failed" in states.values() or broken_off(record) else ExitCode.DONE
+    if any(_unsealed(RunFolder(root, run_id)) for run_id in users):
+        console.print(f"{UNSEALED}: written by a version that stored no digest, so a change to it cannot be noticed.")
+
+
+def _verify(console: Any, root: Path, states: Mapping[str, str]) -> int:
+    """Prints every fault of the files of a study, and returns their number."""
+    from rich.markup import escape
+
+    from mtlbench.runs.verify import faults_of
+
+    faults = [fault for run_id in states for fault in faults_of(RunFolder(root, run_id))]
+    for fault in faults:
+        console.print(escape(inert(f"DAMAGED {fault}")))
+    console.print(f"Verified the files of {len(states)} runs: {len(faults) or 'no'} fault(s).")
+    return len(faults)
 
 
 def _show_stages(console: Any, record: Mapping[str, Any], states: Mapping[str, str]) -> None:
@@ -76,11 +105,17 @@ def _show_stages(console: Any, record: Mapping[str, Any], states: Mapping[str, s
 def _detail(folder: RunFolder, state: str) -> str:
     if state == "failed":
         return ""
+    if state == "done":
+        return UNSEALED if _unsealed(folder) else ""
     progress = folder.progress()
-    return f"{progress['step']}/{progress['steps']} steps" if "step" in progress else ""
+    return f"{progress['step']}/{progress['steps']} steps" if {"step", "steps"} <= set(progress) else ""
+
+
+def _unsealed(folder: RunFolder) -> bool:
+    return (result := folder.result()) is not None and not is_sealed(result)
 
 
 def _reason(folder: RunFolder) -> str:
     error = folder.error() or {}
     first, _, _ = str(error.get("message", "")).partition("\n")
-    return f"{error.get('type')}: {first}"
+    return f"{error.get('type', 'Error')}: {first}"

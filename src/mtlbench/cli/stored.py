@@ -8,8 +8,8 @@ from typing import Any
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, inert, unknown_name
-from mtlbench.runs import shapes
 from mtlbench.runs.store import RunFolder, read_json
+from mtlbench.study.record import fault_of
 
 
 def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
@@ -20,7 +20,10 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
     """
     name = Path(suite).stem
     root = results / name
-    record = inert(read_json(root / "study.json"))
+    path = root / "study.json"
+    record = read_json(path)
+    if record is None and path.exists():
+        raise _damaged(path, "it is not a readable JSON object", suite)
     if record is None:
         if not Path(suite).suffix and name not in suites.available() and not root.exists():
             raise StoreError(unknown_name("suite", name, suites.available()))
@@ -30,12 +33,16 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
             f"The results folder must hold a study of the suite. {reason}. Name another folder with --results "
             f"(RESULTS=), or start the study: mtlbench bench {suite} --results {results}"
         )
-    if not shapes.STUDY(record):
-        raise StoreError(
-            f"study.json must name a suite and its rows. {root / 'study.json'} is damaged. Run the suite again, which "
-            f"writes it anew and keeps finished runs: mtlbench bench {suite}"
-        )
-    return root, record
+    if fault := fault_of(record):
+        raise _damaged(path, fault, suite)
+    return root, inert(record)
+
+
+def _damaged(path: Path, fault: str, suite: str) -> StoreError:
+    return StoreError(
+        f"study.json must be as a bench wrote it. {path} is damaged: {fault}. Run the suite again, which writes it "
+        f"anew and keeps finished runs: mtlbench bench {suite}"
+    )
 
 
 def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:

@@ -41,6 +41,25 @@ from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
 
+class _Readable(Dataset):
+    """Names the sample whose file cannot be read, for example because the file vanished while a run was training."""
+
+    def __init__(self, samples: Samples, split: str):
+        self.samples, self.split = samples, split
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.samples[index]
+        except OSError as error:
+            raise DataError(
+                f"Files of the data must stay readable. Sample {index} of the split {self.split}: {error}. Put the "
+                "file back; the bench with --retry (RETRY=1) then resumes from the last checkpoint."
+            ) from error
+
+
 class _Augmented(Dataset):
     """Applies the data module's augmentation with a generator that depends on (seed, epoch, index) alone."""
 
@@ -245,20 +264,21 @@ class MTLDataModule(L.LightningDataModule):
         )
         # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
         sampler = cast(Any, batches)
-        return DataLoader(_Augmented(samples, self.augment, self.seed), batch_sampler=sampler, **self._loading())
+        augmented = _Augmented(_Readable(samples, "train"), self.augment, self.seed)
+        return DataLoader(augmented, batch_sampler=sampler, **self._loading())
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Returns this rank's share of a split: every sample exactly once over all ranks, none repeated."""
-        return self._share(self.samples(split))
+        return self._share(self.samples(split), split)
 
     def fitting_dataloader(self) -> DataLoader:
         """Returns this rank's share of the training samples in order, with their labels, without augmentation."""
-        return self._share(_Viewed(self.training_samples(), self.view))
+        return self._share(_Viewed(self.training_samples(), self.view), "train")
 
-    def _share(self, samples: Samples) -> DataLoader:
+    def _share(self, samples: Samples, split: str) -> DataLoader:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        share = torch.utils.data.Subset(cast(Dataset, samples), range(rank, len(samples), world))
+        share = torch.utils.data.Subset(_Readable(samples, split), range(rank, len(samples), world))
         return DataLoader(share, batch_size=max(1, self.batch_size // (self.micro * world)), **self._loading())
 
     def _loading(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from mtlbench.errors import StoreError, inert
 from mtlbench.runs import shapes
-from mtlbench.runs.store import read_json
+from mtlbench.runs.store import RunFolder, read_json
+from mtlbench.study.record import fault_of
 
 FORMAT = 1
 """Supported format of ``study.json`` and ``result.json``."""
@@ -23,8 +24,8 @@ class ReportInput:
     Attributes:
         folder: ``results/<suite>``.
         plan: ``study.json``.
-        results: ``result.json`` per run id.
-        errors: ``error.json`` per run id.
+        results: ``result.json`` per run id, where it is whole.
+        errors: Why a run failed, per run id.
     """
 
     folder: Path
@@ -42,9 +43,9 @@ def read_input(folder: Path) -> ReportInput:
     path = folder / "study.json"
     if not path.is_file():
         raise StoreError(f"A report needs a study. {path} does not exist. Run the suite first: make bench SUITE=...")
-    plan = inert(read_json(path))
+    plan = read_json(path)
     if plan is None or plan.get("format") != FORMAT:
-        found = "no JSON" if plan is None else f"format {plan.get('format')!r}"
+        found = "no JSON" if plan is None else f"format {inert(plan.get('format'))!r}"
         raise StoreError(f"{path} must have format {FORMAT}. Found {found}. Run the suite again to write it anew.")
     if "study" in plan:
         raise StoreError(
@@ -52,37 +53,45 @@ def read_input(folder: Path) -> ReportInput:
             "bench again to write it anew."
         )
     needed = {"suite", "rows", "baseline", "selection", "split", "search", "seeds", "tasks"}
-    if not shapes.STUDY(plan) or needed - plan.keys():
-        raise StoreError(f"{path} must be as a bench writes it. It is damaged. Run the suite again to write it anew.")
+    if (fault := fault_of(plan)) or needed - plan.keys():
+        reason = fault or "it lacks entries"
+        raise StoreError(
+            f"{path} must be as a bench writes it. It is damaged: {reason}. Run the suite again to write it anew."
+        )
+    plan = inert(plan)
     runs = dict.fromkeys(run for e in plan["rows"] for run in [*e["runs"], *e["serving"].values()])
-    results = {run: record for run in runs if (record := inert(read_json(folder / run / "result.json")))}
-    errors = {run: record for run in runs if (record := inert(read_json(folder / run / "error.json")))}
-    sound = {r: x for r, x in results.items() if x.get("format") == FORMAT and x.get("scores") and shapes.RESULT(x)}
+    folders = {run: RunFolder(folder, run) for run in runs}
+    results = {run: inert(record) for run, each in folders.items() if (record := each.result())}
+    errors = {run: record for run, each in folders.items() if (record := each.error())}
+    sound = {r: x for r, x in results.items() if x.get("format") == FORMAT and x.get("scores")}
     return ReportInput(folder, plan, sound, errors)
 
 
 def read_specs(study: ReportInput) -> dict[str, dict[str, Any]]:
     """Reads ``spec.json`` of every run with a result."""
-    found = {run: inert(read_json(study.folder / run / "spec.json")) for run in study.results}
-    return {run: spec for run, spec in found.items() if shapes.SPEC(spec)}
+    folders = {run: RunFolder(study.folder, run) for run in study.results}
+    return {run: inert(spec.to_json()) for run, folder in folders.items() if (spec := folder.spec())}
 
 
 def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of ``metrics.jsonl``; skips a line that a killed run left incomplete."""
+    """Yields the numbers of every row of ``metrics.jsonl``; a killed run leaves an incomplete line, which is no row."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "step" in row:
-            yield row
+        if shapes.record({"step": shapes.whole})(row):
+            yield {key: value for key, value in row.items() if shapes.number(value)}
 
 
 def read_summary(study: ReportInput, run: str) -> dict[str, Any]:
-    """Returns ``summary.json``, which the method of a run wrote, without parts of another shape than figures need."""
-    found = inert(read_json(study.folder / run / "summary.json")) or {}
+    """Returns ``summary.json``, which the method of a run wrote, without parts of another shape than figures need.
+
+    It is empty if there is none, or if the result that it belongs to is not whole.
+    """
+    found = (inert(read_json(study.folder / run / "summary.json")) or {}) if run in study.results else {}
     needed = {"experts": shapes.EXPERTS, "sharing": shapes.SHARING}
     return {key: value for key, value in found.items() if key not in needed or needed[key](value)}

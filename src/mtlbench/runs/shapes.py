@@ -84,6 +84,9 @@ RESULT = record(
 )  # fmt: skip
 """``result.json``."""
 
+SEALED = record({"hash": text}, {"digest": text, "files": named(record({"bytes": whole, "sha256": text}))})
+"""The identity of a result and its seal, see `mtlbench.runs.seal`."""
+
 
 def mapping(value: Any) -> bool:
     """Whether a value maps names to anything."""

@@ -2,7 +2,7 @@
 
 States of a run: ``todo`` (no folder, or nothing decisive in it), ``running`` (locked by a live process, see
 `mtlbench.runs.liveness`), ``stale`` (locked by a dead one; the next process resumes from its checkpoint), ``failed``
-(``error.json``), ``done`` (``result.json`` matches its spec).
+(``error.json``, or a damaged result), ``done`` (a whole ``result.json``, see `RunFolder.result`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import StoreError, inert, path_part_fault
-from mtlbench.runs import liveness, shapes
+from mtlbench.runs import liveness, seal, shapes
 from mtlbench.runs.spec import RunSpec
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)(\.sha256)?")
 _OLD_S = 3600.0
 """Age in seconds, by the clock of the file system, at which half-written files of other machines are swept."""
+
+RESULT_FILE = "result.json"
+_DEPTH = 100
+"""Levels of lists and objects that a record may have; what reads it may recurse."""
 
 
 def temporary(path: Path) -> Path:
@@ -61,6 +65,11 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees either the old or the new content, even after a power cut.
 
     Raises:
@@ -68,8 +77,8 @@ def write_text(path: Path, text: str) -> None:
     """
     beside = temporary(path)
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -93,12 +102,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns a JSON object, or None if the file is absent or torn."""
+    """Returns a JSON object, or None if the file is absent, torn, or nested too deeply for its readers."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and _is_flat(found) else None
+
+
+def _is_flat(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        level = [each for values in inner for each in values]
+        if not level:
+            return True
+    return False
 
 
 class RunFolder:
@@ -119,18 +138,44 @@ class RunFolder:
         self._beats = 0
 
     def spec(self) -> RunSpec | None:
-        """Returns the stored specification, or None if it is absent or damaged."""
+        """Returns the stored specification, or None if it is absent, damaged, or of another run."""
         record = read_json(self.path / "spec.json")
         try:
-            return RunSpec.from_json(record) if record else None
-        except TypeError:  # Keys are missing, or others are there.
+            found = RunSpec.from_json(record) if record else None
+        except TypeError:  # Keys are missing, others are there, or values are of another kind.
             return None
+        if found is None or record is None or not shapes.text(found.method.get("name")):
+            return None
+        return found if (found.hash, found.run_id) == (record.get("hash"), self.run_id) else None
+
+    def mend(self, spec: RunSpec) -> bool:
+        """Write a damaged specification again from the bench's own; return whether that was needed."""
+        if self.spec() is not None:
+            return False
+        write_json(self.path / "spec.json", spec.to_json())
+        return True
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the result if the run is done: it is whole, and its hash is that of the stored specification."""
-        result, spec = read_json(self.path / "result.json"), read_json(self.path / "spec.json")
-        same = result and spec and result.get("hash") == spec.get("hash")
-        return result if same and shapes.RESULT(result) else None
+        """Returns the result if the run is done: the record is whole, of this run, and so are the files it names."""
+        record = read_json(self.path / RESULT_FILE)
+        return record if record is not None and not self._fault(record) else None
+
+    def damage(self) -> str:
+        """Return what is wrong with a result that exists, or ``""``; large files are compared by size alone."""
+        path = self.path / RESULT_FILE
+        if not os.path.lexists(path):
+            return ""
+        record = read_json(path)
+        return "it is not a readable JSON object" if record is None else self._fault(record)
+
+    def _fault(self, record: Mapping[str, Any]) -> str:
+        if not shapes.RESULT(record) or not shapes.SEALED(record):
+            return "its values are not of the kinds that a result has"
+        if seal.broken(record):
+            return "its content does not match its digest: something changed it after it was written"
+        if not record["hash"].startswith(self.run_id.rpartition("-")[2]):
+            return f"it is of another run, whose hash begins with {inert(record['hash'][:8])}"
+        return next(seal.files_faults(record, self.path, deep=False), "")
 
     def outcome(self) -> dict[str, Any]:
         """Return what a plan receives for a finished run: its result, and the method's record as ``summary``."""
@@ -138,7 +183,21 @@ class RunFolder:
 
     def error(self) -> dict[str, Any] | None:
         """Returns why the run failed, safe to print: the file may come from someone else."""
-        return inert(read_json(self.path / "error.json"))
+        path = self.path / "error.json"
+        if (record := read_json(path)) is not None:
+            return inert(record)
+        if os.path.lexists(path):
+            return {"type": "Error", "message": f"The run failed, and {path} is damaged, so the reason is lost."}
+        if damage := self.damage():
+            return {"type": "DamagedResult", "message": self.told(damage)}
+        return None
+
+    def told(self, damage: str) -> str:
+        """Returns the message about a damaged result, with the remedies."""
+        return (
+            f"A result counts only as it was written. {self.path / RESULT_FILE}: {damage}. Put back the file from a "
+            "copy, or train the run again with --retry (RETRY=1)."
+        )
 
     def progress(self) -> dict[str, Any]:
         """Return the last heartbeat: step, steps and their owner, as far as known; steps are whole numbers."""
@@ -151,11 +210,11 @@ class RunFolder:
         if self.result():
             return "done"
         lock = read_json(self.path / "lock.json")
-        if lock:
-            return "running" if liveness.alive(self.path / "lock.json", lock) else "stale"
-        if self.error():
+        if lock and liveness.alive(self.path / "lock.json", lock):
+            return "running"
+        if self.error() is not None:  # Also beside the lock of a rank that was killed because another one failed.
             return "failed"
-        return "stale" if any(self.path.glob("*.ckpt")) else "todo"
+        return "stale" if lock or any(self.path.glob("*.ckpt")) else "todo"
 
     def claim(self, spec: RunSpec) -> bool:
         """Claim the run for this process; return False if it is done or another live process holds it."""
@@ -165,11 +224,10 @@ class RunFolder:
                 if self.state() in ("done", "running"):
                     return False
                 self.path.mkdir(exist_ok=True)
-                (self.path / "error.json").unlink(missing_ok=True)
+                self._set_aside()
                 for left in self.path.glob(".*.*"):  # The owner is dead, so nobody will finish these files.
                     left.unlink(missing_ok=True)
-                if read_json(self.path / "spec.json") is None:
-                    write_json(self.path / "spec.json", spec.to_json())
+                self.mend(spec)
                 self.beat()
         except OSError as error:
             raise StoreError(
@@ -177,6 +235,14 @@ class RunFolder:
                 "Change the permissions, or choose another folder with RESULTS=."
             ) from error
         return True
+
+    def _set_aside(self) -> None:
+        """Remove what says that the run failed. A damaged result is kept under another name."""
+        if damage := self.damage():
+            kept = self.path / "result.damaged.json"
+            os.replace(self.path / RESULT_FILE, kept)
+            print(f"{RESULT_FILE} of {self.run_id}: {damage}. It is kept as {kept.name}, and the run is trained again.")
+        (self.path / "error.json").unlink(missing_ok=True)
 
     def undecided(self) -> bool:
         """Whether another machine holds the run and was not watched long enough to know if it is alive."""
@@ -202,9 +268,14 @@ class RunFolder:
         """Remove the lock."""
         (self.path / "lock.json").unlink(missing_ok=True)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, which makes the run done, and remove the lock."""
-        write_json(self.path / "result.json", result)
+    def finish(self, result: Mapping[str, Any], files: Iterable[str] = ()) -> None:
+        """Write the result, which makes the run done, and remove the lock.
+
+        Args:
+            result: Its content.
+            files: Names of the files in the run's folder that belong to it; they must be complete.
+        """
+        write_json(self.path / RESULT_FILE, seal.sealed(result, self.path, files))
         self.release()
 
     def fail(self, record: Mapping[str, Any]) -> None:
@@ -221,7 +292,7 @@ def finished_run(folder: Path) -> tuple[RunSpec, dict[str, Any]]:
         folder: ``results/<suite>/<run_id>``.
 
     Raises:
-        StoreError: If there is no such run, or it is not done.
+        StoreError: If there is no such run, it is not done, or its files are damaged.
     """
     if not os.path.isdir(folder):
         raise StoreError(
@@ -230,13 +301,20 @@ def finished_run(folder: Path) -> tuple[RunSpec, dict[str, Any]]:
     place = Path(os.path.abspath(folder))  # Within its own folder a run is ".".
     run = RunFolder(place.parent, place.name)
     spec, result = run.spec(), run.result()
-    if spec is None:
+    if spec is None and not (run.path / "spec.json").exists():
         raise StoreError(
             f"A run's folder holds spec.json, and {folder} does not. Give results/<suite>/<run_id>; `mtlbench status` "
             "lists runs."
         )
+    if damage := run.damage():
+        raise StoreError(run.told(damage))
     if result is None:
         raise StoreError(f"A run must be done to be loaded. {folder} is {run.state()}. `mtlbench status` lists runs.")
+    if spec is None or spec.hash != result["hash"]:
+        raise StoreError(
+            f"A run's specification must be the one that its result names. {folder / 'spec.json'} is damaged. Run the "
+            "bench again, which writes it anew and trains nothing."
+        )
     return spec, result
 
 

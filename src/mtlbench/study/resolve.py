@@ -1,7 +1,7 @@
 """A study: a suite resolved against data, methods and versions, ready to run.
 
 `resolve` imports methods and data modules, and so torch. Its result is stored under a key over everything that it
-read, so that `recall` answers an unchanged study from files alone.
+read, so that `mtlbench.study.record.recall` answers an unchanged study from files alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from typing import Any
 
 from mtlbench import __version__
 from mtlbench.errors import DataError, SuiteError, foreign_code
-from mtlbench.runs import shapes
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import read_json, write_json
 from mtlbench.study import costs
 from mtlbench.study.cases import cases_of, is_floor, specs_of
 from mtlbench.study.scenarios import Scenario
@@ -76,19 +74,6 @@ def key_of(suite: Suite, local: Local) -> str:
         parts.append(costs.read(Path(local.results)))
     sha.update(json.dumps(parts, sort_keys=True).encode())
     return sha.hexdigest()[:16]
-
-
-def recall(folder: Path, key: str) -> dict[str, Any] | None:
-    """Returns the stored record of a study with this key, if its plans had ended; None if it is damaged."""
-    record = read_json(folder / "studies" / f"{key}.json")
-    return record if shapes.STUDY(record) and record and all(row["serving"] for row in record["rows"]) else None
-
-
-def remember(folder: Path, record: Mapping[str, Any]) -> None:
-    """Stores a study's record as the current one and under its key."""
-    (folder / "studies").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "studies" / f"{record['key']}.json", record)
-    write_json(folder / "study.json", record)
 
 
 def root_of(suite: Suite, local: Local) -> str | None:

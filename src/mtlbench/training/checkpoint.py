@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from mtlbench.errors import StoreError, shortened
+from mtlbench.runs.seal import digest_file, matches, sha256_of
 from mtlbench.runs.store import sync_folder, temporary
 
 KEEP = 2
+FINAL = "final.ckpt"
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -31,7 +33,7 @@ def step_of(path: Path | None) -> int:
 def newest(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose content matches its hash; damaged ones are skipped, and the log says so."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        if _matches(path):
+        if matches(path):
             return path
         print(f"Checkpoint {path.name} does not match its sha256 and is skipped. An older one or a new start follows.")
     return None
@@ -52,10 +54,10 @@ def save(content: Mapping[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         digest = beside.with_name(beside.name + ".sha256")
         with digest.open("w") as file:  # Synced as well: a power cut must not leave good weights without their hash.
-            file.write(_digest(beside))
+            file.write(sha256_of(beside))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(digest, _digest_file(path))
+        os.replace(digest, digest_file(path))
         os.replace(beside, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -89,18 +91,36 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return found
 
 
-def verified(path: Path) -> dict[str, Any]:
+def verified(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """Reads a checkpoint after comparing it with its hash.
+
+    Args:
+        path: The checkpoint.
+        sha256: The hash it must have. Default: the one in the file beside it.
 
     Raises:
         StoreError: If it is absent or damaged.
     """
-    if not _matches(path):
+    if not matches(path, sha256):
         raise StoreError(
-            f"Weights must match their sha256. {path} is absent or damaged. Delete the run's folder and run the bench "
-            "again to train it anew."
+            f"Weights must match their sha256. {path} is absent or damaged. Put back the file from a copy, or delete "
+            "the run's folder and run the bench again to train it anew."
         )
     return load(path)
+
+
+def final(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the weights of a finished run after comparing them with the hash in its result.
+
+    Args:
+        folder: The run's folder.
+        result: Its result. Those of earlier versions hold no hash; the one in the file beside the weights counts then.
+
+    Raises:
+        StoreError: If the weights are absent or damaged.
+    """
+    about = result.get("files", {}).get(FINAL)
+    return verified(folder / FINAL, about["sha256"] if about else None)
 
 
 class CheckpointFiles(CheckpointIO):
@@ -119,7 +139,7 @@ class CheckpointFiles(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint and its hash."""
         Path(path).unlink(missing_ok=True)
-        _digest_file(Path(path)).unlink(missing_ok=True)
+        digest_file(Path(path)).unlink(missing_ok=True)
 
 
 def state_sha256(state: Mapping[str, Any]) -> str:
@@ -143,27 +163,3 @@ def _leaves(state: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}/{index}")
     else:
         yield name, state
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _matches(path: Path) -> bool:
-    """Whether a checkpoint exists and matches its hash; the file of the hash may hold anything."""
-    try:
-        return _digest_file(path).read_bytes().strip() == _digest(path).encode()
-    except OSError:
-        return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
-
-
-def _chunked(file: Any) -> str:
-    sha = hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha.update(block)
-    return sha.hexdigest()

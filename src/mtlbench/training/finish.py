@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
@@ -11,18 +12,21 @@ import torch
 from mtlbench.data import MTLDataModule
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder, write_json
+from mtlbench.runs.store import RunFolder, write_bytes, write_json
 from mtlbench.training import checkpoint
 from mtlbench.training.callbacks import EndOfStep, flat
 from mtlbench.training.cost import cost_of
 from mtlbench.training.evaluation import Scores, evaluate, examples
 from mtlbench.training.versions import versions
 
+EXAMPLES, SUMMARY = "examples.npz", "summary.json"
+
 
 def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataModule, end: EndOfStep) -> None:
     """Score the selected weights on every rank, and store them with their scores on rank zero.
 
-    ``result.json`` is written last: it makes the run done, so everything else is already on disk when it appears.
+    ``result.json`` is written last: it makes the run done and holds the hashes of the other files, so all of them are
+    already on disk when it appears.
     """
     if spec.trainer["selection"] == "best":
         _restore_best(method, folder)
@@ -39,13 +43,16 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     if not method.trainer.is_global_zero:
         return
     pictures: Any = examples(method, data.eval_dataloader(split), spec.local["examples"])
-    np.savez_compressed(folder.path / "examples.npz", **pictures)
-    checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / "final.ckpt")
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **pictures)
+    write_bytes(folder.path / EXAMPLES, archive.getvalue())
+    checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / checkpoint.FINAL)
     summary = method.summary()
-    write_json(folder.path / "summary.json", summary)
+    write_json(folder.path / SUMMARY, summary)
     images = {name: len(data.samples(name)) for name in ("train", split)}
     measured = _measured(method, end, scores, validation, weights, cost)
-    folder.finish({**_identified(spec), "split": split, "images": images, **measured})
+    files = (checkpoint.FINAL, SUMMARY, EXAMPLES)
+    folder.finish({**_identified(spec), "split": split, "images": images, **measured}, files)
     for path in folder.path.glob("step-*.ckpt*"):
         path.unlink()
     if end.tracker is not None:

@@ -66,7 +66,7 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
             f"spec.json must describe a run of this version. {path / 'spec.json'}: {type(error).__name__}: {error}"
             f"{place_of(error)}. Run the bench again to train it anew."
         ) from error
-    weights = checkpoint.verified(path / "final.ckpt")
+    weights = checkpoint.final(path, result)
     try:
         method.load_state_dict(weights["state_dict"])
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:

@@ -86,14 +86,14 @@ def networks(
 
 def _read(root: Path, start: Mapping[str, Any]) -> tuple[RunSpec, dict[str, Tensor]]:
     folder = RunFolder(root, start["run"])
-    source = folder.spec()
-    if source is None or folder.result() is None or source.hash != start["hash"]:
+    source, result = folder.spec(), folder.result()
+    if source is None or result is None or source.hash != start["hash"]:
         found = folder.state() if source is None or source.hash == start["hash"] else "another run of that name"
         raise StoreError(
             f"A run that builds on another one needs it to be done. {folder.path}: {found}. Run the bench again: "
             "missing runs are trained first."
         )
-    weights = checkpoint.verified(folder.path / "final.ckpt")["state_dict"]
+    weights = checkpoint.final(folder.path, result)["state_dict"]
     return source, {k.removeprefix(NETWORK): v for k, v in weights.items() if k.startswith(NETWORK)}
 
 

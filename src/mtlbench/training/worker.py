@@ -112,13 +112,21 @@ def _join_ranks(seat: Seat) -> None:
 def _record_failure(folder: RunFolder, error: Exception) -> None:
     record = {
         "type": type(error).__name__,
-        "message": str(error),
+        "message": _message(error),
         "traceback": traceback.format_exc(),
         "time": time.time(),
         "kind": "bad input" if isinstance(error, (DataError, StoreError)) else "error",
     }
     with contextlib.suppress(StoreError, OSError):
         write_json(folder.path / "error.json", record)
+
+
+def _message(error: Exception) -> str:
+    """Returns the message of an error; of one in a loader process, torch's account of it starts with a traceback."""
+    text = str(error)
+    if not text.startswith("Caught ") or "Original Traceback" not in text:
+        return text
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip() or text
 
 
 def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,9 +180,7 @@ def test_the_changed_entries_stay_the_same_after_pruning(finished):
 def test_a_finished_run_needs_no_base(finished, tmp_path):
     folder, spec = finished
     other = tmp_path / spec.run_id
-    other.mkdir()
-    for file in ("spec.json", "result.json", "final.ckpt", "final.ckpt.sha256"):
-        (other / file).write_bytes((folder / spec.run_id / file).read_bytes())
+    shutil.copytree(folder / spec.run_id, other)
     run, base = load_run(other, allow=["tests"]), load_run(folder / spec.sources["base"]["run"], allow=["tests"])
     run.method.double(), base.method.double()
     for name, value in base.method.network.encoder.state_dict().items():
