@@ -33,6 +33,7 @@ class Brightness:
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     run = SimpleNamespace(method=Brightness(), spec=SimpleNamespace(model={"image_size": (8, 8)}))
     monkeypatch.setattr("mtlbench.training.load.load_run", lambda folder, allow: run)
+    monkeypatch.setattr(predict, "finished_run", lambda folder: None)
 
     def call(image: Path, **changes: Any) -> Path:
         options = {"run_folder": "r", "images": [str(image)], "out": str(tmp_path / "out"), "arrays": True, "allow": []}

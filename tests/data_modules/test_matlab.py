@@ -13,6 +13,7 @@ from scipy.io import savemat
 
 from mtlbench import cli
 from mtlbench.data_modules.dense import decoding, matlab
+from mtlbench.data_modules.dense.formats import nyu_labeled
 from mtlbench.data_modules.dense.formats.pascal_labels import PART_IDS, parts
 from mtlbench.data_modules.miniatures import write_nyud
 from mtlbench.data_modules.nyud import Nyud
@@ -158,7 +159,10 @@ def test_the_official_layout_is_that_of_h5py(official: Path) -> None:
         assert file["names"].shape == (len(NAMES), 1) and file["labels"].dtype == np.uint16
 
 
-def test_the_official_file_becomes_a_layout_with_the_right_values(official: Path, tmp_path: Path) -> None:
+def test_the_official_file_becomes_a_layout_with_the_right_values(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nyu_labeled, "TOGETHER", 2)
     seen: list[tuple[int, int]] = []
     target = Nyud.convert(official, tmp_path / "data", lambda done, total: seen.append((done, total)))
     assert target == tmp_path / "data" / "NYUD_MT" and seen == [(n, COUNT) for n in range(1, COUNT + 1)]
