@@ -12,6 +12,7 @@ from mtlbench.report import build, columns
 from mtlbench.report.formatting import MARK
 from mtlbench.report.tables.floor import closed, not_better
 from mtlbench.report.views import files
+from mtlbench.report.views.tables import COMPARED
 from mtlbench.report.views.terminal import show_board
 from tests.report.test_conditions import ABOUT, board_of
 from tests.report.test_report import SEGDEPTH, row_of, study_of
@@ -166,7 +167,7 @@ def test_gains_over_a_baseline_at_the_floor_are_marked(board):
     (note,) = [note for note in board.notes if note.startswith(f"{MARK} Δm")]
     assert "single_task" in note and "depth" in note and "semseg" not in note
     assert board.comparisons and all(c.unfounded for c in board.comparisons)
-    part = next(p for p in columns.comparison_grid(board.comparisons) if p.head == "difference in Δm")
+    part = next(p for p in columns.grid(COMPARED, board.comparisons) if p.head == "difference in Δm")
     assert all(cell.mark == MARK for cell in part.cells)
 
 

@@ -80,7 +80,7 @@ def test_methods_keep_the_arguments_that_the_suite_gives_them(tmp_path: Path) ->
     text = (ROOT / "experiments" / "digits.yaml").read_text()
     text = text.replace("methods: [single_task,", "methods: [{name: famo, label: slow, lr: 0.5}, single_task,")
     (tmp_path / "own.yaml").write_text(text)
-    answer = mtlbench(tmp_path, "bench", "own.yaml", "--dry", "--methods", "slow")
+    answer = mtlbench(tmp_path, "bench", "own.yaml", "--dry", "--methods", "slow", "floor=false")
     assert answer.code == 0 and "1 runs: 1 to do" in answer.text
 
 

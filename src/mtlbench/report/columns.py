@@ -13,7 +13,7 @@ from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.formatting import Cell
-from mtlbench.report.model import Board, Comparison, ConditionBoard, ConditionRow, Leaderboard, Row
+from mtlbench.report.model import Board, ConditionBoard, ConditionRow, Leaderboard, Row
 
 VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
 """Where a column may appear."""
@@ -264,32 +264,6 @@ RANKING = (
 )
 """Columns of the leaderboard before the scores."""
 
-COMPARED = (
-    TableColumn(
-        head="method",
-        value=lambda c: f"{c.label}{' *' if c.named else ''}",
-        group="name",
-        text=True,
-        tip="*: pre-registered comparison",
-    ),
-    TableColumn(head="against", value=lambda c: c.reference, group="name", text=True),
-    TableColumn(
-        head="difference in Δm",
-        value=lambda c: c.difference.estimate.mean,
-        show=lambda v: formatting.number(v, 2, sign=True),
-        flag=lambda c: c.unfounded,
-    ),
-    TableColumn(head="95 % interval", value=lambda c: c.difference.estimate, show=formatting.interval),
-    TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="common seeds"),
-    TableColumn(
-        head="p (Holm)",
-        value=lambda c: c.p_holm,
-        show=formatting.probability,
-        tip="paired t test, Holm correction per reference; of a pre-registered comparison: corrected for looks",
-    ),
-)
-"""Columns of the pairwise comparisons."""
-
 
 def grid(columns: Iterable[TableColumn], rows: Sequence[Any], view: str = "") -> tuple[Part, ...]:
     """Formats the columns that a view shows; ``""`` selects every column."""
@@ -325,11 +299,6 @@ def cost_grid(board: Board, view: str = "") -> tuple[Part, ...]:
     """Builds the table of costs alone; it has no rows if no cost is known."""
     known = [row for row in _rows(board) if row.cost]
     return grid((METHOD, *_costs("costs", known)), known, view)
-
-
-def comparison_grid(comparisons: Sequence[Comparison]) -> tuple[Part, ...]:
-    """Builds the table of pairwise comparisons; it has no rows if there is nothing to compare."""
-    return grid(COMPARED, comparisons)
 
 
 def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from mtlbench.report import formatting
 from mtlbench.report.columns import (
-    COMPARED,
     Part,
     TableColumn,
-    comparison_grid,
     condition_grid,
     cost_grid,
     cost_notes,
@@ -26,6 +24,32 @@ from mtlbench.report.views.grouping import Section, group_sections
 AnyBoard = Leaderboard | ConditionBoard
 Grid = tuple[Part, ...]
 
+COMPARED = (
+    TableColumn(
+        head="method",
+        value=lambda c: f"{c.label}{' *' if c.named else ''}",
+        group="name",
+        text=True,
+        tip="*: pre-registered comparison",
+    ),
+    TableColumn(head="against", value=lambda c: c.reference, group="name", text=True),
+    TableColumn(
+        head="difference in Δm",
+        value=lambda c: c.difference.estimate.mean,
+        show=lambda v: formatting.number(v, 2, sign=True),
+        flag=lambda c: c.unfounded,
+    ),
+    TableColumn(head="95 % interval", value=lambda c: c.difference.estimate, show=formatting.interval),
+    TableColumn(head="n", value=lambda c: c.difference.estimate.n, tip="common seeds"),
+    TableColumn(
+        head="p (Holm)",
+        value=lambda c: c.p_holm,
+        show=formatting.probability,
+        tip="paired t test, Holm correction per reference; of a pre-registered comparison: corrected for looks",
+    ),
+)
+"""Columns of the pairwise comparisons."""
+
 
 def main(board: AnyBoard, view: str = "") -> Grid:
     """Returns the table of the study with the columns of a view, see `mtlbench.report.columns.VIEWS`."""
@@ -37,7 +61,7 @@ def differences(board: AnyBoard) -> tuple[str, Grid] | None:
     if not board.comparisons:
         return None
     if isinstance(board, Leaderboard):
-        return "Differences in Δm, paired by seed", comparison_grid(board.comparisons)
+        return "Differences in Δm, paired by seed", grid(COMPARED, board.comparisons)
     return f"Differences to {board.reference}, paired by seed: {board.quantity}", difference_grid(board)
 
 
