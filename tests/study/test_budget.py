@@ -130,6 +130,8 @@ def test_a_key_knows_what_changes_costs(mine: Path) -> None:
         return costs.key_of(pcgrad, uniform)
 
     assert key() == key("trainer.steps=7", "optimiser.lr=0.1", "seeds=[4]") != key("trainer.batch_size=8")
+    other = [key(f"methods=[uniform,{{name: cagrad, c: {c}}}]") for c in (0.3, 0.4)]
+    assert len({key(), *other}) == 3
     assert len({key(), key("model.decoder_channels=16"), key("data.options.train=44")}) == 3
 
 
