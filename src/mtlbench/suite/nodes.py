@@ -38,8 +38,8 @@ def compose(text: str) -> Node | None:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise Unreadable("a suite is written out in full; anchors and aliases are not used.")
-            if getattr(event, "tag", None):
-                raise Unreadable(f"line {event.start_mark.line + 1}: tags are not used. Found {event.tag!r}.")
+            if tag := getattr(event, "tag", None):
+                raise Unreadable(f"tags are not used. Found {tag!r}.")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise Unreadable(NESTED)
