@@ -164,9 +164,9 @@ def test_hostile_or_wrong_suite_file(line: str, fact: str, tmp_path: Path) -> No
     if line.startswith("methods"):
         text = text.replace("methods: [uniform]\n", "")
     (tmp_path / name).write_text(text + line + "\n")
-    start = time.perf_counter()
+    start = time.process_time()  # A busy machine takes longer, but computes as much.
     answer = mtlbench(tmp_path, "bench", name)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert answer.code == 2 and fact in answer.text, answer.text
     assert os.environ["HOME"] + "\n" not in answer.text and not (tmp_path / "hacked").exists()
 

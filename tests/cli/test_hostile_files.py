@@ -150,7 +150,7 @@ def test_an_edited_specification_is_named(change: dict[str, Any], run: Path, tmp
     [
         "[]", "5", "null", "{", '{"format": 1}', '{"format": 2}', "\x00", "[" * 9999, "9" * 5000,
         '{"format": 1, "task": 5, "dense": "x", "channels": "y", "options": {}, "model": {}, "kept": {}}',
-        '{"format": 1, "task": "a", "dense": true, "channels": 1, "options": {"init":"copy"}, "model": [], "kept": {}}',
+        '{"format": 1, "task": "a", "dense": true, "channels": 1, "options": {"init": "copy"}, "model": []}',
         '{"format": 1, "task": ["a"], "dense": true, "channels": 1, "options": 5, "model": {}, "kept": {}}',
     ],
     ids=lambda text: text[:30],

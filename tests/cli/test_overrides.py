@@ -15,6 +15,7 @@ from tests.support.command_line import SMALL, mtlbench
 CHANGING = {
     "bench": (["bench", "digits", "--dry", "--methods", "uniform"], "trainer.steps=7", "7 steps each", ExitCode.DONE),
     "run": (["run", "digits", "--method", "uniform", *SMALL], "trainer.steps=2", "done", ExitCode.DONE),
+    "cost": (["cost", "digits"], "trainer.steps=0", "trainer.steps must be at least 1", ExitCode.REFUSED),
     "data": (["data", "digits"], "data.options.train=7", " 7 samples", ExitCode.DONE),
     "check": (["check", "data_modules.digits:Digits"], "val=0", "Split val is empty", ExitCode.FAILED),
 }

@@ -229,3 +229,75 @@ def test_every_number_of_a_suite_has_a_range() -> None:
         for field in dataclasses.fields(section):
             number = str(field.type).split(" ")[0] in ("int", "float", "list[int]")
             assert ("range" in field.metadata) == number, f"{section.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize(
+    ("override", "fact"),
+    [
+        ("data.options.x=2020-01-01", "no dates"),
+        ("data.options={a: 1, a: 2}", "data.options.a is given twice"),
+        ("methods=[{name: famo, lr: 1, lr: 2}]", "lr is given twice"),
+        ("data.options={x: {1: 2}}", "keys must be text. Write 1 in quotes"),
+        ("data.options.x=!!binary aGk=", "tags are not used"),
+        ("title=&a b", "anchors and aliases"),
+        ("data.options.x=[[" + "[" * 40, "nested too deeply"),
+        ("data.options.x=.nan", "numbers must be finite"),
+        ("trainer.steps=010", "010 is another number in YAML"),
+        ("trainer.steps=1:30", "1:30 is another number in YAML"),
+        ("optimiser.lr=1" + "0" * 400, "larger than any number"),
+        ("title='???'", "stands for a value that is missing"),
+        ('title="\\e[2J"', "control characters"),
+        ("data={options: {a.b: 1}}", "without dots"),
+        ("tasks.left.optional=5", "must be true or false"),
+        ("seeds=[[1]]", "must be a list of single values"),
+        ("seeds=[null]", "must be a list of single values"),
+        ("protocol=delta_m@2", "protocol must be delta_m@1"),
+        ("baseline=sinlge_task", "Did you mean 'single_task'"),
+        ("named=[uniform, famoo]", "Did you mean 'famo'"),
+        ("methods=[{name: uniform, label: [a]}]", "a label must be text"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_would_be_read_as_something_else_is_refused(override: str, fact: str) -> None:
+    found = suites.read("digits", [override])
+    assert len(found.faults) == 1 and fact in found.faults[0], found.faults
+
+
+def test_text_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    words = {"title": "0x10", "baseline": "uniform", "search": "yes"}
+    found = suites.load("digits", [f"{key}={word}" for key, word in words.items()])
+    assert {key: getattr(found, key) for key in words} == words
+    text = (ROOT / "experiments" / "digits.yaml").read_text().replace("title: Two", "title: 12:30 # Two")
+    (tmp_path / "own.yaml").write_text(text)
+    assert suites.load(str(tmp_path / "own.yaml")).title == "12:30"
+
+
+def test_named_rows_may_be_left_out_this_time(tmp_path: Path) -> None:
+    text = (ROOT / "experiments" / "digits.yaml").read_text() + "named: [slow, uniform]\n"
+    text = text.replace("methods: [single_task,", "methods: [{name: famo, label: slow}, single_task,")
+    (tmp_path / "own.yaml").write_text(text)
+    assert not suites.read(str(tmp_path / "own.yaml"), [], ["uniform"]).faults
+    assert not suites.read(str(tmp_path / "own.yaml"), ["methods=[uniform]"]).faults
+
+
+@pytest.mark.parametrize(
+    ("entry", "fact"),
+    [
+        ("{name: famo, balancer: 5}", "balancer must be a name"),
+        ("{name: single_task, balancer: {lr: 1}}", "balancer must be a name"),
+        ("{name: single_task, balancer: ''}", "Unknown method ''"),
+        ("{name: uniform, model: 0}", "model of a method maps keys"),
+        ("{name: uniform, model: {decoder_channels: -5}}", "decoder_channels must be at least 1"),
+        ("{name: uniform, model: {decoder_channels: many}}", "decoder_channels must be a whole number"),
+        ("{name: uniform, model: {encoder_options: 5}}", "encoder_options must be a mapping"),
+    ],
+)
+def test_what_a_method_changes_has_the_rules_of_the_suite(entry: str, fact: str, tmp_path: Path) -> None:
+    answer = mtlbench(tmp_path, "bench", "digits", f"methods=[{entry}]", "--dry")
+    assert answer.code == 2 and fact in answer.text and "Traceback" not in answer.text, answer.text
+
+
+def test_a_suite_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "x" * 5000 + ".yaml", "a\x00b", str(tmp_path)):
+        with pytest.raises(SuiteError):
+            suites.load(name)

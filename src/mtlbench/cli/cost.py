@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.cli.arguments import add_request, positive, read_request, results_folder
-from mtlbench.errors import ExitCode, MethodError
+from mtlbench.errors import ExitCode, MethodError, coloured_output
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study import costs
 from mtlbench.study import resolve as studies
@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure what is missing, store it beside the study, and print it."""
     asked = read_request(arguments)
     root = results_folder(arguments.results, asked.suite)
+    from mtlbench.cli.progress import print_doubts
     from mtlbench.training.malloc import keep_freed_memory
     from mtlbench.training.trainer import quiet_lightning
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     asked.suite.trainer.budget.unit = "steps"  # Costs are those of the suite's own steps.
     study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)
+    print_doubts(study)
     specs = study.specs
     reference = costs.reference_of(specs, asked.suite.trainer.budget.of)
     known = costs.read(root)
@@ -151,6 +153,7 @@ def _peak(runs: Sequence[RunSpec], threads: int) -> float:
 
 def _print_table(rows: Sequence[dict[str, Any]], root: Path) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from mtlbench.report import formatting
@@ -161,7 +164,7 @@ def _print_table(rows: Sequence[dict[str, Any]], root: Path) -> None:
     for row in rows:
         interval = "–" if row["low"] is None else f"[{row['low']:.2f}, {row['high']:.2f}]"
         table.add_row(
-            row["label"],
+            escape(row["label"]),
             f"{row['ratio']:.2f}",
             interval,
             formatting.seconds(row["seconds_per_step"]),
@@ -170,7 +173,7 @@ def _print_table(rows: Sequence[dict[str, Any]], root: Path) -> None:
             formatting.count(row["parameters_active"]),
             formatting.memory(row["peak_memory_gib"]),
         )
-    Console().print(table)
+    Console(file=coloured_output()).print(table)
     if rows:
         device = f"{rows[0]['device']}, {rows[0]['threads']} thread(s)"
         print(

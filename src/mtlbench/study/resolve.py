@@ -158,7 +158,7 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
         missing = data.missing()
     if missing:
         raise DataError("\n".join(missing))
-    if root is not None and not Path(root).is_dir():  # Of data that reads no folder nothing is missing.
+    if root is not None and not os.path.isdir(root):  # Of data that reads no folder nothing is missing.
         raise DataError(
             f"The folder of the data must exist. There is no {root}. Correct DATA= (--data), or leave it out."
         )
@@ -344,7 +344,7 @@ def _files_of(module: str) -> set[Path]:
     """Returns the sources of a module's top-level package, or of the module, without importing them."""
     top = module.partition(".")[0]
     here = Path.cwd() / f"{top}.py"
-    if here.exists():
+    if os.path.isfile(here):
         return {here}
     # The current folder is importable once a module is loaded from it, which the key is made before.
     places = [str(Path.cwd() / top)]
@@ -356,7 +356,7 @@ def _files_of(module: str) -> set[Path]:
         places += spec.submodule_search_locations
     elif spec and spec.origin and spec.has_location:  # What is built into the interpreter has no file.
         return {Path(spec.origin)}
-    return {path.resolve() for place in places for path in Path(place).rglob("*.py")}
+    return {path.resolve() for place in places if os.path.isdir(place) for path in Path(place).rglob("*.py")}
 
 
 def _walk(root: str | None) -> str:

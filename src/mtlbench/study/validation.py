@@ -6,7 +6,7 @@ Imports methods and data modules, and so torch, when called. Collects every faul
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mtlbench import registry
@@ -15,7 +15,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.study import scenarios
 from mtlbench.study.costs import UNITS
 from mtlbench.study.scenarios import Scenario, Scope
-from mtlbench.suite import ModelSection, Suite
+from mtlbench.suite import ModelSection, Suite, changed_section
 
 Place = Callable[[str], str]
 """Returns where a dotted key was given: ``file:line``, an override, or the key itself."""
@@ -126,7 +126,7 @@ class _Faults:
         try:
             return action()
         except MtlbenchError as error:
-            self.found += [f"{self.place(key)}: {line}" for line in str(error).splitlines()]
+            self.found += [f"{self.place(key)}: {line[:2000]}" for line in str(error).splitlines()]
             return None
 
 
@@ -165,12 +165,18 @@ def _scenario(suite: Suite, module: Any, tasks: list[str], labels: list[str], fa
 def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodEntry:
     """Return one line of ``methods``; build its balancer once, to see that it can be built."""
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    model = _changed_model(suite.model, options.pop("model", None) or {})
+    changes = options.pop("model", None)
+    model = _changed_model(suite.model, {} if changes is None else changes)
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
     record = registry.record(name, **options)
-    if balancer:
-        given = {"name": balancer} if isinstance(balancer, str) else dict(balancer)
-        record["balancer"] = registry.record(given.pop("name"), **given)
+    if balancer is not None:
+        given = dict(balancer) if isinstance(balancer, Mapping) else {"name": balancer}
+        rule = given.pop("name", None)
+        if not isinstance(rule, str):
+            raise SuiteError(
+                f"balancer must be a name, or a mapping with a name and its arguments. Found {balancer!r}."
+            )
+        record["balancer"] = registry.record(rule, **given)
         _check_pair(record)
     _check_balancer(record, suite, tasks, devices)
     if suite.selection == "best" and getattr(registry.find(record["path"]), "PHASES", False):
@@ -178,7 +184,7 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
             f"{name} is trained in phases, and only their end is a result. The suite has selection: best, which may "
             "keep an earlier step. Set selection: last."
         )
-    short = record["name"] if not balancer else f"{record['name']}+{record['balancer']['name']}"
+    short = record["name"] if balancer is None else f"{record['name']}+{record['balancer']['name']}"
     return MethodEntry(str(label or short), record, model)
 
 
@@ -192,8 +198,8 @@ def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     faults = [unknown_name("key of a method's model", str(key), known) for key in changes if key not in known]
     if faults:
         raise SuiteError("\n".join(faults))
-    options = {**model.encoder_options, **(changes.get("encoder_options") or {})}
-    changed = replace(model, **{**changes, "encoder_options": options})
+    changed = changed_section(model, changes)
+    options = changed.encoder_options
     if changed.encoder != model.encoder:
         encoder_exists(changed.encoder)
     if changes:

@@ -1,6 +1,6 @@
 """Suites, which say what is compared: reads, checks and overrides ``experiments/*.yaml``. Needs no torch."""
 
-from mtlbench.suite.reader import Reading, available, folders, load, locate, options_of, read
+from mtlbench.suite.reader import Reading, available, changed_section, folders, load, locate, options_of, read
 from mtlbench.suite.schema import (
     DataSection,
     ModelSection,
@@ -12,5 +12,5 @@ from mtlbench.suite.schema import (
 
 __all__ = [
     "DataSection", "ModelSection", "OptimiserSection", "Reading", "Suite", "TaskSection", "TrainerSection",
-    "available", "folders", "load", "locate", "options_of", "read",
+    "available", "changed_section", "folders", "load", "locate", "options_of", "read",
 ]  # fmt: skip

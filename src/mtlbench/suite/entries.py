@@ -39,6 +39,8 @@ def method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
             )
         else:
             label = label_of(entry)
+            if fault := _balancer_fault(entry):
+                yield index, fault
             given = entry.get("label") if isinstance(entry, DictConfig) else None
             if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int, float))):
                 yield index, f"methods: a label must be text. Found {shown(given)}."
@@ -49,11 +51,25 @@ def method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
             labels.add(label)
 
 
+def _balancer_fault(entry: Any) -> str | None:
+    rule = entry.get("balancer") if isinstance(entry, DictConfig) else None
+    if rule is None or isinstance(rule, str) or isinstance(rule, DictConfig) and isinstance(rule.get("name"), str):
+        return None
+    return f"methods: balancer must be a name, or a mapping with a name and its arguments. Found {shown(rule)}."
+
+
 def label_of(entry: Any) -> str:
     """Return the label of an entry of ``methods``, even if the entry is faulty."""
     if isinstance(entry, (dict, DictConfig)):
         return str(entry.get("label") or entry.get("name"))
     return str(entry)
+
+
+def out_of_range(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yield the key of every number outside its range, and the end of a sentence that says so."""
+    for key, value, allowed in numbers(config, ""):
+        if not all(isinstance(each, (int, float)) and each in allowed for each in listed(value)):
+            yield key, f"must be {allowed}, found {shown(value)}."
 
 
 def numbers(config: DictConfig, above: str) -> Iterator[tuple[str, Any, Range]]:

@@ -6,10 +6,10 @@ Every fault of a file and of the overrides is reported at once, with its line.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,11 +18,12 @@ from mtlbench import registry
 from mtlbench.errors import SuiteError, path_part_fault, unknown_name
 from mtlbench.metrics.relative import PROTOCOL
 from mtlbench.suite import nodes
-from mtlbench.suite.entries import cut, elsewhere, label_of, listed, method_faults, numbers, shown
+from mtlbench.suite.entries import cut, elsewhere, label_of, method_faults, out_of_range, shown
 from mtlbench.suite.nodes import Unreadable
 from mtlbench.suite.schema import FORMAT, Suite, TaskSection, type_of
 
 SELECTIONS = ("last", "best")
+Section = TypeVar("Section")
 RENAMED = {"study": "scenario"}
 """Keys of earlier versions, with their present names."""
 
@@ -141,6 +142,23 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def changed_section(section: Section, changes: Mapping[str, Any]) -> Section:
+    """Return a section of a suite with some of its keys changed, under the rules of the suite's own keys.
+
+    Raises:
+        SuiteError: With every value that is of the wrong type or out of range.
+    """
+    reader = _Reader(OmegaConf.structured(section))
+    for key, value in changes.items():
+        reader.set(type(section).__name__, (str(key),), value)
+    faults = [fault.partition(": ")[2] for fault in reader.faults]
+    faults += [f"{key} {fault}" for key, fault in out_of_range(reader.config)]
+    if faults:
+        raise SuiteError("\n".join(faults))
+    found: Any = OmegaConf.to_object(reader.config)
+    return found
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Suite:
     """Reads a suite as `read` does.
 
@@ -196,7 +214,7 @@ class _Reader:
         by_label = {label_of(entry): entry for entry in entries}
         # The leaderboard shows `module:Class` as `Class`.
         by_label = {label.rpartition(":")[2]: entry for label, entry in by_label.items()} | by_label
-        self._set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
+        self.set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
 
     def check_values(self, where: str) -> None:
         for key in sorted(OmegaConf.missing_keys(self.config)):
@@ -207,9 +225,8 @@ class _Reader:
                 OmegaConf.update(self.config, key, 1)
         missing = OmegaConf.missing_keys(self.config)
         self._check_lists(where)
-        for key, value, allowed in numbers(self.config, ""):
-            if key not in missing and not all(each in allowed for each in listed(value)):
-                self._fault(key, where, f"{key} must be {allowed}, found {shown(value)}.")
+        for key, fault in out_of_range(self.config):
+            self._fault(key, where, f"{key} {fault}")
         self._check_names(where, missing)
         self._check_choices(where)
 
@@ -295,7 +312,7 @@ class _Reader:
         except Unreadable as error:
             self.faults.append(f"{where}: {name}: {error}")
             return
-        self._set(where, keys, value)
+        self.set(where, keys, value)
         if keys == ("methods",) and node is not None:
             for index, line in enumerate(nodes.entries_of(node)):
                 self.places[f"methods.{index}"] = place(line)
@@ -329,7 +346,8 @@ class _Reader:
             at = at[key] if isinstance(at, DictConfig) and key in at else None
         return type_of(OmegaConf.get_type(at), keys[-1]) if isinstance(at, DictConfig) else None
 
-    def _set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
+    def set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
+        """Set the value of a key, or note why it cannot be set."""
         name = ".".join(keys)
         if name == "methods":
             self.places = {key: place for key, place in self.places.items() if not key.startswith("methods.")}
@@ -338,6 +356,9 @@ class _Reader:
         kind = self._kind_of(keys)
         if text := nodes.value_fault(value, finite=kind is None):
             fault = fault or f"{name}: {text}"
+        nested = (isinstance(item, (list, dict, type(None))) for item in value) if isinstance(value, list) else ()
+        if kind == "a list" and name != "methods" and any(nested):
+            fault = fault or f"{name} must be a list of single values. Found {shown(value)}."
         if kind == "true or false" and isinstance(value, int) and value not in (0, 1):
             fault = f"{name} must be {kind}. Found {value!r}."
         if fault:

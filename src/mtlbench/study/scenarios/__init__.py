@@ -31,7 +31,7 @@ def read(section: Mapping[str, Any], scope: Scope) -> tuple[Scenario | None, lis
     """
     options = dict(section)
     kind = options.pop("kind", None)
-    if kind not in shipped():
+    if not isinstance(kind, str) or kind not in shipped():
         return None, [("kind", unknown_name("kind of scenario", str(kind), shipped()))]
     cls = _class_of(kind)
     known = {field.name: field for field in fields(cls)}
