@@ -81,7 +81,8 @@ def test_arguments_of_methods_with_experts(name):
 
 
 OTHER = {
-    "auxiliary": 0.25, "dropout": 0.5, "entropy": 0.5, "experts": 2, "gamma": 2.0, "heads": 1, "levels": 1,
+    "arguments": {"experts": 3}, "as_large_as": "moe", "auxiliary": 0.25,
+    "dropout": 0.5, "entropy": 0.5, "experts": 2, "gamma": 2.0, "heads": 1, "levels": 1,
     "nddr_lr": 3.0, "other": 0.25, "own": 0.5, "private": 2, "rank": 5, "reduction": 2, "scale": 7.0, "shared": 2,
     "stitch_lr": 3.0, "task_rank": 3, "top_k": 1,
 }  # fmt: skip
