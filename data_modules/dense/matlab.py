@@ -86,13 +86,18 @@ def _value(item: Any, file: Any) -> NDArray[Any]:
 def _struct(fields: dict[str, Any], file: Any) -> NDArray[Any]:
     """Returns a struct, or an array of structs, whose fields are arrays of references without a class of their own."""
     several = all("MATLAB_class" not in field.attrs for field in fields.values())
-    columns = {
-        name: _value(field, file) if several else _each(np.zeros((1, 1), object), lambda _, f=field: _value(f, file))
-        for name, field in fields.items()
-    }
+    values = {name: _value(field, file) for name, field in fields.items()}
+    columns = values if several else {name: _boxed(value) for name, value in values.items()}
     made = np.empty(next((column.shape for column in columns.values()), (0, 0)), [(name, object) for name in columns])
     for name, column in columns.items():
         made[name] = column
+    return made
+
+
+def _boxed(value: Any) -> NDArray[Any]:
+    """Returns an array of one object."""
+    made = np.empty((1, 1), object)
+    made[0, 0] = value
     return made
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _write(source: Path, file: Any, target: Path, watch: Callable[[int, int], No
     for kind in ("images", "depth", *(["segmentation"] if classes is not None else [])):
         (target / kind).mkdir()
     for start in range(0, count, TOGETHER):
-        some = read.reading(source, lambda start=start: [array[start : start + TOGETHER] for array in arrays])
+        some = read.reading(source, partial(_slices, arrays, slice(start, start + TOGETHER)))
         for number, (image, depth, label) in enumerate(zip(*some, strict=True), start + 1):
             name = f"{number:04d}"
             Image.fromarray(np.ascontiguousarray(image.T)).save(target / "images" / f"{name}.png")
@@ -93,6 +94,10 @@ def _write(source: Path, file: Any, target: Path, watch: Callable[[int, int], No
                 forty = _forty(source, number, label.T, classes)
                 Image.fromarray(forty).save(target / "segmentation" / f"{name}.png")
             watch(number, count)
+
+
+def _slices(arrays: list[Any], some: slice) -> list[Array]:
+    return [array[some] for array in arrays]
 
 
 def _stored(source: Path, file: Any, key: str) -> Any:
