@@ -98,7 +98,7 @@ def test_a_result_whose_scores_are_no_numbers_is_no_result(scores: Any, folder: 
     path.write_text(json.dumps({**json.loads(path.read_text()), "scores": scores}))
     assert run.result() is None and run.state() != "done"
     answer = mtlbench(folder, "report", "scenes")
-    assert answer.code == ExitCode.FAILED and "Without a result: 1 failed" in answer.text, answer.text
+    assert answer.code == ExitCode.DONE and "Without a result" in answer.text, answer.text
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,7 @@ def test_a_result_whose_scores_are_no_numbers_is_no_result(scores: Any, folder: 
 )
 def test_a_damaged_lock_ends_nothing(lock: str, folder: Path) -> None:
     run = RunFolder(folder / "results/scenes", "uniform-s1-0a1b")
+    (run.path / "result.json").unlink()
     (run.path / "lock.json").write_text(lock)
     assert run.state() in ("todo", "stale", "running") and isinstance(run.progress().get("step", 0), int)
     assert mtlbench(folder, "status", "scenes").code == ExitCode.DONE

@@ -113,7 +113,7 @@ def table(root: Path) -> frozenset[tuple[str, ...]]:
 
 def damaged(draw: Any, content: bytes, seals: str) -> bytes:
     """Returns a damaged file; its seal is kept, made anew as by a forger, or absent as in earlier versions."""
-    if draw(st.integers(0, 3)) == 0:
+    if not content or draw(st.integers(0, 3)) == 0:
         return damaged_bytes(draw, content)
     lines = content.decode().splitlines()
     try:
@@ -150,7 +150,7 @@ def test_no_content_of_a_file_breaks_a_command(folder: Folder, data: st.DataObje
         with simple(folder.study, figures=next(COUNT) % 50 == 0):
             answer = command(folder.place, name)
         assert answer.code in (ExitCode.DONE, ExitCode.FAILED, ExitCode.REFUSED), answer
-        assert not UNSAFE.search(answer.text), answer.text
+        assert not UNSAFE.search(answer.text) and "Traceback" not in answer.text, answer.text
         # Without any part of its seal a result passes for one of an earlier version, which `status` says.
         sealed = path.name != "result.json" or seal.is_sealed(read_json(path) or {"digest": ""})
         if name == "report" and answer.code != ExitCode.REFUSED and seals == "kept" and sealed:

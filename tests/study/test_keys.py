@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtlbench import suite as suites
+from mtlbench.runs import seal
 from mtlbench.study import record as records
 from mtlbench.study import resolve as studies
 from tests.support.command_line import mtlbench
@@ -177,7 +178,7 @@ ROW = {"label": "a", "seed": 0, "runs": ["one"], "serving": {"left": "one"}}
 def test_a_study_is_recalled_only_where_its_record_is_whole(change: dict[str, Any], tmp_path: Path) -> None:
     record = {"key": "k", "suite": "mine", "rows": [ROW, ROW]}
     records.remember(tmp_path, record)
-    assert records.recall(tmp_path, "k") == record and records.recall(tmp_path, "other") is None
+    assert records.recall(tmp_path, "k") == seal.sealed(record) and records.recall(tmp_path, "other") is None
     assert (tmp_path / "study.json").read_text() == (tmp_path / "studies" / "k.json").read_text()
     records.remember(tmp_path, {**record, **change})
     assert records.recall(tmp_path, "k") is None

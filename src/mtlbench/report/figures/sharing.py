@@ -55,6 +55,7 @@ def read_sharing(study: ReportInput, board: Leaderboard) -> dict[str, list[Point
         for entry in entries[board.baseline]
     }
     found = {label: _points(study, columns, entries[label], reference) for label in complete}
+    found = {label: points for label, points in found.items() if points}  # A record may hold an empty curve.
     return found if any(len(points) > 1 or points[0].threshold is not None for points in found.values()) else {}
 
 
