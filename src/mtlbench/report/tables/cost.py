@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def search_seconds(entry: Record, done: Mapping[str, Record]) -> float | None:
     trials = searched(entry)
     runs = dict.fromkeys(run for trial in trials for run in trial.get("runs") or ())
     times = [(done[run].get("cost") or {}).get("train_seconds") for run in runs if run in done]
-    return None if not trials or None in times else sum(times)
+    return None if not trials or None in times else math.fsum(t for t in times if t is not None)
 
 
 def searched(entry: Record) -> list[Record]:

@@ -39,5 +39,5 @@ def _trial(record: Record) -> TuningTrial:
         values=dict(values) if isinstance(values, dict) else {},
         score=float(score) if known and score is not None else None,
         failed=str(record.get("failed") or ""),
-        steps=record.get("steps", 0),
+        steps=steps if isinstance(steps := record.get("steps"), int) else 0,
     )

@@ -49,8 +49,8 @@ TUNED = (
 """Columns of equal tuning; a row is a `Tuning`."""
 
 _NOTES = (
-    "Declared and chosen are validation gains over the reference with the seeds of the search. The chosen one is the best "
-    "of several, so it promises too much; the leaderboard's scores are of other seeds and of another split.",
+    "Declared and chosen are validation gains over the reference with the seeds of the search. The chosen one is the "
+    "best of several, so it promises too much; the leaderboard's scores are of other seeds and of another split.",
 )
 
 
