@@ -68,11 +68,12 @@ def test_the_chosen_values_train_the_seeds_of_the_table(tmp_path: Path) -> None:
             if label == "dwa":
                 assert served[0].method["arguments"]["temperature"] == values["dwa.temperature"]
     assert {spec.seed for spec in executor.started} == {0, 1, 100}
+    assert [len(row["runs"]) for row in rows_of(tmp_path, "floor")] == [1, 1], "the floor has nothing to tune"
 
 
 def test_trial_0_has_the_declared_values(tmp_path: Path) -> None:
     executor = searched(tmp_path, study_of(), by_rate)
-    plain = resolve(suites.load("digits", [DATA, "methods=[dwa, uniform]", "seeds=[100]"]), Local(), []).members
+    plain = resolve(suites.load("digits", [DATA, "methods=[dwa, uniform]", "seeds=[100]", "floor=false"]), Local(), []).members
     for spec in plain:
         (run,) = trials_of(tmp_path, spec.label)[0]["runs"]
         assert run == spec.run_id and run in trained(executor)
@@ -208,7 +209,7 @@ def test_trials_of_a_batch_do_not_depend_on_each_other(tmp_path: Path) -> None:
 
 
 def labels(study: Any) -> list[str]:
-    return list(dict.fromkeys(row["label"] for row in study.record["rows"]))
+    return list(dict.fromkeys(row["label"] for row in study.record["rows"] if row["label"] != "floor"))
 
 
 def test_a_tuned_table_has_a_row_of_tuned_weights() -> None:
