@@ -73,8 +73,8 @@ def test_the_chosen_values_train_the_seeds_of_the_table(tmp_path: Path) -> None:
 
 def test_trial_0_has_the_declared_values(tmp_path: Path) -> None:
     executor = searched(tmp_path, study_of(), by_rate)
-    plain = resolve(suites.load("digits", [DATA, "methods=[dwa, uniform]", "seeds=[100]", "floor=false"]), Local(), []).members
-    for spec in plain:
+    asked = [DATA, "methods=[dwa, uniform]", "seeds=[100]", "floor=false"]
+    for spec in resolve(suites.load("digits", asked), Local(), []).members:
         (run,) = trials_of(tmp_path, spec.label)[0]["runs"]
         assert run == spec.run_id and run in trained(executor)
     assert trials_of(tmp_path, "dwa")[0]["values"] == {"lr": 0.002, "weight_decay": 0.01, "dwa.temperature": 2.0}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -200,8 +201,10 @@ class _Proposals:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         seed = int(spec.hash[:8], 16)
-        # With constant_liar, the trials of a batch keep apart from each other.
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
+        with warnings.catch_warnings():  # Optuna 4 calls constant_liar experimental.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # With constant_liar, the trials of a batch keep apart from each other.
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._space = space
         self._asked: list[Any] = []
