@@ -335,7 +335,7 @@ def test_what_the_report_shows(tmp_path: Path) -> None:
     searched(tmp_path, study, by_rate)
     board: Any = load(tmp_path)[1]
     rules = dict(board.rules)["Tuning"]
-    for words in ("6 trials per row", "lr log-uniform", "over uniform", "validation", "seeds 100", "batches of 4"):
+    for words in ("6 trials per row", "lr log-uniform", "over uniform", "validation", "with seeds 100", "batches of 4"):
         assert words in rules
     rows = {row.label: row.cost.values for row in board.rows}
     assert rows["dwa"]["search_seconds"] == 6 * 150 and rows["dwa"]["train_seconds"] == 150

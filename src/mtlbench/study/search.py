@@ -96,7 +96,7 @@ class Search:
         text = (
             f"{section.trials} trials per row{halved}, over {', '.join(space)}, and weights per task of fixed; trial 0 "
             f"has the declared values. Chosen by the mean relative gain over {method} at its defaults, on validation, "
-            f"seeds {', '.join(map(str, section.seeds))}. Proposed by Optuna (TPE) in batches of {section.batch}"
+            f"with seeds {', '.join(map(str, section.seeds))}. Proposed by Optuna (TPE) in batches of {section.batch}"
         )
         return {"text": text, "reference": method, **asdict(section), "over": list(section.over)}
 
