@@ -266,7 +266,7 @@ def test_what_would_be_read_as_something_else_is_refused(override: str, fact: st
 
 
 def test_text_is_taken_as_it_is_written(tmp_path: Path) -> None:
-    words = {"title": "0x10", "baseline": "uniform", "search": "yes"}
+    words = {"title": "0x10", "baseline": "uniform", "name": "yes"}
     found = suites.load("digits", [f"{key}={word}" for key, word in words.items()])
     assert {key: getattr(found, key) for key in words} == words
     text = (ROOT / "experiments" / "digits.yaml").read_text().replace("title: Two", "title: 12:30 # Two")
