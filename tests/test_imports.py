@@ -26,7 +26,7 @@ LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"
 HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
 LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "cli")
 """What starts without torch."""
-ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.nodes"}}
+ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.nodes"}, "optuna": {"study.search", "study.search_space"}}
 """Libraries that one place knows."""
 
 

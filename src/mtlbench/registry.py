@@ -53,6 +53,18 @@ TAXONOMY = (
 order. ``baseline`` and ``optimisation/loss weighting/other`` are added for methods without a leaf in the survey."""
 
 
+@dataclass(frozen=True)
+class PerTask:
+    """Search space of a list with one number per task: log-uniform, then scaled to sum to the number of tasks.
+
+    Attributes:
+        low, high: Bounds before scaling.
+    """
+
+    low: float
+    high: float
+
+
 class Registered:
     """Base of what a suite may name as a method: `MTLMethod` and `Balancer`. Every subclass is found by name.
 
@@ -62,12 +74,14 @@ class Registered:
             Empty if a method of your own does not declare it.
         TAKES: What the constructor receives by position: ``("spec",)`` for a method. Hyper-parameters are keywords.
         LATER: Hyper-parameters added after runs were stored. At their default they stay out of a run's identity.
+        SEARCH: Search space per hyper-parameter, for equal tuning: a list of values, or `PerTask`.
     """
 
     VERSION: ClassVar[int] = 1
     TAXONOMY: ClassVar[str] = ""
     TAKES: ClassVar[tuple[str, ...]] = ()
     LATER: ClassVar[tuple[str, ...]] = ()
+    SEARCH: ClassVar[Mapping[str, list[Any] | PerTask]] = {}
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def test_variables_of_make() -> None:
         "SUITE=digits",
         "METHODS=uniform famo",
         "SEEDS=3",
+        "TRIALS=4",
         "SET=trainer.steps=7 seeds=[1]",
         "RESULTS=/tmp/a b",
         "JOBS=2",
@@ -109,6 +110,7 @@ def test_variables_of_make() -> None:
         'bench "digits" trainer.steps=7 seeds=[1]',
         '--methods "uniform famo"',
         '--seeds "3"',
+        "--trials 4",
         "--jobs 2",
         '--results "/tmp/a b"',
         "--devices 1",
@@ -264,7 +266,7 @@ def test_what_would_be_read_as_something_else_is_refused(override: str, fact: st
 
 
 def test_text_is_taken_as_it_is_written(tmp_path: Path) -> None:
-    words = {"title": "0x10", "baseline": "uniform", "search": "yes"}
+    words = {"title": "0x10", "baseline": "uniform", "name": "yes"}
     found = suites.load("digits", [f"{key}={word}" for key, word in words.items()])
     assert {key: getattr(found, key) for key in words} == words
     text = (ROOT / "experiments" / "digits.yaml").read_text().replace("title: Two", "title: 12:30 # Two")

@@ -58,7 +58,6 @@ class Balancer(nn.Module, Registered):
     Parameter only for values that the main optimiser must train.
 
     Attributes:
-        SEARCH: Search space per argument, for tuning.
         POSITIVE: Whether every loss must be above `floor`, because the rule takes logarithms or quotients.
         COLUMNWISE: Whether `combine_gradients` treats every column alone. It is then called with blocks of columns,
             in order, which stay in the cache, and no (A, P) matrix is made.
@@ -72,7 +71,6 @@ class Balancer(nn.Module, Registered):
             multiplied by the weight that `gradient_weights` gave to the task.
     """
 
-    SEARCH: ClassVar[dict[str, Any]] = {}
     POSITIVE: ClassVar[bool] = False
     COLUMNWISE: ClassVar[bool] = False
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mtlbench.bench.executors.base import Executor
 from mtlbench.errors import ExitCode, MethodError, MtlbenchError, foreign_code, place_of
-from mtlbench.runs.plan import Ending, Plan
+from mtlbench.runs.plan import Ending, Plan, Trials
 from mtlbench.runs.registration import register
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, sweep
@@ -60,6 +60,11 @@ class Member:
         """All runs that the plan has yielded."""
         return [spec for stage in self.stages for spec in stage]
 
+    @property
+    def trials(self) -> list[str]:
+        """The runs of a search among them, which may fail."""
+        return [spec.run_id for stage in self.stages if isinstance(stage, Trials) for spec in stage]
+
     def step(self, results: list[dict[str, Any]]) -> None:
         """Send the plan the results that it waits for, and take the runs that it yields next.
 
@@ -76,7 +81,8 @@ class Member:
     def written(self) -> dict[str, Any]:
         """Return the entry of this line in the study's record."""
         ending = self.ending or Ending({})
-        more = {"record": dict(ending.record)} if ending.record else {}
+        more: dict[str, Any] = {"record": dict(ending.record)} if ending.record else {}
+        more |= {"trials": trials} if (trials := self.trials) else {}
         return {
             "stages": [[spec.run_id for spec in stage] for stage in self.stages],
             "serving": ending.serving,
@@ -164,17 +170,19 @@ class Bench:
 
     def _advance(self, member: Member) -> bool:
         states = [self.state(spec.run_id) for spec in member.waiting]
-        if "failed" in states and not (self.retry and self._retriable(member)):
+        trials = isinstance(member.waiting, Trials)
+        lost = "failed" in states and not (self.retry and self._retriable(member))
+        if lost and not trials:
             member.failed = all(state in ("done", "failed") for state in states)
             return False
-        if any(state != "done" for state in states):
+        if any(state != "done" and not (lost and state == "failed") for state in states):
             return False
         stages = len(member.stages)
         try:
             if not stages:  # The suite's own run: a plan may reach it only after hours of other runs.
                 self._check(member.spec)
             member.step([self._outcome(spec) for spec in member.waiting])
-            for spec in member.waiting:
+            for spec in () if isinstance(member.waiting, Trials) else member.waiting:
                 self._check(spec)
         except Exception as error:
             known = isinstance(error, MtlbenchError)
@@ -189,7 +197,10 @@ class Bench:
         return True
 
     def _outcome(self, spec: RunSpec) -> dict[str, Any]:
+        """Returns what a plan receives for a run that it waits for."""
         folder = RunFolder(self.root, spec.run_id)
+        if self.state(spec.run_id) != "done":
+            return {"error": folder.error()}
         if self.record and folder.mend(spec):
             print(f"spec.json of {spec.run_id} was damaged and is written anew; its result is whole.", flush=True)
         return folder.outcome()

@@ -50,6 +50,9 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser, "change a key of the suite, e.g. model.encoder=resnet18")
     parser.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
     parser.add_argument("--seeds", metavar="N", help="number of seeds, or a list of seeds such as '0,1,5'")
+    parser.add_argument(
+        "--trials", type=positive, metavar="N", help="tune every row with N trials (search.trials; needs Optuna)"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
     add_results(parser)
 
@@ -94,6 +97,8 @@ def read_request(arguments: argparse.Namespace) -> Request:
     overrides, chosen = overrides_of(arguments), None
     if arguments.seeds:
         overrides.append(f"seeds={_seeds(arguments.seeds)}")
+    if arguments.trials:
+        overrides.append(f"search.trials={arguments.trials}")
     if arguments.methods:
         chosen = arguments.methods.replace(",", " ").split()
     found = suites.read(arguments.suite, overrides, chosen)
@@ -102,7 +107,8 @@ def read_request(arguments: argparse.Namespace) -> Request:
         local = replace(local, results=str(Path(arguments.results) / found.suite.name))
     if found.faults or found.suite is None:
         raise SuiteError("\n".join(found.faults))
-    shown = [*overrides_of(arguments), *(f"{k}={v}" for k in ("methods", "seeds") if (v := getattr(arguments, k)))]
+    given = {key: value for key in ("methods", "seeds", "trials") if (value := getattr(arguments, key))}
+    shown = [*overrides_of(arguments), *(f"{key}={value}" for key, value in given.items())]
     return Request(found.suite, shown, local, found.place)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.output import may_be_cut
-from mtlbench.cli.stored import broken_off, states_of, study_of
+from mtlbench.cli.stored import broken_off, failed_runs, states_of, study_of
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import RunFolder, read_json, write_text
 from mtlbench.study import costs
@@ -45,7 +45,7 @@ def end_of_bench(root: Path, *, unchanged: bool, against: str = "") -> int:
         # A page that lists failures is written again even if their files have only been put back.
         finished = set(states.values()) == {"done"} and not against
         write_text(marker, stamp if finished else "")
-    failed = [run_id for run_id, state in states.items() if state == "failed"]
+    failed = failed_runs(record, states)
     broken = broken_off(record)
     with may_be_cut():
         reports.show(root, states, against=against)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.cli.arguments import add_results, add_suite
-from mtlbench.cli.stored import broken_off, states_of, study_of
+from mtlbench.cli.stored import broken_off, failed_runs, states_of, study_of
 from mtlbench.errors import ExitCode, coloured_output, inert
 from mtlbench.runs.seal import is_sealed
 from mtlbench.runs.store import RunFolder
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     faults = _verify(console, root, states) if arguments.verify else 0
-    return ExitCode.FAILED if faults or "failed" in states.values() or broken_off(record) else ExitCode.DONE
+    return ExitCode.FAILED if faults or failed_runs(record, states) or broken_off(record) else ExitCode.DONE
 
 
 def _show_runs(console: Any, root: Path, record: Mapping[str, Any], states: Mapping[str, str]) -> None:

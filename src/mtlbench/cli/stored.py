@@ -50,6 +50,12 @@ def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:
     return {run_id: RunFolder(root, run_id).state() for row in record["rows"] for run_id in row["runs"]}
 
 
+def failed_runs(record: Mapping[str, Any], states: Mapping[str, str]) -> list[str]:
+    """Return the runs whose failure is one of the study; a failed trial of a search is only a choice less."""
+    trials = {run_id for row in record["rows"] for run_id in row.get("trials") or ()}
+    return [run_id for run_id, state in states.items() if state == "failed" and run_id not in trials]
+
+
 def broken_off(record: Mapping[str, Any]) -> list[str]:
     """Return a line for every plan that broke off although its runs were done."""
     return [inert(f"plan of {r['label']}, seed {r['seed']}: {r['error']}") for r in record["rows"] if r.get("error")]

@@ -40,12 +40,10 @@ class MTLMethod(L.LightningModule, Registered):
 
     Attributes:
         PHASES: Whether training has phases, so that only its end is a result: `selection: best` is refused.
-        SEARCH: Search space per hyper-parameter, for tuning.
     """
 
     TAKES: ClassVar[tuple[str, ...]] = ("spec",)
     PHASES: ClassVar[bool] = False
-    SEARCH: ClassVar[dict[str, Any]] = {}
 
     network: MTLNetwork
     surgery: Surgery

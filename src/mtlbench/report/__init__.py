@@ -56,7 +56,8 @@ def write(folder: Path, states: Mapping[str, str] | None = None, against: str = 
 
     If methods have experts, ``experts.json`` holds how often each task uses each expert. If plans searched for groups
     of tasks, ``grouping.json`` holds groups, costs, predictions and affinities. If a method shares computation,
-    ``sharing.json`` holds Δm, FLOPs and storage over thresholds.
+    ``sharing.json`` holds Δm, FLOPs and storage over thresholds. If rows were tuned, ``tuning.json`` holds the
+    trials.
 
     Raises:
         StoreError: If a file cannot be written, for example because the disk is full. Every file is replaced as a
@@ -75,6 +76,8 @@ def write(folder: Path, states: Mapping[str, str] | None = None, against: str = 
     }
     if isinstance(board, Leaderboard) and board.groupings:
         texts["grouping.json"] = files.groupings_json(board)
+    if isinstance(board, Leaderboard) and board.tunings:
+        texts["tuning.json"] = files.tunings_json(board)
     if isinstance(board, Leaderboard) and (points := read_sharing(study, board)):
         texts["sharing.json"] = sharing_json(points)
     if usages := read_usage(study):

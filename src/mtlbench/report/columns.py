@@ -225,6 +225,17 @@ PAIRED = TableColumn(
 )
 """The other kind of time; a table beside scores shows it instead of s/step where it was measured."""
 
+SEARCH = cost(
+    "search_seconds",
+    "search",
+    formatting.duration,
+    unit="s",
+    views=NOT_LATEX,
+    tip="training time of the trials of the row",
+    note="training time of the trials of the row, once for all of its seeds; trials that failed are not counted",
+)
+"""Cost of equal tuning; only tuned tables have this column."""
+
 METHOD = TableColumn(head="method", value=lambda row: row.label, group="name", text=True)
 
 INTERVAL = "95 % interval"
@@ -309,7 +320,7 @@ def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
 
 def numbers_of(row: Any) -> Iterable[dict[str, object]]:
     """Yields the CSV records of a row's costs, in full precision."""
-    for column in COSTS:
+    for column in (*COSTS, SEARCH):
         value = column.value(row) if "csv" in column.views else None
         if value is not None:
             yield {"quantity": column.key, "unit": column.unit, "better": column.better, "mean": value}
@@ -371,7 +382,9 @@ def _at_floor(condition: str, row: ConditionRow) -> bool:
 
 def _costs(table: str, rows: Sequence[Row | ConditionRow]) -> list[TableColumn]:
     """Returns the costs that a table shows: of the two kinds of time, one beside scores; nothing that no run has."""
-    known: list[TableColumn] = [c for c in COSTS if table in c.tables and any(c.value(row) is not None for row in rows)]
+    known: list[TableColumn] = [
+        c for c in (*COSTS, SEARCH) if table in c.tables and any(c.value(row) is not None for row in rows)
+    ]
     if not any(PAIRED.value(row) for row in rows):
         return known
     if table == "costs":

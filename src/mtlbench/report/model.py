@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from mtlbench.report.groups import Grouping
 from mtlbench.report.statistics import Difference, Estimate
+from mtlbench.report.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,7 @@ class Leaderboard(Board):
         rows: Ranked rows first, best first.
         comparisons: Against the best row and against ``uniform``.
         groupings: Rows whose plan searched for groups of tasks.
+        tunings: Searches of equal tuning, by row.
         published: Comparable results of others.
         against: Row that the intervals of Δm refer to.
         resolution: Which differences the study can show; ``None`` with fewer than two seeds or rows.
@@ -277,6 +279,7 @@ class Leaderboard(Board):
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
     groupings: tuple[Grouping, ...] = ()
+    tunings: tuple[Tuning, ...] = ()
     published: tuple[PublishedRow, ...] = ()
     resolution: Resolution | None = None
 

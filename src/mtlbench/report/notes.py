@@ -21,7 +21,7 @@ def rules(
     lines = {
         "Suite": f"{study['suite']}, version {study.get('version', '?')}",
         "Scores": f"on the {study['split']} split, {SELECTED.get(study['selection'], study['selection'])}",
-        "Tuning budget": study["search"],
+        "Tuning": study["search"],
         "Training budget": _budget(study.get("budget")),
         "Seeds": ", ".join(map(str, study["seeds"])),
         "Seeds set apart": study.get("set_apart", ""),

@@ -6,6 +6,8 @@ replaying its plans.
 
 A result is the content of ``result.json``: ``scores`` of the reported split, ``validation`` (scores by which a plan may
 choose; None if the data has no other split), ``cost``, and ``summary``, the method's own record of the run.
+
+A plan fails with the first of its runs that fails, unless it yields them as `Trials`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ Serving = dict[str, str]
 Plan = Generator[list[RunSpec], list[Result], "Serving | Ending"]
 MethodPlan = Callable[[RunSpec], Plan]
 """Returns the plan that a run's method has for it."""
+
+
+class Trials(list[RunSpec]):
+    """Runs of a search, which may fail: the result of a failed run is ``{"error": ...}``, with its ``error.json``."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mtlbench.registry import FLOOR
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study.scenarios import Scenario
+from mtlbench.study.search import Search
 from mtlbench.study.validation import MethodEntry
 from mtlbench.suite import ModelSection, Suite
 
@@ -39,13 +40,16 @@ def is_floor(spec: RunSpec) -> bool:
     return bool(spec.method["name"] == FLOOR)
 
 
-def cases_of(specs: Sequence[RunSpec], tasks: Mapping[str, Any], scenario: Scenario | None) -> list[Case]:
+def cases_of(
+    specs: Sequence[RunSpec], tasks: Mapping[str, Any], scenario: Scenario | None, search: Search | None = None
+) -> list[Case]:
     """Returns the cases of runs, in their order.
 
     Args:
         specs: Runs of methods and seeds.
         tasks: Tasks by name.
         scenario: What varies besides method and seed.
+        search: Equal tuning of every row but the floor, which has nothing to tune.
 
     Raises:
         SuiteError: If nothing is left to run.
@@ -55,6 +59,8 @@ def cases_of(specs: Sequence[RunSpec], tasks: Mapping[str, Any], scenario: Scena
     for spec in specs:
         if is_floor(spec):
             cases += _floor(spec, fitted, scenario)
+        elif search:
+            cases.append(search.case(spec))
         else:
             cases += scenario.cases(spec) if scenario else [Case(spec)]
     if not cases:

@@ -25,6 +25,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.study import costs
 from mtlbench.study.cases import cases_of, is_floor, specs_of
 from mtlbench.study.scenarios import Scenario
+from mtlbench.study.search import search_of
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
 
@@ -116,12 +117,15 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     reference = costs.reference_of(specs or every, budget.of)
     keys = {spec.label: costs.key_of(spec, reference) for spec in specs}
     specs, shown = costs.with_budget(specs, budget.unit, budget.of, Path(local.results) if local.results else None)
+    search = search_of(suite, specs, parts(suite.model), tasks, {entry.label: entry.given for entry in found.methods})
     budgeted = iter(specs)
-    cases = cases_of([spec if is_floor(spec) else next(budgeted) for spec in every], tasks, scenario)
+    cases = cases_of([spec if is_floor(spec) else next(budgeted) for spec in every], tasks, scenario, search)
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     record["cost_keys"] = keys
     if shown:
         record["budget"] = shown
+    if search:
+        record |= {"tuning": (tuning := search.described()), "search": tuning["text"]}
     if scenario:
         record["scenario"] = {**suite.scenario, **scenario.described()}
     return Study(record, cases, [doubt] if (doubt := data.unidentified()) else [], specs)
@@ -266,7 +270,7 @@ def _record(
         "selection": suite.selection,
         "split": data.SPLITS[-1],
         "named": list(suite.named),
-        "search": suite.search,
+        "search": "none: methods ran with their declared defaults; no tuning",
         "seeds": list(suite.seeds),
         "confirm": list(suite.confirm),
         "tasks": described,

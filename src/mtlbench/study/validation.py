@@ -12,7 +12,7 @@ from typing import Any
 from mtlbench import registry
 from mtlbench.errors import MethodError, MtlbenchError, SuiteError, foreign_code, unknown_name
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study import scenarios
+from mtlbench.study import scenarios, search
 from mtlbench.study.costs import UNITS
 from mtlbench.study.scenarios import Scenario, Scope
 from mtlbench.suite import ModelSection, Suite, changed_section
@@ -23,6 +23,10 @@ Place = Callable[[str], str]
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
+TUNED_WEIGHTS = "tuned_weights"
+"""Label of the row of fixed weights that a search adds to a table."""
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """One line of ``methods``.
@@ -31,11 +35,13 @@ class MethodEntry:
         label: Row of the leaderboard.
         record: ``name``, ``path``, ``version``, ``arguments`` with defaults, ``balancer``.
         model: The suite's model with the changes of this line.
+        given: Hyper-parameters that the line itself gives; a search leaves them alone.
     """
 
     label: str
     record: dict[str, Any]
     model: ModelSection
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     ]
     for key, check in _training_checks(suite, devices).items():
         faults.catch(key, check)
+    if suite.search.trials > 0 and module:
+        faults.catch("search", lambda: search.check(module.SPLITS, suite.data.module))
+        methods.append(faults.catch("search", lambda: _tuned_weights(methods, suite, len(tasks), devices)))
     known = [found for found in methods if found]
     scenario = _scenario(suite, module, list(tasks), [entry.label for entry in known], faults) if tasks else None
     return Examined(module, tasks, known, faults.found, scenario)
@@ -168,15 +177,16 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
     changes = options.pop("model", None)
     model = _changed_model(suite.model, {} if changes is None else changes)
     name, label, balancer = options.pop("name"), options.pop("label", None), options.pop("balancer", None)
-    record = registry.record(name, **options)
+    record, given = registry.record(name, **options), {f"method.{key}" for key in options}
     if balancer is not None:
-        given = dict(balancer) if isinstance(balancer, Mapping) else {"name": balancer}
-        rule = given.pop("name", None)
+        own = dict(balancer) if isinstance(balancer, Mapping) else {"name": balancer}
+        rule = own.pop("name", None)
         if not isinstance(rule, str):
             raise SuiteError(
                 f"balancer must be a name, or a mapping with a name and its arguments. Found {balancer!r}."
             )
-        record["balancer"] = registry.record(rule, **given)
+        record["balancer"] = registry.record(rule, **own)
+        given |= {f"balancer.{key}" for key in own}
         _check_pair(record)
     _check_balancer(record, suite, tasks, devices)
     if suite.selection == "best" and getattr(registry.find(record["path"]), "PHASES", False):
@@ -185,7 +195,21 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
             "keep an earlier step. Set selection: last."
         )
     short = record["name"] if balancer is None else f"{record['name']}+{record['balancer']['name']}"
-    return MethodEntry(str(label or short), record, model)
+    return MethodEntry(str(label or short), record, model, frozenset(given))
+
+
+def _tuned_weights(
+    methods: Collection[MethodEntry | None], suite: Suite, tasks: int, devices: int
+) -> MethodEntry | None:
+    """Returns the row of tuned fixed weights, which no tuned table lacks; None if the suite has one itself."""
+    if any(m and m.record["name"] == "fixed" and "method.weights" not in m.given for m in methods):
+        return None
+    if any(m and m.label == TUNED_WEIGHTS for m in methods):
+        raise SuiteError(
+            f"A tuned table has a row of fixed weights that are searched, and its label is {TUNED_WEIGHTS}. Another "
+            "entry of methods has this label. Give that one another label."
+        )
+    return _method_entry({"name": "fixed", "label": TUNED_WEIGHTS}, suite, tasks, devices)
 
 
 def _changed_model(model: ModelSection, changes: Any) -> ModelSection:

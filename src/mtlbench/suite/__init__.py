@@ -5,12 +5,13 @@ from mtlbench.suite.schema import (
     DataSection,
     ModelSection,
     OptimiserSection,
+    SearchSection,
     Suite,
     TaskSection,
     TrainerSection,
 )
 
 __all__ = [
-    "DataSection", "ModelSection", "OptimiserSection", "Reading", "Suite", "TaskSection", "TrainerSection",
-    "available", "changed_section", "folders", "load", "locate", "options_of", "read",
+    "DataSection", "ModelSection", "OptimiserSection", "Reading", "SearchSection", "Suite", "TaskSection",
+    "TrainerSection", "available", "changed_section", "folders", "load", "locate", "options_of", "read",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mtlbench.errors import path_part_fault
 from mtlbench.suite.schema import Range
 
-SECTIONS = ("model", "optimiser", "trainer")
+SECTIONS = ("model", "optimiser", "trainer", "search")
 
 
 def elsewhere(config: DictConfig, key: str) -> str:

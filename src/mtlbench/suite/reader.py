@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from mtlbench import registry
 from mtlbench.errors import SuiteError, path_part_fault, unknown_name
 from mtlbench.metrics.relative import PROTOCOL
-from mtlbench.suite import nodes
+from mtlbench.suite import nodes, search
 from mtlbench.suite.entries import cut, elsewhere, label_of, method_faults, out_of_range, shown
 from mtlbench.suite.nodes import Unreadable
-from mtlbench.suite.schema import FORMAT, Suite, TaskSection, type_of
+from mtlbench.suite.schema import FORMAT, SearchSection, Suite, TaskSection, type_of
 
 SELECTIONS = ("last", "best")
 Section = TypeVar("Section")
@@ -240,6 +240,8 @@ class _Reader:
                 where,
                 f"named must be a pair of labels, method and reference, or empty; found {self.config.named}.",
             )
+        for key, fault in search.faults(self.config, self.places):
+            self._fault(key, where, fault)
         if self.config.selection not in SELECTIONS:
             self._fault("selection", where, unknown_name("selection", self.config.selection, SELECTIONS))
         if self.config.protocol != PROTOCOL:
@@ -366,6 +368,13 @@ class _Reader:
             return
         if name == "methods" and isinstance(value, str):
             value = value.split()
+        if name == "search" and search.is_none(value):
+            self.places = {key: place for key, place in self.places.items() if key.partition(".")[0] != "search"}
+            value = SearchSection()
+        if name == "search" and not isinstance(value, (dict, SearchSection)):
+            self.faults.append(f"{where}: search must be none, or a mapping with trials. Found {shown(value)}.")
+            del self.places[name]
+            return
         try:
             OmegaConf.update(self.config, name, value, merge=True)
         except OmegaConfBaseException as error:

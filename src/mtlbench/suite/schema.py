@@ -119,6 +119,24 @@ class TrainerSection:
 
 
 @dataclass
+class SearchSection:
+    """Equal tuning of every row: trials per row, what they change, and how one of them is chosen.
+
+    ``trials``: per row; 0 for no search. ``over``: what the trials change. ``metric``: mean relative gain on the
+    validation split over a reference at its defaults. ``seeds``: seeds of the trials, which no table uses. ``batch``:
+    trials that are proposed at once, before any of them has a score. ``halving``: train all trials for a third of the
+    steps, and only the best third of them in full.
+    """
+
+    trials: int = ranged(0, Range(0, 10**5))
+    over: list[str] = field(default_factory=lambda: ["method", "lr", "weight_decay"])
+    metric: str = "gain_over_uniform"
+    seeds: list[int] = field(default_factory=lambda: [100], metadata={"range": Range(0, 2**32 - 1)})
+    batch: int = ranged(4, COUNT)
+    halving: bool = False
+
+
+@dataclass
 class Suite:
     """A suite file. Unknown keys are faults."""
 
@@ -144,7 +162,8 @@ class Suite:
     confirm: list[int] = field(default_factory=list, metadata={"range": Range(0, 2**32 - 1)})
     # What varies besides method and seed: ``kind``, a file of `mtlbench.study.scenarios`, and its options.
     scenario: dict[str, Any] = field(default_factory=dict)
-    search: str = "none: every method runs with its declared defaults"
+    # Equal tuning; ``none`` (or no trials) for none.
+    search: SearchSection = field(default_factory=SearchSection)
 
 
 _NAMES: dict[Any, str] = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlbench.balancing.base import Balancer, Context
 from mtlbench.errors import MethodError
+from mtlbench.registry import PerTask
 
 
 class Fixed(Balancer):
@@ -38,6 +39,7 @@ class Fixed(Balancer):
     """
 
     TAXONOMY = "baseline"
+    SEARCH = {"weights": PerTask(1 / 8, 8)}
 
     task_weights: Tensor
 

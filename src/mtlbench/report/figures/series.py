@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mtlbench.report.reader import ReportInput, read_metrics
 from mtlbench.report.statistics import estimate
+from mtlbench.report.tables.cost import runs_of
 
 POINTS = 200
 """Most points of a curve in the page."""
@@ -39,7 +40,7 @@ def read_series(study: ReportInput) -> dict[str, dict[str, Series]]:
     """Returns label -> quantity (``loss/...``, ``val/...``, ``gradient/...``) -> series."""
     raw: dict[str, dict[str, Curves]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for entry in study.plan["rows"]:
-        for run in dict.fromkeys([*entry["runs"], *entry["serving"].values()]):
+        for run in runs_of(entry):
             for row in read_metrics(study.folder / run):
                 for name, value in row.items():
                     if _counts(name, run, entry["serving"]) and isinstance(value, int | float):

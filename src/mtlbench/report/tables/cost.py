@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,24 @@ Record = Mapping[str, Any]
 
 
 def runs_of(entry: Record) -> list[str]:
-    """Returns the distinct runs of an entry, in order."""
-    return list(dict.fromkeys([*entry["runs"], *entry["serving"].values()]))
+    """Returns the distinct runs of an entry, in order, without the trials of its search."""
+    trials = set(entry.get("trials") or ())
+    return [run for run in dict.fromkeys([*entry["runs"], *entry["serving"].values()]) if run not in trials]
+
+
+def search_seconds(entry: Record, done: Mapping[str, Record]) -> float | None:
+    """Returns the training time of all finished trials of an entry's search; ``None`` without a search."""
+    trials = searched(entry)
+    runs = dict.fromkeys(run for trial in trials for run in trial.get("runs") or ())
+    times = [(done[run].get("cost") or {}).get("train_seconds") for run in runs if run in done]
+    return None if not trials or None in times else math.fsum(t for t in times if t is not None)
+
+
+def searched(entry: Record) -> list[Record]:
+    """Returns the trials of an entry as its search recorded them; empty without a search."""
+    search = (entry.get("record") or {}).get("search")
+    trials = search.get("trials") if isinstance(search, dict) else None
+    return [trial for trial in trials if isinstance(trial, dict)] if isinstance(trials, list) else []
 
 
 def paired_times(study: Record, measured: Mapping[str, Record]) -> dict[str, PairedTime]:
@@ -46,7 +63,8 @@ def cost_of(
         return None
     serving = [_costs(dict.fromkeys(e["serving"].values()), done) for e in full]
     return Cost(
-        {c.key: _mean([_of_seed(c, e, done) for e in full]) for c in columns.COSTS},
+        {c.key: _mean([_of_seed(c, e, done) for e in full]) for c in columns.COSTS}
+        | {columns.SEARCH.key: search_seconds(full[0], done)},  # All seeds of a row share one search.
         runs=max(map(len, serving)),
         devices=", ".join(sorted({_device(cost) for costs in serving for cost in costs})),
         paired=(measured or {}).get(full[0]["label"]),

@@ -20,6 +20,7 @@ from mtlbench.report.tables.grouping import groupings
 from mtlbench.report.tables.ranking import against as margins
 from mtlbench.report.tables.ranking import compare, order, resolution
 from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
+from mtlbench.report.tables.tuning import tunings
 
 Record = Mapping[str, Any]
 Scores = dict[tuple[str, str], dict[int, float]]
@@ -87,6 +88,7 @@ def build(
         comparisons=compare(rows, named),
         problems=tuple(problems_of(study["rows"], known, errors or {})),
         groupings=groupings(study, columns, done),
+        tunings=tunings(study, done),
         published=others,
         resolution=able,
     )

@@ -35,7 +35,7 @@ def known_states(
     study: Record, results: Mapping[str, Record], states: Mapping[str, str] | None, errors: Mapping[str, Record]
 ) -> dict[str, str]:
     """Returns the state of every run: as given, or inferred from its files."""
-    runs = {run for entry in study["rows"] for run in runs_of(entry)}
+    runs = {run for entry in study["rows"] for run in (*runs_of(entry), *entry.get("trials", ()))}
     guess = {run: "done" if run in results else "failed" if run in errors else "todo" for run in runs}
     return guess | dict(states or {})
 

@@ -44,7 +44,8 @@ def ahead(entry: Record, states: Mapping[str, str]) -> str:
         return ""
     if entry.get("error"):
         return f"failed: {entry['error']}"
-    failed = [run for run in stages[-1] if states.get(run) == "failed"]
+    trials = entry.get("trials") or ()
+    failed = [run for run in stages[-1] if states.get(run) == "failed" and run not in trials]
     if failed:
         return f"failed: the next stage depends on {', '.join(failed)}, which failed"
     return f"known when stage {len(stages)} is done"

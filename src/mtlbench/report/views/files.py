@@ -83,6 +83,11 @@ def groupings_json(board: Leaderboard) -> str:
     return json.dumps(record, indent=1) + "\n"
 
 
+def tunings_json(board: Leaderboard) -> str:
+    """Returns all trials of equal tuning as JSON: label -> trials, the chosen one, and seconds."""
+    return json.dumps({tuning.label: asdict(tuning) for tuning in board.tunings}, indent=1) + "\n"
+
+
 def latex(board: tables.AnyBoard) -> str:
     """Returns a LaTeX table for the package booktabs, with the settings of the comparison in comments above it."""
     parts = tables.main(board, "latex")

@@ -15,6 +15,7 @@ from mtlbench.report.figures.gallery import exhibits
 from mtlbench.report.figures.series import read_series
 from mtlbench.report.figures.sharing import read_sharing, sharing_figures
 from mtlbench.report.figures.training import conditions, figures
+from mtlbench.report.figures.tuning import tuning_figures
 from mtlbench.report.model import Leaderboard
 from mtlbench.report.reader import ReportInput
 from mtlbench.report.views import tables
@@ -35,6 +36,7 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
     ranked = isinstance(board, Leaderboard)
     series = read_series(study) if ranked else {}  # A curve is of one label; over conditions it would mix runs.
     plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
+    plots |= tuning_figures(board.tunings) if isinstance(board, Leaderboard) else {}
     plots |= affinity_figures(board.groupings) if isinstance(board, Leaderboard) else {}
     plots |= sharing_figures(read_sharing(study, board)) if isinstance(board, Leaderboard) else {}
     plots |= usage_figures(read_usage(study), series)

@@ -20,6 +20,7 @@ from mtlbench.report.model import ConditionBoard, Leaderboard
 from mtlbench.report.published import published_grid
 from mtlbench.report.statistics import estimate
 from mtlbench.report.views.grouping import Section, group_sections
+from mtlbench.report.views.tuning import tuning_sections
 
 AnyBoard = Leaderboard | ConditionBoard
 Grid = tuple[Part, ...]
@@ -71,11 +72,13 @@ def published(board: AnyBoard) -> tuple[str, Grid] | None:
 
 
 def sections(board: AnyBoard, view: str = "") -> tuple[Section, ...]:
-    """Returns the table of costs, and those about groups of tasks where a plan searched for groups."""
+    """Returns the tables of costs, of tuning, and of groups of tasks, each where there is something to show."""
     costs = cost_grid(board, view)
     known = bool(costs[0].cells) and len(costs) > 1
     own = (Section("Costs", costs, tuple(cost_notes(board.rows))),) if known else ()
-    return (*own, *(group_sections(board.groupings) if isinstance(board, Leaderboard) else ()))
+    if not isinstance(board, Leaderboard):
+        return own
+    return (*own, *tuning_sections(board.tunings), *group_sections(board.groupings))
 
 
 def every_metric(board: AnyBoard) -> Grid:
