@@ -24,7 +24,7 @@ COMMANDS = {
     "status": "show the state of every run of a suite",
     "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
     "compare": "rank methods over several studies",
-    "cost": "measure what methods cost relative to one of them, in turns in one process",
+    "cost": "measure what methods cost relative to one of them, by alternating them in one process",
     "predict": "draw a finished run's predictions on your own images",
     "extract": "extract one task from a run with experts as a small network",
     "video": "measure computation sharing over the frames of clips",

@@ -35,7 +35,7 @@ def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="the same as KEY=VALUE without --set, and applied after those",
+        help="the same as KEY=VALUE without --set; changes given with --set are applied last",
     )
 
 

@@ -20,8 +20,9 @@ from mtlbench.study import resolve as studies
 
 EPILOG = (
     "Blocks of steps of a method and of the reference (trainer.budget.of, uniform by default) take turns in one "
-    "process, without diagnostics, so that a drift of the machine cancels. Run it on an idle machine. Rows that are "
-    "measured are not measured again: a suite with trainer.budget.unit=seconds derives its steps from them."
+    "process, without diagnostics, so that drift in the machine's speed cancels out. Run it on an idle machine. "
+    "Rows that have been measured are not measured again, because a suite with trainer.budget.unit=seconds derives its "
+    "steps from their measurements."
 )
 
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=positive, default=10, help="pairs of blocks per method (default: 10)")
     parser.add_argument("--steps", type=positive, default=5, help="steps per block (default: 5)")
     parser.add_argument("--threads", type=positive, default=1, help="threads of the process on a CPU (default: 1)")
-    parser.add_argument("--again", action="store_true", help="measure rows again that are measured")
+    parser.add_argument("--again", action="store_true", help="also measure rows that have been measured before")
     parser.add_argument("--json", action="store_true", help="print the entries as JSON instead of a table")
 
 
