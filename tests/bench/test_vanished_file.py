@@ -55,6 +55,7 @@ model:
   decoder_channels: 8
 trainer: {steps: 24, batch_size: 8, log_every: 1, checkpoint_every: 3, workers: WORKERS}
 methods: [single_task]
+floor: false
 """
 
 

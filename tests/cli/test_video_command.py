@@ -17,6 +17,7 @@ from mtlbench.errors import DataError, MtlbenchError, StoreError, SuiteError
 from mtlbench.networks.sharing.video import Frame
 from mtlbench.networks.sharing.video_scores import VideoScores, drift
 from mtlbench.report.figures.video import drifts, figures, flops, gain, page
+from mtlbench.runs import seal
 from mtlbench.tasks import Depth
 from mtlbench.training import clip_sharing
 from tests.support.command_line import mtlbench
@@ -180,7 +181,7 @@ def test_another_row_has_files_of_its_own(folder: Path) -> None:
     path = folder / "small/study.json"
     study, text = json.loads(path.read_text()), path.read_text()
     rows = [{**row, "label": "less θ"} for row in study["rows"] if row["method"] == "computation_sharing"]
-    path.write_text(json.dumps({**study, "rows": [*study["rows"], *rows]}))
+    path.write_text(json.dumps(seal.sealed({**study, "rows": [*study["rows"], *rows]})))
     try:
         assert measure(folder, "small", label="less θ", seed=[0], threshold=[0.1], distance=[2], clips=1) == 0
     finally:
