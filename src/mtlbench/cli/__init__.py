@@ -26,7 +26,7 @@ COMMANDS = {
     "compare": "rank methods over several studies",
     "cost": "measure what methods cost relative to one of them, by alternating them in one process",
     "predict": "draw a finished run's predictions on your own images",
-    "extract": "extract one task from a run with experts as a small network",
+    "extract": "extract one task, as a small network, from a run with experts",
     "video": "measure computation sharing over the frames of clips",
     "methods": "list methods, or show one with its hyper-parameters",
     "suites": "list suites",

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--convert",
         metavar="FILE",
-        help="convert the file that the authors of the data distribute to the layout that the suite reads",
+        help="convert the data authors' original file into the layout that the suite reads",
     )
     parser.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
 

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite and results folder."""
     add_suite(parser)
     add_results(parser)
-    parser.add_argument("--against", default="", metavar="ROW", help="row that intervals refer to (default: baseline)")
+    parser.add_argument(
+        "--against", default="", metavar="ROW", help="row to compute intervals against (default: baseline)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
