@@ -6,7 +6,6 @@ import ast
 import importlib
 import inspect
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -341,15 +340,9 @@ def value_fault(value: Any, default: Any) -> str | None:
     """Return the end of a sentence that says why a value cannot stand for an argument with this default, or None."""
     if not _fits(value, default):
         return f"must be {type(default).__name__}, found {shortened(repr(value))} ({type(value).__name__})."
-    if not _finite(value) and _finite(default):
-        return f"must be finite, found {value!r}."
     if not _plain(value):
         return f"must be a plain value of YAML, because it identifies the run. Found {type(value).__name__}."
     return None
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _plain(value: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtlbench import registry
-from mtlbench.errors import ExitCode, MethodError
+from mtlbench.errors import ExitCode
 from tests.support.command_line import SMALL, mtlbench
 
 OWN = """
@@ -153,12 +153,3 @@ def test_a_value_for_a_hyper_parameter_without_default_is_enough(folder: Path) -
 def test_every_shipped_method_has_the_form() -> None:
     for name in registry.shipped():
         registry.record(name)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_are_refused_for_every_method(value: float) -> None:
-    for name in registry.shipped():
-        for key, parameter in registry.arguments_of(registry.find(name)).items():
-            if isinstance(parameter.default, float):
-                with pytest.raises(MethodError, match=f"{key} must be finite"):
-                    registry.record(name, **{key: value})

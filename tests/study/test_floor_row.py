@@ -72,7 +72,7 @@ def test_a_best_value_is_no_part_of_identity() -> None:
 
 
 def test_a_suite_may_name_it_itself(mine: Path) -> None:
-    assert rows(resolved(mine, "methods=[floor, uniform]", "seeds=[0]")) == [("uniform", 0, ""), ("floor", 0, "")]
+    assert rows(resolved(mine, "methods=[floor, uniform]", "seeds=[0]")) == [("floor", 0, ""), ("uniform", 0, "")]
     renamed = resolved(mine, "methods=[uniform, {name: floor, label: blind}]", "seeds=[0]")
     assert rows(renamed) == [("uniform", 0, ""), ("blind", 0, "")]
 
