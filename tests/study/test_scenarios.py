@@ -311,7 +311,7 @@ def test_a_study_goes_on_where_it_was_and_repeats_nothing(mine: Path) -> None:
         ("kind: low_resource, task: left, fraction: [1]", ["Unknown option 'fraction'", "'fractions'"]),
         ("kind: low_resource, task: left, fractions: [0.0]", ["fractions must be a list of shares in (0, 1]", "[0.0]"]),
         ("kind: low_resource, task: left, fractions: [1.5]", ["shares in (0, 1]", "[1.5]"]),
-        ("kind: low_resource, task: left, fractions: [.nan]", ["shares in (0, 1]", "nan"]),
+        ("kind: low_resource, task: left, fractions: [.nan]", ["scenario.fractions", "finite", "nan"]),
         ("kind: low_resource, task: left, fractions: 0.1", ["must be a list", "0.1"]),
         ("kind: low_resource, task: left, fractions: [0.1, 0.1]", ["must be distinct"]),
         ("kind: unseen_task, task: left", ["needs the option 'related'"]),

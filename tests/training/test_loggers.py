@@ -23,6 +23,7 @@ STEPS = 6
 BENCH = (
     "bench",
     "digits",
+    "floor=false",
     f"trainer.steps={STEPS}",
     "trainer.log_every=2",
     "trainer.evaluate_every=4",
