@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import loadmat, savemat
 
@@ -29,9 +31,6 @@ from mtlbench.data_modules.taskonomy import Taskonomy
 from mtlbench.errors import DataError
 from mtlbench.tasks import BinaryMap, Depth, Normals, SemanticSegmentation, Task
 from mtlbench.tasks.taskonomy import SoftClassification
-
-hypothesis = pytest.importorskip("hypothesis", reason="the extra dev is not installed")
-from hypothesis import strategies as st  # noqa: E402
 
 COUNT = int(os.environ.get("MTLBENCH_FUZZ", "500"))
 fuzz = hypothesis.settings(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -19,7 +20,6 @@ from mtlbench.data_modules.miniatures import write_nyud
 from mtlbench.data_modules.nyud import Nyud
 from mtlbench.errors import DataError
 
-h5py = pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
 NAMES = ["wall", "lamp", "sofa", "thing"]
 CLASSES = [1, 35, 6, 40]
 """Class of each name, in NYU's 40, as `classMapping40.mat` has it."""

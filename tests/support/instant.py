@@ -16,6 +16,7 @@ from mtlbench.runs.store import RunFolder, write_json
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Study
 from mtlbench.training import checkpoint
+from mtlbench.training.finish import identified
 from tests.support.command_line import SMALL
 
 OVERRIDES = (*SMALL, "trainer.steps=4", "methods=[single_task, uniform]")
@@ -88,13 +89,7 @@ def _result(spec: RunSpec) -> dict[str, Any]:
     }
     cost = {"seconds_per_step": 0.0625, "train_seconds": 0.25, "parameters": 1000, "device": "cpu", "threads": 1}
     return {
-        "format": 1,
-        "run_id": spec.run_id,
-        "hash": spec.hash,
-        "label": spec.label,
-        "method": spec.method["name"],
-        "seed": spec.seed,
-        "tasks": list(spec.tasks),
+        **identified(spec),
         "split": "val",
         "steps": 4,
         "scores": scores,

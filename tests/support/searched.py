@@ -13,6 +13,7 @@ from mtlbench.bench.scheduler import Bench
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study.resolve import Local, resolve
+from mtlbench.training.finish import identified
 
 DATA = "data.module=data_modules.digits:HeldOutDigits"
 BEST_LR = 0.009
@@ -65,13 +66,7 @@ class Scored:
             return 1
         folder.finish(
             {
-                "format": 1,
-                "run_id": spec.run_id,
-                "hash": spec.hash,
-                "label": spec.label,
-                "method": spec.method["name"],
-                "seed": spec.seed,
-                "tasks": list(spec.tasks),
+                **identified(spec),
                 "split": "test",
                 "steps": spec.trainer["steps"],
                 "scores": _scores(spec, self.test(spec)),

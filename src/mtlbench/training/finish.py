@@ -52,7 +52,7 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     images = {name: len(data.samples(name)) for name in ("train", split)}
     measured = _measured(method, end, scores, validation, weights, cost)
     files = (checkpoint.FINAL, SUMMARY, EXAMPLES)
-    folder.finish({**_identified(spec), "split": split, "images": images, **measured}, files)
+    folder.finish({**identified(spec), "split": split, "images": images, **measured}, files)
     for path in folder.path.glob("step-*.ckpt*"):
         path.unlink()
     if end.tracker is not None:
@@ -66,7 +66,8 @@ def _restore_best(method: MTLMethod, folder: RunFolder) -> None:
     method.network.load_state_dict({k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)})
 
 
-def _identified(spec: RunSpec) -> dict[str, Any]:
+def identified(spec: RunSpec) -> dict[str, Any]:
+    """Return the part of a result that says which run it is of."""
     return {
         "format": 1,
         "run_id": spec.run_id,
