@@ -87,7 +87,7 @@ class Registered:
 class Trusted:
     """What a specification that was read from disk may import besides shipped code and registered entry points.
 
-    Whoever wrote the file chose the names in it. Python imports from the current folder, and a folder of results is
+    Whoever wrote the file chose the names in it. Python imports from the current folder, and a results folder is
     importable as a namespace package, so a name alone can run code that came with the results.
 
     Attributes:
@@ -118,7 +118,7 @@ class Trusted:
         inside = [place for place in _places(module) if self.never and place.is_relative_to(self.never.resolve())]
         if inside:
             raise MethodError(
-                f"A stored run never imports code from a folder of results. {path!r} is {inside[0]}. Move the code "
+                f"A stored run never imports code from a results folder. {path!r} is {inside[0]}. Move the code "
                 "elsewhere, read it, and allow it there."
             )
 

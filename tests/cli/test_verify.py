@@ -1,4 +1,4 @@
-"""What the commands make of a damaged folder of results: it is told, never shown as a score, never trained unasked."""
+"""What the commands make of a damaged results folder: it is told, never shown as a score, never trained unasked."""
 
 from __future__ import annotations
 

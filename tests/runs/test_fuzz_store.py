@@ -1,4 +1,4 @@
-"""Whatever stands in a folder of results, commands answer with a documented exit code and never show a changed score.
+"""Whatever stands in a results folder, commands answer with a documented exit code and never show a changed score.
 
 Each input is one damaged file and one command. ``MTLBENCH_FUZZ=5000`` tries that many instead of 500. Every 50th page
 is the real one; the others leave out its figures, which take most of the time and draw what the tables have read.

@@ -1,4 +1,4 @@
-"""A stored run imports only what is shipped, registered, or allowed by name, and nothing from a folder of results."""
+"""A stored run imports only what is shipped, registered, or allowed by name, and nothing from a results folder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_own_code_of_a_run_needs_permission(project: Path) -> None:
 
 @pytest.mark.parametrize("key", ["data", "method", "balancer"])
 def test_code_that_came_with_the_results_never_runs(project: Path, tmp_path: Path, key: str) -> None:
-    """Also if the user allows the name: a folder of results is importable as a namespace package."""
+    """Also if the user allows the name: a results folder is importable as a namespace package."""
     sprung, trap = tmp_path / "sprung", "results.digits.trap:Trap"
 
     def change(spec: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_code_that_came_with_the_results_never_runs(project: Path, tmp_path: Pat
     try:
         with pytest.raises(MethodError, match="imports only shipped code"):
             load_run(folder)
-        with pytest.raises(MethodError, match="never imports code from a folder of results"):
+        with pytest.raises(MethodError, match="never imports code from a results folder"):
             load_run(folder, allow=["results"])
     finally:
         shutil.rmtree(folder)

@@ -25,7 +25,7 @@ COMMANDS = {
     "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
     "compare": "rank methods over several studies",
     "cost": "measure what methods cost relative to one of them, by alternating them in one process",
-    "predict": "draw a finished run's predictions on your own images",
+    "predict": "draw a finished run's predictions for your own images",
     "extract": "extract one task, as a small network, from a run with experts",
     "video": "measure computation sharing over the frames of clips",
     "methods": "list methods, or show one with its hyper-parameters",

@@ -23,7 +23,7 @@ def add_suite(parser: argparse.ArgumentParser) -> None:
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Adds the folder of all results."""
-    parser.add_argument("--results", default=RESULTS, metavar="FOLDER", help="folder of results (default: results)")
+    parser.add_argument("--results", default=RESULTS, metavar="FOLDER", help="results folder (default: results)")
 
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
@@ -53,7 +53,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trials", type=positive, metavar="N", help="tune every row with N trials (search.trials; needs Optuna)"
     )
-    parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
+    parser.add_argument("--data", metavar="FOLDER", help="data folder")
     add_results(parser)
 
 

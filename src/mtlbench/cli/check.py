@@ -15,7 +15,7 @@ from mtlbench.errors import DataError, ExitCode, MethodError, MtlbenchError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the method or data module, and what to build it with."""
     parser.add_argument("target", help="name of a method, or module:Class")
-    parser.add_argument("--data", metavar="FOLDER", help="folder of the data, for a data module")
+    parser.add_argument("--data", metavar="FOLDER", help="data folder, for a data module")
     add_overrides(parser, "a hyper-parameter of a method, or an option of a data module")
 
 
@@ -66,4 +66,4 @@ def _refuse_unusable(cls: type, root: str | None, options: Mapping[str, Any]) ->
         ) from error
     if missing:
         lines = "\n".join(missing)
-        raise DataError(f"{lines}\nName the folder of the data with --data FOLDER.")
+        raise DataError(f"{lines}\nSpecify the data folder with --data FOLDER.")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_request(parser)
     parser.add_argument("--pairs", type=positive, default=10, help="pairs of blocks per method (default: 10)")
     parser.add_argument("--steps", type=positive, default=5, help="steps per block (default: 5)")
-    parser.add_argument("--threads", type=positive, default=1, help="threads of the process on a CPU (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads to use (default: 1)")
     parser.add_argument("--again", action="store_true", help="also measure rows that have been measured before")
     parser.add_argument("--json", action="store_true", help="print the entries as JSON instead of a table")
 

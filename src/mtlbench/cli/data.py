@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds suite, folder, and what to do with the data."""
     add_suite(parser)
     add_overrides(parser, "change a key of the suite, e.g. data.options.train=64")
-    parser.add_argument("--data", metavar="FOLDER", help="folder of the data")
+    parser.add_argument("--data", metavar="FOLDER", help="data folder")
     parser.add_argument(
         "--verify", action="store_true", help="read every file that a split names; count missing labels"
     )

@@ -29,7 +29,7 @@ IMAGES = {"train": 96, "val": 48}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the folder of the project."""
-    parser.add_argument("folder", metavar="DIR", help="folder of the project; it must be empty or absent")
+    parser.add_argument("folder", metavar="DIR", help="project folder; it must be empty or not exist yet")
 
 
 def run(arguments: argparse.Namespace) -> int:

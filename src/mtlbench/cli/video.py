@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, nargs="+", metavar="θ", help="thresholds to try (default: six values)"
     )
-    parser.add_argument("--distance", type=positive, nargs="+", metavar="N", help="frames from key frame to key frame")
+    parser.add_argument("--distance", type=positive, nargs="+", metavar="N", help="key-frame distances, in frames")
     parser.add_argument(
-        "--blocks", type=int, help="number of blocks that share across tasks between key frames (default: half)"
+        "--blocks",
+        type=int,
+        help="number of blocks that share computation across tasks between key frames (default: half)",
     )
     parser.add_argument("--clips", type=positive, help="use only the first CLIPS clips (default: all)")
     add_allow(parser)

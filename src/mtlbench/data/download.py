@@ -46,7 +46,7 @@ class Download:
     Attributes:
         url: Public address, http or https.
         terms: Under which terms it may be used; shown before anything is fetched.
-        folder: Where its content belongs, below the folder of the data.
+        folder: Where its content belongs, below the data folder.
         flat: Whether only the file names count, not the folders in the archive.
         size: Bytes, where known.
         checksum: ``md5:<hex>`` or ``sha256:<hex>``, where known.
@@ -291,7 +291,7 @@ def _refuse_links(archive: Path, folder: Path, targets: Iterable[Path]) -> None:
                 break
             if place.is_symlink():
                 raise DataError(
-                    f"{archive}: files go into the folder of the data, never through a link. {place} is a link to "
+                    f"{archive}: files go into the data folder, never through a link. {place} is a link to "
                     f"{place.readlink()}; nothing was unpacked. Remove the link, or unpack the archive by hand."
                 )
 

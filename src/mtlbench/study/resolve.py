@@ -163,9 +163,7 @@ def _open_data(suite: Suite, module: Any, tasks: Mapping[str, Any], root: str | 
     if missing:
         raise DataError("\n".join(missing))
     if root is not None and not os.path.isdir(root):  # Of data that reads no folder nothing is missing.
-        raise DataError(
-            f"The folder of the data must exist. There is no {root}. Correct DATA= (--data), or leave it out."
-        )
+        raise DataError(f"The data folder must exist. There is no {root}. Correct DATA= (--data), or leave it out.")
     return data
 
 
