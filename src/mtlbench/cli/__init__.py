@@ -91,7 +91,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
         hint = ""
         if "overrides" not in arguments and any("=" in text for text in rest):
-            hint = ". This command reads what was trained; a suite is changed where it is trained: mtlbench bench"
+            hint = ". This command only reads finished work. Pass changes to the suite to mtlbench bench"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides += rest
