@@ -61,4 +61,4 @@ def test_a_command_that_reads_refuses_changes(command: str, form: list[str], tmp
     answer = mtlbench(tmp_path, command, *words, *form)
     assert answer.code == ExitCode.REFUSED, answer.text
     if command not in OPEN or form[0] == "--set":
-        assert "a suite is changed where it is trained: mtlbench bench" in answer.text, answer.text
+        assert "Pass changes to the suite to mtlbench bench" in answer.text, answer.text
