@@ -34,7 +34,6 @@ COMPOSITIONS = [
     ("mtlora", "pcgrad"),  # It amplifies rounding, see `TOLERANCE`.
     ("kd_mtl", "pcgrad"),
     ("kd_mtl", "mgda_ub"),
-    ("kd_mtl", "famo"),
 ]
 
 
@@ -176,6 +175,15 @@ def test_data_module_with_a_state_is_noticed(target, message):
 # ---- suites ---------------------------------------------------------------------------------------------------------
 
 
+SHORTER = {
+    "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
+    "grouping_digits": ["tasks={left: {}, sum: {}, ink: {}}"],
+    "low_resource": ["scenario.fractions=[0.5,1.0]"],
+    "unseen_task": ["scenario.examples=[3,4]", "scenario.steps=2"],
+}
+"""Suites whose runs are many, with fewer of the same kinds."""
+
+
 def tiny(name, folder):
     """Returns a shipped suite, resolved with two steps on a few small images."""
     whole = suite.load(name)
@@ -184,8 +192,7 @@ def tiny(name, folder):
     overrides += ["trainer.checkpoint_every=0", "trainer.log_every=1", "seeds=[0]"]
     if not whole.model.encoder_options:  # of full size
         overrides += ["model.encoder=test_resnet", "model.decoder_channels=8"]
-    if whole.scenario.get("kind") == "unseen_task":
-        overrides += ["scenario.examples=[3,4]", "scenario.steps=2"]
+    overrides += SHORTER.get(name, [])
     overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]
     if "size" in registry.arguments_of(module):
         overrides += ["data.options.size=32", "model.image_size=[32,32]"]

@@ -30,7 +30,7 @@ from tests.support.command_line import (
 )
 
 METHODS = ("uniform", "famo", "pcgrad", "task_moe")
-KILLS, STEPS = 10, 40
+KILLS, STEPS = 6, 40
 SETTINGS = (
     *SMALL,
     f"trainer.steps={STEPS}",
@@ -150,11 +150,11 @@ def test_killed_loader_worker_fails_the_run_and_retry_resumes_it(whole: Whole, t
 
 
 def test_bench_and_worker_killed(tmp_path: Path) -> None:
-    settings = (*SMALL, "trainer.steps=200", "trainer.checkpoint_every=20")
+    settings = (*SMALL, "trainer.steps=80", "trainer.checkpoint_every=10")
     words = ("bench", "digits", "--methods", "uniform famo", "--jobs", "2", *settings)
     first = launch(tmp_path, *words)
     locks = tmp_path / "results" / "digits"
-    wait_for(lambda: first.poll() is not None or len(list(locks.glob("*/step-00000020.ckpt"))) == 2)
+    wait_for(lambda: first.poll() is not None or len(list(locks.glob("*/step-00000010.ckpt"))) == 2)
     children = family(first.pid)[1:]
     kill(first.pid)
     ended(first)
@@ -164,10 +164,10 @@ def test_bench_and_worker_killed(tmp_path: Path) -> None:
 
     second = launch(tmp_path, *words)
     run = runs["famo"]
-    pid = wait_for(lambda: run.state() == "running" and step(run) > 100 and run.progress()["pid"])
+    pid = wait_for(lambda: run.state() == "running" and step(run) > 40 and run.progress()["pid"])
     kill(pid)
     answer = ended(second)
     assert answer.code == 0, answer.text
     for run in runs.values():
-        assert [row["step"] for row in outcome(run)["rows"] if "lr" in row] == list(range(1, 201))
+        assert [row["step"] for row in outcome(run)["rows"] if "lr" in row] == list(range(1, 81))
     assert mtlbench(tmp_path, "status", "digits").code == 0

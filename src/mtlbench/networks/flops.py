@@ -6,14 +6,14 @@ of ``torch.utils.flop_counter``. Element-wise work, norms, resampling and the op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from mtlbench.networks.base import MTLNetwork
@@ -42,11 +42,19 @@ class FlopCounter(TorchDispatchMode):
         """Runs an operator and adds its FLOPs."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.read |= {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, nn.Parameter)}
+        self._note((*args, *kwargs.values()))
         formula = self._formulas.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
+
+    def _note(self, arguments: Iterable[Any]) -> None:
+        # Operators take tensors and lists of tensors. Torch's general walk over trees takes longer than the operators.
+        for x in arguments:
+            if isinstance(x, nn.Parameter):
+                self.read[id(x)] = x
+            elif isinstance(x, list | tuple):
+                self._note(x)
 
 
 @contextmanager
