@@ -149,6 +149,11 @@ def _files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_METHODS.glob("*/[!_]*.py"), key=lambda path: path.stem)}
 
 
+def file_of(name: str) -> Path | None:
+    """Returns the file of a shipped method, or None if none has this name."""
+    return _files().get(name)
+
+
 def names() -> list[str]:
     """Return every name that `find` accepts, without importing torch."""
     return sorted({*shipped(), *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
