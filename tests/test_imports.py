@@ -29,7 +29,7 @@ LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", 
 """What starts without torch."""
 ONLY_HERE = {
     "wandb": {"training.loggers"}, "yaml": {"suite.nodes"}, "optuna": {"study.search", "study.search_space"},
-    "pandas": {"api.frames", "api.results"},
+    "pandas": {"api.frames", "api.results"}, "huggingface_hub": {"training.hub"}, "onnx": {"networks.programs"},
 }  # fmt: skip
 """Libraries that one place knows."""
 
@@ -147,8 +147,8 @@ from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
-    "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "video", "methods", "suites",
-    "check", "data",
+    "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "export", "video", "methods",
+    "suites", "check", "data",
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SemanticSegmentation,
         Task,
     )
+    from mtlbench.training.exported import load_exported
     from mtlbench.training.load import load_run
 
 __version__ = "0.2.0"
@@ -55,6 +56,7 @@ _HOMES = {
     "make_balancer": "balancing",
     "Protocol": "metrics.protocol",
     "load_run": "training.load",
+    "load_exported": "training.exported",
     "load_extracted": "networks.experts.extracted",
 }
 """Module of every public name."""
@@ -77,6 +79,7 @@ __all__ = [
     "SemanticSegmentation",
     "Task",
     "bench",
+    "load_exported",
     "load_extracted",
     "load_run",
     "make_balancer",

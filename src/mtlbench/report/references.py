@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,17 @@ def papers(method: str) -> tuple[str, ...]:
 
 def references_of(study: ReportInput) -> dict[str, list[str]]:
     """Returns the keys of the papers of every method that a study uses, balancers included, by name."""
-    known = entries()
-    return {name: [known[paper][0] for paper in papers(name) if paper in known] for name in _methods(study)}
+    return {name: _keys(name) for name in _methods(study)}
 
 
 def bibtex(study: ReportInput) -> str:
-    """Returns the papers of the methods of a study as BibTeX, after comments that say which method is from which."""
-    used = references_of(study)
+    """Returns the papers of the methods of a study as BibTeX; see `cited`."""
+    return cited(_methods(study))
+
+
+def cited(methods: Iterable[str]) -> str:
+    """Returns the papers of methods as BibTeX, after comments that say which method is from which paper."""
+    used = {name: _keys(name) for name in methods}
     texts = dict(entries().values())
     comments = [f"% {_inert(name)}: {', '.join(keys) or _no_paper(name)}" for name, keys in used.items()]
     keys = sorted({key for each in used.values() for key in each})
@@ -65,13 +69,19 @@ def bibtex(study: ReportInput) -> str:
 _BIB = Path(__file__).with_name("references.bib")
 
 
+def _keys(method: str) -> list[str]:
+    known = entries()
+    return [known[paper][0] for paper in papers(method) if paper in known]
+
+
 def _methods(study: ReportInput) -> list[str]:
     """Returns the names of methods in the order of the rows, those that plans trained and balancers last."""
     rows = [entry["method"] for entry in study.plan["rows"]]
-    return list(dict.fromkeys([*rows, *(name for spec in read_specs(study).values() for name in _parts(spec))]))
+    return list(dict.fromkeys([*rows, *(name for spec in read_specs(study).values() for name in methods_of(spec))]))
 
 
-def _parts(spec: dict[str, Any]) -> Iterator[str]:
+def methods_of(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the names of the method and of the balancer of a run's specification."""
     method = spec["method"]
     balancer = method.get("balancer")
     for part in (method, balancer if isinstance(balancer, dict) else {}):
