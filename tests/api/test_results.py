@@ -162,6 +162,16 @@ def test_conditions_have_a_column_of_their_own(tmp_path: Path) -> None:
         found.plot_gains()
 
 
+def test_a_column_without_values_holds_numbers(tmp_path: Path) -> None:
+    found = mtlbench.results(write_study(tmp_path / "scenes", ["uniform", "famo"]))
+    table = found.leaderboard()
+    assert table.delta_m.dtype == table.difference_low.dtype == "float64" and table.delta_m.isna().all()
+    assert table["rank"].isna().all() and table.seeds.tolist() == [3, 3]
+    assert not (found.frame.metric == "delta_m").any(), "without single_task there is no Δm"
+    with pytest.raises(StoreError, match="a finished baseline"):
+        found.plot_gains()
+
+
 def test_figures_are_those_of_the_page(found: mtlbench.Results) -> None:
     for name in ("gains", "cost", "losses", "scores", "cosines"):
         assert getattr(found, f"plot_{name}")().data, name

@@ -40,7 +40,9 @@ def leaderboard(board: Board) -> pd.DataFrame:
     labels = pd.Index([row.label for row in board.rows], name="label")
     frame = pd.DataFrame(rows, index=labels)
     known = [name for name in frame if name not in _OPTIONAL or frame[name].notna().any()]
-    frame = frame[known]
+    # A column without any value would hold objects, with which nothing can be computed.
+    numbers = {name: "float64" for name in known if name != "method" and frame[name].dtype == object}
+    frame = frame[known].astype(numbers)
     return frame.astype({"rank": "Int64"}) if "rank" in frame else frame
 
 
