@@ -17,8 +17,8 @@ from typing import Any
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CELL = re.compile(r"```python\n(.*?)```\n", re.DOTALL)
 OUTPUT = re.compile(r"\n<!-- output -->\n.*?<!-- end of output -->\n", re.DOTALL)
-LINES = 12
-"""Printed lines that are shown: the first and the last half of them."""
+LONG, FIRST, LAST = 40, 2, 1
+"""Of a text with more lines than this, the first and the last ones are shown."""
 
 
 def parts(page: str) -> Iterator[tuple[str, str]]:
@@ -40,9 +40,9 @@ def execute(code: str, names: dict[str, Any]) -> tuple[str, Any]:
 def shortened(text: str) -> str:
     """Returns printed text without its middle part if it is long."""
     lines = text.splitlines()
-    if len(lines) <= 4 * LINES:
+    if len(lines) <= LONG:
         return text.strip("\n")
-    return "\n".join([*lines[: LINES // 2], f"… {len(lines) - LINES} more lines …", *lines[-LINES // 2 :]])
+    return "\n".join([*lines[:FIRST], f"… {len(lines) - FIRST - LAST} more lines …", *lines[-LAST:]])
 
 
 def shown(text: str, value: Any) -> str:
