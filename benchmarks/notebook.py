@@ -51,7 +51,7 @@ def shown(text: str, value: Any) -> str:
     if hasattr(value, "to_plotly_json"):
         blocks.append(f"*A figure with {len(value.data)} traces; the notebook shows it.*")
     elif html := _html(value):
-        blocks.append(html)
+        blocks.append(html.replace(' border="1" class="dataframe"', ""))  # The site has a style for tables.
     elif value is not None:
         blocks.append(f"```text\n{value!r}\n```")
     return "\n<!-- output -->\n" + "\n\n".join(blocks) + "\n<!-- end of output -->\n" if blocks else ""
