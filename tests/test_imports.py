@@ -18,15 +18,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtlbench"
 LAYERS = (
     "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "data",
-    "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "testing", "cli",
+    "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "api",
+    "testing", "cli",
 )  # fmt: skip
 """Rooms from the lowest to the highest: each may import from those on its left alone."""
 LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"}
 """The only modules of the package that are in no room."""
 HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
-LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "cli")
+LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "api", "cli")
 """What starts without torch."""
-ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.nodes"}, "optuna": {"study.search", "study.search_space"}}
+ONLY_HERE = {
+    "wandb": {"training.loggers"}, "yaml": {"suite.nodes"}, "optuna": {"study.search", "study.search_space"},
+    "pandas": {"api.frames", "api.results"}, "huggingface_hub": {"training.hub"}, "onnx": {"networks.programs"},
+}  # fmt: skip
 """Libraries that one place knows."""
 
 
@@ -143,8 +147,8 @@ from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
-    "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "video", "methods", "suites",
-    "check", "data",
+    "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "export", "video", "methods",
+    "suites", "check", "data",
 )  # fmt: skip
 
 

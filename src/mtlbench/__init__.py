@@ -6,9 +6,14 @@ Names load on first use, so that commands which only read files start without Py
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import mtlbench.bench as _bench
+
 if TYPE_CHECKING:
+    from mtlbench.api.bench import bench
+    from mtlbench.api.results import Results, results
     from mtlbench.balancing import Balancer, make_balancer
     from mtlbench.data import MTLDataModule
     from mtlbench.method import MTLMethod
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
         SemanticSegmentation,
         Task,
     )
+    from mtlbench.training.exported import load_exported
     from mtlbench.training.load import load_run
 
 __version__ = "0.2.0"
@@ -35,6 +41,8 @@ _HOMES = {
     "MTLNetwork": "networks.base",
     "Outputs": "networks.base",
     "MTLDataModule": "data",
+    "results": "api.results",
+    "Results": "api.results",
     "Task": "tasks",
     "SemanticSegmentation": "tasks",
     "HumanParts": "tasks",
@@ -48,6 +56,7 @@ _HOMES = {
     "make_balancer": "balancing",
     "Protocol": "metrics.protocol",
     "load_run": "training.load",
+    "load_exported": "training.exported",
     "load_extracted": "networks.experts.extracted",
 }
 """Module of every public name."""
@@ -65,13 +74,30 @@ __all__ = [
     "Outputs",
     "Protocol",
     "Regression",
+    "Results",
     "Saliency",
     "SemanticSegmentation",
     "Task",
+    "bench",
+    "load_exported",
     "load_extracted",
     "load_run",
     "make_balancer",
+    "results",
 ]
+
+
+class _CallableBench(ModuleType):
+    """The package `mtlbench.bench`, which Python binds to the name of the function once it is imported."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Results:
+        """Trains the missing runs of a suite, see `mtlbench.api.bench.bench`."""
+        from mtlbench.api.bench import bench
+
+        return bench(*args, **kwargs)
+
+
+_bench.__class__ = _CallableBench
 
 
 def __getattr__(name: str) -> Any:

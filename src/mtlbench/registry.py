@@ -156,6 +156,11 @@ def _entry_points() -> tuple[metadata.EntryPoint, ...]:
     return tuple(metadata.entry_points(group=ENTRY_POINTS))
 
 
+def file_of(name: str) -> Path | None:
+    """Returns the file of a shipped method, or None if none has this name."""
+    return _files().get(name)
+
+
 def names() -> list[str]:
     """Return every name that `find` accepts, without importing torch."""
     return sorted({*_files(), *(point.name for point in _entry_points())})

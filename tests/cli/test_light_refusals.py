@@ -37,6 +37,7 @@ sys.exit(code)
         (["check", "uniform", "scale"], "form KEY=VALUE"),
         (["predict", "results/absent", "a.png"], "is not a run's folder"),
         (["extract", "results/absent"], "is not a run's folder"),
+        (["export", "results/absent", "--to", "shared"], "is not a run's folder"),
         (["video", "digits"], "must hold a study"),
         (["status", "digits", "trainer.steps=1"], "mtlbench bench"),
         (["report", "digits"], "must hold a study"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.output import may_be_cut
@@ -22,11 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", default="", metavar="ROW", help="row to compute intervals against (default: baseline)"
     )
+    parser.add_argument(
+        "--format",
+        choices=("latex", "markdown", "json", "bibtex"),
+        help="print only this: the table for a paper, the comparison, everything that is known, or the methods' papers",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the leaderboard and writes its files."""
-    root, _ = study_of(Path(arguments.results), arguments.suite)
+    """Prints the leaderboard and writes its files; with ``--format`` it prints one format and writes nothing."""
+    root, record = study_of(Path(arguments.results), arguments.suite)
+    if arguments.format:
+        return _print_text(root, record, arguments.format, arguments.against)
     return end_of_bench(root, unchanged=False, against=arguments.against)
 
 
@@ -53,6 +62,20 @@ def end_of_bench(root: Path, *, unchanged: bool, against: str = "") -> int:
         reports.show(root, states, against=against)
         print("Written: " + ", ".join(str(path) for path in files))
         _print_unfinished(root, states, failed, broken)
+    return ExitCode.FAILED if failed or broken else ExitCode.DONE
+
+
+def _print_text(root: Path, record: Mapping[str, Any], form: str, against: str) -> int:
+    """Prints a report in one format alone on standard output, problems on standard error; returns the exit code."""
+    from mtlbench import report as reports
+
+    states = states_of(root, record)
+    text = reports.text(*reports.load(root, states, against), form)
+    failed, broken = failed_runs(record, states), broken_off(record)
+    with contextlib.redirect_stdout(sys.stderr):
+        _print_unfinished(root, states, failed, broken)
+    with may_be_cut():
+        print(text, end="")
     return ExitCode.FAILED if failed or broken else ExitCode.DONE
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from mtlbench import suite as suites
 from mtlbench.errors import StoreError, inert, unknown_name
-from mtlbench.runs.store import RunFolder, read_json
+from mtlbench.runs.store import read_json
 from mtlbench.study.record import fault_of
+from mtlbench.study.record import states_of as states_of
 
 
 def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
@@ -43,11 +44,6 @@ def _damaged(path: Path, fault: str, suite: str) -> StoreError:
         f"study.json must be as a bench wrote it. {path} is damaged: {fault}. Run the suite again, which writes it "
         f"anew and keeps finished runs: mtlbench bench {suite}"
     )
-
-
-def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the state of every run that a study names."""
-    return {run_id: RunFolder(root, run_id).state() for row in record["rows"] for run_id in row["runs"]}
 
 
 def failed_runs(record: Mapping[str, Any], states: Mapping[str, str]) -> list[str]:

@@ -25,7 +25,8 @@ class Constant(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns (B, *shape) for (B, 3, H, W) images."""
-        return self.value.expand(len(image), *self.value.shape).clone()
+        # `image.shape[0]`, because `len` would fix the number of images in an exported program.
+        return self.value.expand(image.shape[0], *self.value.shape).clone()
 
 
 class ConstantNetwork(MTLNetwork):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from mtlbench.report.views.tables import AnyBoard
 
-__all__ = ["build", "load", "show", "write"]
+__all__ = ["FORMATS", "build", "load", "show", "text", "write"]
+
+FORMATS = ("latex", "markdown", "json", "bibtex")
+"""Formats of `text`."""
 
 
 def load(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> tuple[ReportInput, AnyBoard]:
@@ -49,6 +52,30 @@ def show(
     from mtlbench.report.views.terminal import show_board
 
     show_board(load(folder, states, against)[1], console or Console(file=coloured_output()))
+
+
+def text(study: ReportInput, board: AnyBoard, form: str) -> str:
+    """Returns a report in one format, for a paper or another program.
+
+    Args:
+        study: Input of the report.
+        board: Its table; see `load`.
+        form: ``"latex"``: the table for the package booktabs. ``"markdown"``: the whole comparison. ``"json"``:
+            everything, see `mtlbench.report.everything`. ``"bibtex"``: the papers of the methods.
+
+    Raises:
+        KeyError: For another format.
+    """
+    from mtlbench.report import everything, references
+    from mtlbench.report.views import files
+
+    made: dict[str, Callable[[], str]] = {
+        "latex": lambda: files.latex(board),
+        "markdown": lambda: files.markdown(board),
+        "json": lambda: everything.to_json(study, board),
+        "bibtex": lambda: references.bibtex(study),
+    }
+    return made[form]()
 
 
 def write(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> list[Path]:

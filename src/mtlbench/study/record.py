@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.runs import seal, shapes
-from mtlbench.runs.store import read_json, write_json
+from mtlbench.runs.store import RunFolder, read_json, write_json
 
 
 def fault_of(record: Mapping[str, Any]) -> str:
@@ -17,6 +17,11 @@ def fault_of(record: Mapping[str, Any]) -> str:
     if not shapes.STUDY(record):
         return "its values are not of the kinds that a study has"
     return "named must be a pair of rows" if len(record.get("named") or "ab") != 2 else ""
+
+
+def states_of(root: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the state of every run that a study names."""
+    return {run_id: RunFolder(root, run_id).state() for row in record["rows"] for run_id in row["runs"]}
 
 
 def recall(folder: Path, key: str) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,9 +18,10 @@ from mtlbench.errors import StoreError, shortened
 from mtlbench.networks.experts.extraction import Kept
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.programs import PROGRAM, write_program
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,18 @@ def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | P
 def export(folder: str | Path) -> Path:
     """Exports an extracted network as a program of PyTorch's own operators and returns the program's path.
 
-    ``torch.export.load(path).module()(images)`` runs it without this package, for any number of images. Sizes in a
-    graph cannot depend on routes, so every expert multiplies as many rows as there are tokens. Sparse layers therefore
-    do E / k times the work of `load_extracted`.
+    See `mtlbench.networks.programs.write_program`.
 
     Args:
         folder: Folder written by `save`. The program is added to it.
 
     Raises:
         StoreError: See `load_extracted`.
+        MethodError: See `mtlbench.networks.programs.write_program`.
     """
     model = load_extracted(folder)
-    height, width = model.description["model"]["image_size"]
-    # Two images are used because the export treats a size of one as a constant.
-    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("images")}})
     path = Path(folder) / PROGRAM
-    torch.export.save(program, path)
+    write_program(model, model.description["model"]["image_size"], path)
     return path
 
 
