@@ -1,0 +1,89 @@
+"""One tracker per run: passes its rows on to every tool that the environment asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtlbench.tracking.base import About, Ending, Sink
+from mtlbench.tracking.others import SINKS, wanted
+from mtlbench.tracking.wandb_client import WandbRun, forget_service, wandb_mode
+
+WANDB = "W&B"
+
+
+class Tracker:
+    """Follows one run in W&B and other tools, on rank zero only. An error of a tool ends its tracking, not the run.
+
+    Args:
+        about: The run.
+        folder: Where tools keep their files.
+        active: Whether this process tracks at all (rank zero).
+        history: Rows of an interrupted run up to where it resumes; a tool gets those that it has lost.
+        others: Whether tools other than W&B follow the run too.
+    """
+
+    def __init__(
+        self,
+        about: About,
+        folder: Path,
+        *,
+        active: bool = True,
+        history: Sequence[Mapping[str, Any]] = (),
+        others: bool = True,
+    ):
+        self._sinks: dict[str, Sink] = {}
+        if active:
+            self._open_wandb(about, folder)
+            for name in wanted() if others else ():
+                self._guarded(name, lambda name=name: self._open(name, SINKS[name].start(about, folder)))
+        for row in history:
+            self.log(row)
+
+    @property
+    def active(self) -> bool:
+        """Whether any tool follows the run."""
+        return bool(self._sinks)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log a row, which has a ``step``."""
+        values = {key: value for key, value in row.items() if key != "step"}
+        for name, sink in list(self._sinks.items()):
+            self._guarded(name, lambda sink=sink: sink.log(row["step"], values))
+
+    def finish(self, ending: Ending) -> None:
+        """Pass on what the run leaves behind, and end it."""
+        for name, sink in list(self._sinks.items()):
+            self._guarded(name, lambda sink=sink: sink.finish(ending))
+        self.close(0)
+
+    def close(self, code: int = 1) -> None:
+        """End the run in every tool, if it has not ended: without success, unless ``code`` is 0."""
+        for name, sink in list(self._sinks.items()):
+            self._guarded(name, lambda sink=sink: sink.close(code))
+        self._sinks.clear()
+
+    def _open_wandb(self, about: About, folder: Path) -> None:
+        mode = wandb_mode()
+
+        def start() -> None:
+            self._open(WANDB, WandbRun(about, folder, mode))
+
+        if mode == "online" and not self._guarded(WANDB, start, "It goes on offline; `mtlbench sync` sends it later."):
+            mode = "offline"
+            self._guarded(WANDB, forget_service)
+        if mode == "offline":
+            self._guarded(WANDB, start)
+
+    def _open(self, name: str, sink: Sink) -> None:
+        self._sinks[name] = sink
+
+    def _guarded(self, name: str, action: Callable[[], Any], then: str = "The run's own records are complete.") -> bool:
+        try:
+            action()
+        except Exception as error:
+            print(f"{name} tracking stopped: {type(error).__name__}: {error}. {then}")
+            self._sinks.pop(name, None)
+            return False
+        return True

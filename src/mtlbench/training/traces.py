@@ -1,0 +1,66 @@
+"""What a finished run shows in tracking tools: scores, costs, the use of experts, pictures of predictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtlbench.runs import keys
+from mtlbench.tracking.base import Ending, Picture, Table
+from mtlbench.training.checkpoint import FINAL
+
+USAGE = ("layer", "task", "expert", "probability", "load")
+"""Columns of the table on the use of experts."""
+
+WEIGHTS = "MTLBENCH_TRACK_WEIGHTS"
+"""Variable that asks for final weights as artifacts: ``1`` for yes."""
+
+
+def left_behind(
+    result: Mapping[str, Any], summary: Mapping[str, Any], examples: Mapping[str, np.ndarray], folder: Path
+) -> Ending:
+    """Return what tools receive at the end of a run.
+
+    Args:
+        result: Its ``result.json``.
+        summary: What `MTLMethod.summary` returned.
+        examples: What `mtlbench.training.evaluation.examples` returned.
+        folder: Its folder.
+    """
+    weights = {f"{result['run_id']}-weights": [folder / FINAL]} if os.environ.get(WEIGHTS) == "1" else {}
+    return Ending(keys.final_values(result), usage(summary), pictures(examples), files=weights)
+
+
+def usage(summary: Mapping[str, Any]) -> dict[str, Table]:
+    """Return the table of how often each task uses each expert: one row per layer, task and expert."""
+    experts = summary.get("experts", {"tasks": [], "layers": {}})
+    rows = [
+        (layer, task, expert, probability, load)
+        for layer, tables in experts["layers"].items()
+        for task, *lines in zip(experts["tasks"], tables["probability"], tables["load"], strict=True)
+        for expert, (probability, load) in enumerate(zip(*lines, strict=True))
+    ]
+    return {keys.USAGE.key(): Table(USAGE, rows)} if rows else {}
+
+
+def pictures(examples: Mapping[str, np.ndarray]) -> dict[str, list[Picture]]:
+    """Return truth and prediction of every dense task side by side; other tasks are in the caption of the input."""
+    found: dict[str, list[Picture]] = {}
+    texts: list[list[str]] = [[] for _ in examples.get("image", ())]
+    for task in (key.removeprefix("shown/prediction/") for key in examples if key.startswith("shown/prediction/")):
+        truths, predictions = examples[f"shown/target/{task}"], examples[f"shown/prediction/{task}"]
+        for number, (truth, predicted) in enumerate(zip(truths, predictions, strict=True)):
+            if predictions.dtype.kind == "U":
+                texts[number].append(f"{task}: {truth} (truth), {predicted}")
+            else:
+                both = np.concatenate([truth, predicted], axis=1)
+                found.setdefault(keys.PICTURE.key(task=task), []).append(Picture(both, f"{number}: truth, prediction"))
+    inputs = [
+        Picture(np.ascontiguousarray(image.transpose(1, 2, 0)), f"{number}: {'; '.join(text) or 'input'}")
+        for number, (image, text) in enumerate(zip(examples.get("image", ()), texts, strict=True))
+    ]
+    return {keys.INPUT.key(): inputs, **found} if inputs else {}
