@@ -17,16 +17,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtlbench"
 LAYERS = (
-    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "data",
+    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "tracking", "data",
     "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "testing", "cli",
 )  # fmt: skip
 """Rooms from the lowest to the highest: each may import from those on its left alone."""
 LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"}
 """The only modules of the package that are in no room."""
 HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
-LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "cli")
+LIGHT = ("", "errors", "registry", "suite", "runs", "tracking", "study", "bench", "report", "cli")
 """What starts without torch."""
-ONLY_HERE = {"wandb": {"training.loggers"}, "yaml": {"suite.nodes"}, "optuna": {"study.search", "study.search_space"}}
+ONLY_HERE = {
+    "wandb": {"tracking.wandb_client"},
+    "wandb_workspaces": {"tracking.workspace"},
+    "yaml": {"suite.nodes"},
+    "optuna": {"study.search", "study.search_space"},
+}
 """Libraries that one place knows."""
 
 
@@ -144,7 +149,7 @@ sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
     "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "video", "methods", "suites",
-    "check", "data",
+    "check", "data", "dashboard", "sync",
 )  # fmt: skip
 
 

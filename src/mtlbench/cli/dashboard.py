@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mtlbench.report.dashboard.content import study_runs
     from mtlbench.report.dashboard.layout import dashboard, logged
     from mtlbench.tracking import sync, wandb_client, workspace
+    from mtlbench.tracking.others import TrackingError
 
     study, board = reports.load(root, states_of(root, record))
     built = dashboard(study, board, logged(study, study_runs(study, board)))
@@ -48,6 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"WANDB_MODE=online mtlbench bench {arguments.suite}, or mtlbench sync {arguments.suite}",
             file=sys.stderr,
         )
-    address = workspace.save(built, entity or workspace.default_entity(), project)
+    if not (entity := entity or wandb_client.default_entity()):
+        raise TrackingError(
+            "A dashboard belongs to an entity, and the W&B server names none for this account. Give --entity, log in "
+            "(wandb login), or look at the dashboard without saving it: --dry-run"
+        )
+    address = workspace.save(built, entity, project)
     print(f"Saved: {address}")
     return ExitCode.DONE

@@ -22,6 +22,10 @@ class Tracker:
         active: Whether this process tracks at all (rank zero).
         history: Rows of an interrupted run up to where it resumes; a tool gets those that it has lost.
         others: Whether tools other than W&B follow the run too.
+        mode: ``online``, ``offline`` or ``disabled`` for W&B; by default what `wandb_mode` says.
+
+    Attributes:
+        mode: How W&B follows the run. Offline after any trouble with a server.
     """
 
     def __init__(
@@ -32,19 +36,16 @@ class Tracker:
         active: bool = True,
         history: Sequence[Mapping[str, Any]] = (),
         others: bool = True,
+        mode: str = "",
     ):
         self._sinks: dict[str, Sink] = {}
+        self.mode = (mode or wandb_mode()) if active else "disabled"
         if active:
             self._open_wandb(about, folder)
             for name in wanted() if others else ():
                 self._guarded(name, lambda name=name: self._open(name, SINKS[name].start(about, folder)))
         for row in history:
             self.log(row)
-
-    @property
-    def active(self) -> bool:
-        """Whether any tool follows the run."""
-        return bool(self._sinks)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log a row, which has a ``step``."""
@@ -65,15 +66,12 @@ class Tracker:
         self._sinks.clear()
 
     def _open_wandb(self, about: About, folder: Path) -> None:
-        mode = wandb_mode()
-
         def start() -> None:
-            self._open(WANDB, WandbRun(about, folder, mode))
+            self._open(WANDB, WandbRun(about, folder, self.mode))
 
-        if mode == "online" and not self._guarded(WANDB, start, "It goes on offline; `mtlbench sync` sends it later."):
-            mode = "offline"
+        if self.mode == "online" and not self._guarded(WANDB, start, "It goes on offline; `mtlbench sync` sends it."):
             self._guarded(WANDB, forget_service)
-        if mode == "offline":
+        if self.mode == "offline":
             self._guarded(WANDB, start)
 
     def _open(self, name: str, sink: Sink) -> None:
@@ -85,5 +83,7 @@ class Tracker:
         except Exception as error:
             print(f"{name} tracking stopped: {type(error).__name__}: {error}. {then}")
             self._sinks.pop(name, None)
+            if name == WANDB and self.mode == "online":
+                self.mode = "offline"
             return False
         return True

@@ -1,4 +1,4 @@
-"""Runs in W&B. With `mtlbench.tracking.workspace`, the only module that imports wandb."""
+"""Runs in W&B. The only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class WandbRun(Sink):
         """Write the summary, then tables, pictures, figures and artifacts."""
         import wandb
 
-        self._run.summary.update(dict(ending.summary))
+        if ending.summary:
+            self._run.summary.update(dict(ending.summary))
         media: dict[str, Any] = {
             key: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
             for key, table in ending.tables.items()
@@ -134,3 +135,13 @@ def unreachable() -> str:
         return "" if error.code < 500 else f"status {error.code}"
     except OSError as error:
         return str(getattr(error, "reason", error))
+
+
+def default_entity() -> str:
+    """Return the entity of the account in use, or ``""`` if the server does not answer or knows no account."""
+    import wandb
+
+    try:
+        return str(wandb.Api(timeout=round(WAIT_S)).default_entity or "")
+    except Exception:  # Whatever the client raises, nobody can be named.
+        return ""

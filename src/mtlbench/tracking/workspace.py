@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from mtlbench.runs.keys import AXIS
 from mtlbench.tracking import panels
 from mtlbench.tracking.others import TrackingError, require
 from mtlbench.tracking.panels import Axis, Dashboard, Panel, Section
@@ -57,23 +58,6 @@ def save(dashboard: Dashboard, entity: str, project: str) -> str:
         ) from error
 
 
-def default_entity() -> str:
-    """Return the entity of the account in use.
-
-    Raises:
-        TrackingError: If the server does not answer or knows no account.
-    """
-    import wandb
-
-    try:
-        return str(wandb.Api(timeout=30).default_entity)
-    except Exception as error:
-        raise TrackingError(
-            f"A dashboard belongs to an entity. The W&B server names none for this account: {type(error).__name__}: "
-            f"{error}. Give --entity, or log in (wandb login)."
-        ) from error
-
-
 def _workspaces() -> Any:
     return require("mtlbench dashboard", "wandb_workspaces.workspaces", "dashboards")
 
@@ -87,10 +71,10 @@ def _workspace(dashboard: Dashboard, entity: str, project: str) -> Any:
         name=dashboard.name,
         sections=[_section(workspaces, section) for section in dashboard.sections],
         settings=workspaces.WorkspaceSettings(
-            x_axis="trainer/global_step", max_runs=MOST_RUNS, remove_legends_from_panels=False
+            x_axis=AXIS, max_runs=MOST_RUNS, remove_legends_from_panels=False
         ),
         runset_settings=workspaces.RunsetSettings(
-            filters=[expr.Metric("Name").isin(list(dashboard.runs))],
+            filters=[expr.Metric("ID").isin(list(dashboard.runs))],
             groupby=[expr.Config("label")],
             order=[*order, expr.Ordering(expr.Metric("CreatedTimestamp"), ascending=False)],
             group_colors=dict(dashboard.colours),
@@ -111,6 +95,7 @@ def _section(workspaces: Any, section: Section) -> Any:
         name=section.name,
         panels=[_panel(panel, _layout(number)) for number, panel in enumerate(section.panels)],
         is_open=section.open,
+        panel_settings=workspaces.SectionPanelSettings(x_axis=AXIS),
         layout_settings=workspaces.SectionLayoutSettings(columns=3, rows=max(1, -(-len(section.panels) // 3))),
     )
 
@@ -126,7 +111,7 @@ def _panel(panel: Panel, place: dict[str, int]) -> Any:
         case panels.Lines():
             return reports.LinePlot(
                 title=panel.title,
-                x="trainer/global_step",
+                x=AXIS,
                 y=list(panel.keys),
                 log_y=panel.log,
                 groupby=reports.Config("label"),
