@@ -6,10 +6,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import study_of
 from mtlbench.errors import ExitCode
+from mtlbench.runs.store import RunFolder
+
+if TYPE_CHECKING:
+    from mtlbench.tracking.sync import Piece
 
 EPILOG = f"Exit codes: {ExitCode.described()}"
 
@@ -47,10 +52,21 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for number, piece in enumerate(unsent, 1):
         print(f"{number}/{len(unsent)} {piece.run}", flush=True)
-        if reason := sync.send(piece):
+        if reason := _send(root, piece):
             failed += 1
             print(f"FAILED {piece.run}: {reason}", file=sys.stderr)
     print(f"Sent {len(unsent) - failed} of {len(unsent)} runs.{later}")
     if failed:
         print("The same command sends the others; what was sent is not sent again.", file=sys.stderr)
     return ExitCode.FAILED if failed else ExitCode.DONE
+
+
+def _send(root: Path, piece: Piece) -> str:
+    """Send a run, or the rest of one that the server has in part, and return why that failed, or ``""``."""
+    from mtlbench.tracking import sync
+
+    if not piece.begun or not (root / piece.run).is_dir():
+        return sync.send(piece)
+    from mtlbench.training.traces import send_again
+
+    return send_again(RunFolder(root, piece.run))

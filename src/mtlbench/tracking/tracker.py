@@ -26,6 +26,7 @@ class Tracker:
 
     Attributes:
         mode: How W&B follows the run. Offline after any trouble with a server.
+        lost: Whether W&B failed after the run had begun, so that the server may have a part of it.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Tracker:
         mode: str = "",
     ):
         self._sinks: dict[str, Sink] = {}
+        self.lost = False
         self.mode = (mode or wandb_mode()) if active else "disabled"
         if active:
             self._open_wandb(about, folder)
@@ -54,9 +56,9 @@ class Tracker:
             self._guarded(name, lambda sink=sink: sink.log(row["step"], values))
 
     def finish(self, ending: Ending) -> None:
-        """Pass on what the run leaves behind, and end it."""
+        """Pass on what the run leaves behind, and end it, also where that failed."""
         for name, sink in list(self._sinks.items()):
-            self._guarded(name, lambda sink=sink: sink.finish(ending))
+            self._guarded(name, lambda sink=sink: sink.finish(ending), keep=True)
         self.close(0)
 
     def close(self, code: int = 1) -> None:
@@ -77,13 +79,22 @@ class Tracker:
     def _open(self, name: str, sink: Sink) -> None:
         self._sinks[name] = sink
 
-    def _guarded(self, name: str, action: Callable[[], Any], then: str = "The run's own records are complete.") -> bool:
+    def _guarded(
+        self,
+        name: str,
+        action: Callable[[], Any],
+        then: str = "The run's own records are complete.",
+        *,
+        keep: bool = False,
+    ) -> bool:
         try:
             action()
         except Exception as error:
-            print(f"{name} tracking stopped: {type(error).__name__}: {error}. {then}")
-            self._sinks.pop(name, None)
-            if name == WANDB and self.mode == "online":
-                self.mode = "offline"
+            print(f"{name} tracking {'fell short' if keep else 'stopped'}: {type(error).__name__}: {error}. {then}")
+            if name == WANDB:
+                self.lost |= name in self._sinks
+                self.mode = "offline" if self.mode == "online" else self.mode
+            if not keep:
+                self._sinks.pop(name, None)
             return False
         return True

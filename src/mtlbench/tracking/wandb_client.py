@@ -70,7 +70,7 @@ class WandbRun(Sink):
             dir=str(folder),
             settings=wandb.Settings(silent=True, init_timeout=WAIT_S, finish_timeout=WAIT_S, finish_timeout_raises=True, x_disable_stats=True),
         )
-        self.first, self._online = self._run.step, mode == "online"
+        self.first, self._online, self._whole = self._run.starting_step, mode == "online", True
         self._file = Path(self._run.dir).parent / f"run-{about.id}.wandb"
         self._run.define_metric("*", step_metric=keys.AXIS)
 
@@ -83,6 +83,7 @@ class WandbRun(Sink):
         """Write the summary, then tables, pictures, figures and artifacts."""
         import wandb
 
+        self._whole = False
         if ending.summary:
             self._run.summary.update(dict(ending.summary))
         media: dict[str, Any] = {
@@ -101,11 +102,12 @@ class WandbRun(Sink):
             for path in paths:
                 artifact.add_file(str(path), policy="immutable")
             self._run.log_artifact(artifact)
+        self._whole = True
 
     def close(self, code: int) -> None:
         """End the run, and note that the server has all of it; `mtlbench.tracking.sync` looks for the note."""
         self._run.finish(exit_code=code)
-        if self._online:
+        if self._online and self._whole:
             marker_of(self._file).touch()
 
 

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from mtlbench.runs import keys
-from mtlbench.tracking.base import Ending, Picture, Table
+from mtlbench.runs.store import RunFolder, finished_run, read_json
+from mtlbench.tracking.base import About, Ending, Picture, Table
+from mtlbench.tracking.wandb_client import WandbRun
 from mtlbench.training.checkpoint import FINAL
+from mtlbench.training.loggers import read_rows
 
 USAGE = ("layer", "task", "expert", "probability", "load")
 """Columns of the table on the use of experts."""
@@ -33,6 +36,29 @@ def left_behind(
     """
     weights = {f"{result['run_id']}-weights": [folder / FINAL]} if os.environ.get(WEIGHTS) == "1" else {}
     return Ending(keys.final_values(result), usage(summary), pictures(examples), files=weights)
+
+
+def send_again(folder: RunFolder) -> str:
+    """Send the rest of a finished run that the server has in part, and return why that failed, or ``""``.
+
+    Args:
+        folder: Its folder. What is sent comes from its own records; rows that the server has are passed over.
+    """
+    spec, result = finished_run(folder.path)
+    try:
+        with np.load(folder.path / "examples.npz", allow_pickle=False) as file:
+            shown = {name: file[name] for name in file.files}
+    except Exception:  # A broken archive raises many things; the rest of the run can do without pictures.
+        shown = {}
+    try:
+        run = WandbRun(About.training(spec), folder.path, "online")
+        for row in read_rows(folder.path / "metrics.jsonl"):
+            run.log(row["step"], {key: value for key, value in row.items() if key != "step"})
+        run.finish(left_behind(result, read_json(folder.path / "summary.json") or {}, shown, folder.path))
+        run.close(0)
+    except Exception as error:  # Whatever W&B raises, the other runs are tried.
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def usage(summary: Mapping[str, Any]) -> dict[str, Table]:

@@ -35,11 +35,18 @@ def mirror(root: Path, states: Mapping[str, str]) -> int:
     if len(runs) == 1 or (marker.exists() and marker.read_text(errors="replace") == stamp):
         return 0
     for run in runs:
-        tracker = Tracker(run.about, root, others=False, mode=mode)
-        tracker.finish(run.ending)
+        tracker = _log(run, root, mode)
+        if tracker.lost and mode == "online":  # Whether the server has any of it is not known.
+            tracker = _log(run, root, tracker.mode)
         mode = tracker.mode
     write_text(marker, f"{mode} {_stamp(runs)}")
     return len(runs)
+
+
+def _log(run: Tracked, root: Path, mode: str) -> Tracker:
+    tracker = Tracker(run.about, root, others=False, mode=mode)
+    tracker.finish(run.ending)
+    return tracker
 
 
 def _stamp(runs: list[Tracked]) -> str:
