@@ -17,8 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtlbench"
 LAYERS = (
-    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "tracking", "data",
-    "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "testing", "cli",
+    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "tracking",
+    "data", "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "testing",
+    "cli",
 )  # fmt: skip
 """Rooms from the lowest to the highest: each may import from those on its left alone."""
 LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"}

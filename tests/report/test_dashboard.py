@@ -18,7 +18,9 @@ from mtlbench.runs import keys
 from mtlbench.tracking import workspace
 from mtlbench.tracking.panels import Dashboard, Lines
 from mtlbench.training.loggers import read_rows
-from tests.support.tracked import MINIATURES, benched, read_back
+from mtlbench.training.traces import WEIGHTS, left_behind
+from tests.support.command_line import mtlbench
+from tests.support.tracked import MINIATURES, benched, read_back, records
 
 EVERYWHERE = {"Verdict", "Per task", "Cost", "Training", "Pictures"}
 SECTIONS = {
@@ -98,3 +100,35 @@ def _texts(value: Any) -> set[str]:
         return {value, value.removeprefix("summary:")}
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return set().union(*map(_texts, inner)) if inner else set()
+
+
+@pytest.mark.parametrize("mini", ["experts"], indirect=True)
+def test_an_extracted_network_is_kept_as_an_artifact_on_request(mini: Mini, tmp_path: Path) -> None:
+    (run,) = mini.root.glob("mod_squad-*")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_MODE", raising=False)
+        words = ("extract", str(run), "--task", "depth", "--threshold", "0", "--out", "small", "--track")
+        answer = mtlbench(tmp_path, *words)
+        assert answer.code == 2 and "Set WANDB_MODE to online or offline" in answer.text
+        patch.setenv("WANDB_MODE", "offline")
+        answer = mtlbench(tmp_path, *words)
+        assert answer.code == 0, answer.text
+    found = next(records(path) for path in mini.root.glob("wandb/*/*.wandb") if "-depth-" in path.name)
+    (artifact,) = found["artifact"] if "artifact" in found else [found["request"][0]["log_artifact"]["artifact"]]
+    assert artifact["name"] == f"{run.name}-depth-0"
+    assert {entry["path"] for entry in artifact["manifest"]["contents"]} == {"model.json", "model.safetensors"}
+
+
+def test_final_weights_are_an_artifact_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = {"run_id": "uniform-s0-1", "scores": {}, "cost": {}}
+    monkeypatch.delenv(WEIGHTS, raising=False)
+    assert left_behind(result, {}, {}, tmp_path).files == {}
+    monkeypatch.setenv(WEIGHTS, "1")
+    assert left_behind(result, {}, {}, tmp_path).files == {"uniform-s0-1-weights": [tmp_path / "final.ckpt"]}
+
+
+def test_the_page_lists_every_value_that_is_recorded_over_steps() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "wandb.md").read_text()
+    for family in keys.HISTORY:
+        name = family.template.replace("|", "\\|")
+        assert f"| `{name}` | {family.about} |" in page

@@ -35,7 +35,9 @@ class WandbServer:
         summaries: Last summary of every run.
         complete: Ids of runs that told that they are complete.
         files: Names of the files of every run.
+        artifacts: What was asked for every artifact.
         views: Saved views by name.
+        reports: Saved reports by id.
         operations: Names of all GraphQL operations, in order.
     """
 
@@ -49,6 +51,7 @@ class WandbServer:
         self.files: dict[str, set[str]] = defaultdict(set)
         self.artifacts: list[str] = []
         self.views: dict[str, dict[str, Any]] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
         self.operations: list[str] = []
         self.lock, self.released = threading.Lock(), threading.Event()
         self.http = _Quiet(("127.0.0.1", 0), self._handler())
@@ -75,6 +78,8 @@ class WandbServer:
             "CreateRunFiles": self._files,
             "UpsertView2": self._save_view,
             "View": self._view,
+            "upsertView": self._save_report,
+            "GetProjects": self._projects,
             "CreateArtifact": self._artifact,
             "ArtifactType": lambda given: {"project": {"artifact": None}},
         }
@@ -146,6 +151,25 @@ class WandbServer:
         nodes = [{"node": {key: view[key] for key in ("id", "displayName", "spec")}} for view in found]
         return {"project": {"allViews": {"edges": nodes}} if self.runs or self.views else None}
 
+    def _projects(self, given: dict[str, Any]) -> dict[str, Any]:
+        project = {
+            "id": "3",
+            "name": "mtlbench",
+            "entityName": ENTITY,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "isBenchmark": False,
+            "user": None,
+        }
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [{"node": project, "cursor": "1"}], "pageInfo": page}}
+
+    def _save_report(self, given: dict[str, Any]) -> dict[str, Any]:
+        saved = given["id"] or f"draft-{len(self.reports)}"
+        self.reports[saved] = given
+        project = {"id": "3", "name": given["projectName"], "entityName": given["entityName"]}
+        kept = {key: given[key] for key in ("type", "name", "displayName", "description", "spec")}
+        return {"upsertView": {"view": {**kept, "id": saved, "project": project, "updatedAt": ""}, "inserted": True}}
+
     def stream(self, run: str, sent: dict[str, Any]) -> None:
         """Takes what a client streams of a run's files."""
         for name, chunk in (sent.get("files") or {}).items():
@@ -161,7 +185,7 @@ class WandbServer:
         if self.rows[run] and self.then:
             self.trouble = self.then
 
-    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self of its own
+    def _handler(server) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -177,7 +201,7 @@ class WandbServer:
                 with server.lock:
                     self.reply(*self.route(body))
 
-            do_GET = do_POST = do_PUT = do_OPTIONS = do_HEAD = handle_one  # noqa: N815
+            do_GET = do_POST = do_PUT = do_OPTIONS = do_HEAD = handle_one
 
             def route(self, body: bytes) -> tuple[dict[str, Any], int]:
                 if self.path == "/graphql" and body:

@@ -10,8 +10,12 @@ from pathlib import Path
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import states_of, study_of
 from mtlbench.errors import ExitCode
+from mtlbench.runs.store import write_text
 
 EPILOG = "Needs the extra `dashboards`: pip install 'mtlbench[dashboards]'. See docs/howto/wandb.md."
+
+DRAFT = ".wandb_report"
+"""File in the results folder with the id of the draft, so that it is replaced and not saved twice."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_suite(parser)
     add_results(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the JSON that would be saved, and save nothing")
+    parser.add_argument("--report", action="store_true", help="also save a draft of a report with the leaderboard")
     parser.add_argument(
         "--entity", default="", metavar="NAME", help="owner of the project (default: WANDB_ENTITY, or your account's)"
     )
@@ -33,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mtlbench import report as reports
     from mtlbench.report.dashboard.content import study_runs
     from mtlbench.report.dashboard.layout import dashboard, logged
+    from mtlbench.report.views.files import markdown
     from mtlbench.tracking import sync, wandb_client, workspace
     from mtlbench.tracking.others import TrackingError
 
@@ -56,4 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     address = workspace.save(built, entity, project)
     print(f"Saved: {address}")
+    if arguments.report:
+        draft = root / DRAFT
+        known = draft.read_text(errors="replace") if draft.exists() else ""
+        address, found = workspace.save_report(built.name, markdown(board), entity, project, known)
+        write_text(draft, found)
+        print(f"Saved a draft: {address}")
     return ExitCode.DONE

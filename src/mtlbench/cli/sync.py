@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(str(piece.path.parent) for piece in unsent))
         return ExitCode.DONE
     if not wandb_client.has_account():
-        raise TrackingError("Sending runs needs an account. No key was found. Log in (wandb login) or set WANDB_API_KEY.")
+        raise TrackingError(
+            "Sending runs needs an account. No key was found. Log in (wandb login) or set WANDB_API_KEY."
+        )
     if reason := wandb_client.unreachable():
         address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         raise TrackingError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -142,10 +143,13 @@ class Trackio(Sink):
 
     def __init__(self, about: About, folder: Path):
         self._trackio = require("trackio", "trackio", "trackio")
-        # Trackio has no ids: the name must tell runs apart.
-        self._run = self._trackio.init(
-            project(), name=about.id, group=about.suite, config=flattened(about.settings()), resume="allow", embed=False
-        )
+        # Trackio has no ids of ours: the name must tell runs apart. A resumed run gets all earlier rows again.
+        with contextlib.suppress(ValueError):  # The project does not exist yet.
+            for old in self._trackio.Api().runs(project()):
+                if old.name == about.id:
+                    old.delete()
+        config = flattened(about.settings())
+        self._run = self._trackio.init(project(), name=about.id, group=about.suite, config=config, embed=False)
         self._last = 0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

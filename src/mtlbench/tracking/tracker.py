@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Tracker:
         if active:
             self._open_wandb(about, folder)
             for name in wanted() if others else ():
-                self._guarded(name, lambda name=name: self._open(name, SINKS[name].start(about, folder)))
+                self._guarded(name, partial(self._open, name, SINKS[name].start, about, folder))
         for row in history:
             self.log(row)
 
@@ -53,31 +54,32 @@ class Tracker:
         """Log a row, which has a ``step``."""
         values = {key: value for key, value in row.items() if key != "step"}
         for name, sink in list(self._sinks.items()):
-            self._guarded(name, lambda sink=sink: sink.log(row["step"], values))
+            self._guarded(name, partial(sink.log, row["step"], values))
 
     def finish(self, ending: Ending) -> None:
         """Pass on what the run leaves behind, and end it, also where that failed."""
         for name, sink in list(self._sinks.items()):
-            self._guarded(name, lambda sink=sink: sink.finish(ending), keep=True)
+            self._guarded(name, partial(sink.finish, ending), keep=True)
         self.close(0)
 
     def close(self, code: int = 1) -> None:
         """End the run in every tool, if it has not ended: without success, unless ``code`` is 0."""
         for name, sink in list(self._sinks.items()):
-            self._guarded(name, lambda sink=sink: sink.close(code))
+            self._guarded(name, partial(sink.close, code))
         self._sinks.clear()
 
     def _open_wandb(self, about: About, folder: Path) -> None:
-        def start() -> None:
-            self._open(WANDB, WandbRun(about, folder, self.mode))
+        def start(about: About, folder: Path) -> Sink:
+            return WandbRun(about, folder, self.mode)
 
-        if self.mode == "online" and not self._guarded(WANDB, start, "It goes on offline; `mtlbench sync` sends it."):
+        opened = partial(self._open, WANDB, start, about, folder)
+        if self.mode == "online" and not self._guarded(WANDB, opened, "It goes on offline; `mtlbench sync` sends it."):
             self._guarded(WANDB, forget_service)
         if self.mode == "offline":
-            self._guarded(WANDB, start)
+            self._guarded(WANDB, opened)
 
-    def _open(self, name: str, sink: Sink) -> None:
-        self._sinks[name] = sink
+    def _open(self, name: str, start: Callable[[About, Path], Sink], about: About, folder: Path) -> None:
+        self._sinks[name] = start(about, folder)
 
     def _guarded(
         self,

@@ -17,6 +17,7 @@ from mtlbench.tracking.base import SUMMARY, About, Ending, Sink
 WAIT_S = 30.0
 """Seconds that a run waits for a W&B server at its start, and again at its end."""
 
+
 def marker_of(path: Path) -> Path:
     """Return the file by which W&B marks that the server has all of a run's file ``run-<id>.wandb``."""
     return path.with_name(f"{path.name}.synced")
@@ -67,8 +68,14 @@ class WandbRun(Sink):
             config=about.settings(),
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
-            dir=str(folder),
-            settings=wandb.Settings(silent=True, init_timeout=WAIT_S, finish_timeout=WAIT_S, finish_timeout_raises=True, x_disable_stats=True),
+            dir=str(folder.resolve()),  # W&B's process may have another current folder.
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=WAIT_S,
+                finish_timeout=WAIT_S,
+                finish_timeout_raises=True,
+                x_disable_stats=True,
+            ),
         )
         self.first, self._online, self._whole = self._run.starting_step, mode == "online", True
         self._file = Path(self._run.dir).parent / f"run-{about.id}.wandb"

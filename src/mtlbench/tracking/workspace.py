@@ -51,11 +51,38 @@ def save(dashboard: Dashboard, entity: str, project: str) -> str:
             built._internal_id = known._internal_id
         return str(built.save().url)
     except Exception as error:
-        raise TrackingError(
-            f"A dashboard is saved to a project on a W&B server. {entity}/{project}: {type(error).__name__}: {error}. "
-            "Log runs to the project first (WANDB_MODE=online, or mtlbench sync), and check --entity, --project, "
-            "WANDB_BASE_URL and the login (wandb login)."
-        ) from error
+        raise _refused(entity, project, error) from error
+
+
+def save_report(title: str, markdown: str, entity: str, project: str, known: str = "") -> tuple[str, str]:
+    """Save a draft of a report, and return its address and its id.
+
+    Args:
+        title: Its title.
+        markdown: Its text.
+        entity: Owner of the project.
+        project: Project that holds the runs.
+        known: Id of a draft that was saved before and is replaced.
+
+    Raises:
+        TrackingError: If wandb-workspaces is not installed, or the server refuses the report.
+    """
+    reports = require("mtlbench dashboard", "wandb_workspaces.reports.v2", "dashboards")
+    try:
+        report = reports.Report(entity=entity, project=project, title=title, blocks=[reports.MarkdownBlock(markdown)])
+        report.id = known
+        report.save(draft=True)
+        return str(report.url), str(report.id)
+    except Exception as error:
+        raise _refused(entity, project, error) from error
+
+
+def _refused(entity: str, project: str, error: Exception) -> TrackingError:
+    return TrackingError(
+        f"Views and reports are saved to a project on a W&B server. {entity}/{project}: {type(error).__name__}: {error}. "
+        "Log runs to the project first (WANDB_MODE=online, or mtlbench sync), and check --entity, --project, "
+        "WANDB_BASE_URL and the login (wandb login)."
+    )
 
 
 def _workspaces() -> Any:
@@ -70,9 +97,7 @@ def _workspace(dashboard: Dashboard, entity: str, project: str) -> Any:
         project=project,
         name=dashboard.name,
         sections=[_section(workspaces, section) for section in dashboard.sections],
-        settings=workspaces.WorkspaceSettings(
-            x_axis=AXIS, max_runs=MOST_RUNS, remove_legends_from_panels=False
-        ),
+        settings=workspaces.WorkspaceSettings(x_axis=AXIS, max_runs=MOST_RUNS, remove_legends_from_panels=False),
         runset_settings=workspaces.RunsetSettings(
             filters=[expr.Metric("ID").isin(list(dashboard.runs))],
             groupby=[expr.Config("label")],

@@ -196,7 +196,9 @@ class EndOfStep(L.Callback):
         row: dict[str, Any] = {keys.LR.key(): trainer.optimizers[0].param_groups[0]["lr"]}
         losses = method.last_losses
         if losses is not None:
-            row |= {keys.LOSS.key(task=name): v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
+            row |= {
+                keys.LOSS.key(task=name): v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v
+            }
         row |= {name: float(value) for name, value in method.diagnostics().items()}
         self.clock.tick()
         return row

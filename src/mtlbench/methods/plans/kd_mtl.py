@@ -159,7 +159,9 @@ class KDMTL(MTLMethod):
         if not self._distances:
             return {}
         values = distributed.mean_(torch.stack([self._distances[task] for task in self.tasks]))
-        return {keys.DISTILLATION.key(task=task): value for task, value in zip(self.tasks, values.unbind(), strict=True)}
+        return {
+            keys.DISTILLATION.key(task=task): value for task, value in zip(self.tasks, values.unbind(), strict=True)
+        }
 
 
 def _weights(tasks: Sequence[str], weight: float, weights: Any) -> dict[str, float]:

@@ -11,14 +11,24 @@ import numpy as np
 
 from mtlbench.report.dashboard.content import Tracked
 from mtlbench.report.figures.style import COLOURS
-from mtlbench.report.model import Column
+from mtlbench.report.model import Column, Leaderboard
 from mtlbench.report.reader import ReportInput, read_metrics, read_summary
 from mtlbench.report.tables.cost import runs_of
 from mtlbench.runs import keys
 from mtlbench.runs.keys import Family
 from mtlbench.tracking.base import TRIAL
 from mtlbench.tracking.panels import (
-    Axis, Bars, Dashboard, Importance, Lines, Media, Panel, Parallel, Scatter, Section, TablePanel,
+    Axis,
+    Bars,
+    Dashboard,
+    Importance,
+    Lines,
+    Media,
+    Panel,
+    Parallel,
+    Scatter,
+    Section,
+    TablePanel,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -89,7 +99,8 @@ def dashboard(study: ReportInput, board: AnyBoard, found: Logged) -> Dashboard:
         found: What its runs have logged.
     """
     columns = board.columns
-    sections = {
+    labels = [row.label for row in board.rows] if isinstance(board, Leaderboard) else [row.label for row in board.rows]
+    sections: dict[str, list[Panel]] = {
         "Verdict": _verdict(found),
         "Per task": _per_task(found, columns),
         "Cost": _cost(found),
@@ -98,7 +109,9 @@ def dashboard(study: ReportInput, board: AnyBoard, found: Logged) -> Dashboard:
         "Experts": _experts(found),
         "Grouping": [*_tables(found, "groups"), *_figures(found, "grouping")],
         "Search": _search(found),
-        "Pictures": [Media(_title(key, parts), (key,)) for key, parts in found.at_end(keys.INPUT, keys.PICTURE).items()],
+        "Pictures": [
+            Media(_title(key, parts), (key,)) for key, parts in found.at_end(keys.INPUT, keys.PICTURE).items()
+        ],
         "Method": _own(found),
     }
     shown = {name: panels for name, panels in sections.items() if panels}
@@ -111,7 +124,7 @@ def dashboard(study: ReportInput, board: AnyBoard, found: Logged) -> Dashboard:
         slug=f"mtlbench-{study.plan['suite']}",
         sections=tuple(Section(name, tuple(panels), name == "Verdict") for name, panels in shown.items()),
         runs=found.runs,
-        colours={row.label: COLOURS[i % len(COLOURS)] for i, row in enumerate(board.rows)},
+        colours={label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)},
         columns=(*head, *(key for key in costs if key in found.ending)),
         order=next(iter(found.at_end(keys.DELTA)), ""),
     )
@@ -135,7 +148,11 @@ def _per_task(found: Logged, columns: tuple[Column, ...]) -> list[Panel]:
     primary = [(c, known[c.key]) for c in columns if c.primary and c.key in known]
     bars = [Bars(f"{c.task}: {c.protocol} {c.arrow}", (known[c.key],)) for c in columns if c.key in known]
     axes = tuple(Axis(key, f"{c.task} {c.arrow}", not c.higher_is_better) for c, key in primary)
-    return [*([Parallel("All tasks, upwards is better", axes)] if len(axes) > 1 else []), *_figures(found, "tasks"), *bars]
+    return [
+        *([Parallel("All tasks, upwards is better", axes)] if len(axes) > 1 else []),
+        *_figures(found, "tasks"),
+        *bars,
+    ]
 
 
 def _cost(found: Logged) -> list[Panel]:
