@@ -168,7 +168,12 @@ class WandbServer:
         self.reports[saved] = given
         project = {"id": "3", "name": given["projectName"], "entityName": given["entityName"]}
         kept = {key: given[key] for key in ("type", "name", "displayName", "description", "spec")}
-        return {"upsertView": {"view": {**kept, "id": saved, "project": project, "updatedAt": ""}, "inserted": True}}
+        return {
+            "upsertView": {
+                "view": {**kept, "id": saved, "project": project, "updatedAt": "2026-01-01T00:00:00Z"},
+                "inserted": True,
+            }
+        }
 
     def stream(self, run: str, sent: dict[str, Any]) -> None:
         """Takes what a client streams of a run's files."""

@@ -74,7 +74,7 @@ HISTORY = (
     LR, LOSS, SCORE, CONFLICTS, SIMILARITY, CONDITION, TURN, COSINE, NORM, WEIGHT, INFORMATION, LOAD, DISTILLATION,
     SHARED,
 )  # fmt: skip
-"""What shipped methods record over the steps. A method of yours may add names of its own, see `MTLMethod.diagnostics`."""
+"""What shipped methods record over the steps. A method may add names of its own, see `MTLMethod.diagnostics`."""
 
 COST = Family("cost/{cost}", "a cost of the run")
 COST_OF_TASK = Family("cost/{cost}/{task}", "a cost of predicting one task alone")

@@ -79,7 +79,7 @@ def save_report(title: str, markdown: str, entity: str, project: str, known: str
 
 def _refused(entity: str, project: str, error: Exception) -> TrackingError:
     return TrackingError(
-        f"Views and reports are saved to a project on a W&B server. {entity}/{project}: {type(error).__name__}: {error}. "
+        f"Dashboards are saved to a project on a W&B server. {entity}/{project}: {type(error).__name__}: {error}. "
         "Log runs to the project first (WANDB_MODE=online, or mtlbench sync), and check --entity, --project, "
         "WANDB_BASE_URL and the login (wandb login)."
     )

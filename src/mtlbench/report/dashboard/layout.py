@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 
 from mtlbench.report.dashboard.content import Tracked
 from mtlbench.report.figures.style import COLOURS
-from mtlbench.report.model import Column, Leaderboard
+from mtlbench.report.model import Column, ConditionRow, Row
 from mtlbench.report.reader import ReportInput, read_metrics, read_summary
 from mtlbench.report.tables.cost import runs_of
 from mtlbench.runs import keys
@@ -99,7 +99,7 @@ def dashboard(study: ReportInput, board: AnyBoard, found: Logged) -> Dashboard:
         found: What its runs have logged.
     """
     columns = board.columns
-    labels = [row.label for row in board.rows] if isinstance(board, Leaderboard) else [row.label for row in board.rows]
+    rows: Sequence[Row | ConditionRow] = board.rows
     sections: dict[str, list[Panel]] = {
         "Verdict": _verdict(found),
         "Per task": _per_task(found, columns),
@@ -124,7 +124,7 @@ def dashboard(study: ReportInput, board: AnyBoard, found: Logged) -> Dashboard:
         slug=f"mtlbench-{study.plan['suite']}",
         sections=tuple(Section(name, tuple(panels), name == "Verdict") for name, panels in shown.items()),
         runs=found.runs,
-        colours={label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)},
+        colours={row.label: COLOURS[i % len(COLOURS)] for i, row in enumerate(rows)},
         columns=(*head, *(key for key in costs if key in found.ending)),
         order=next(iter(found.at_end(keys.DELTA)), ""),
     )
