@@ -26,7 +26,8 @@ class WandbServer:
     """Server and record in one.
 
     Attributes:
-        trouble: ``""``, ``"500"`` for every request, or ``"hang"`` for no answer at all.
+        trouble: ``""``, ``"500"`` for every request, ``"half"`` for every request that brings something, or ``"hang"``
+            for no answer at all.
         then: Trouble that begins once rows of any run have arrived.
         deaf: Whether rows are kept, but their sender gets no answer.
         refused: Ids of runs that may not be created.
@@ -200,7 +201,7 @@ class WandbServer:
                     server.released.wait()
                     self.close_connection = True
                     return
-                if server.trouble == "500":
+                if server.trouble == "500" or (server.trouble == "half" and body):
                     self.reply({"error": "out of order"}, 500)
                     return
                 with server.lock:

@@ -78,6 +78,19 @@ def test_a_bench_arrives_as_a_whole_and_its_dashboard_replaces_itself(server: Wa
     assert draft["type"] == "runs/draft" and "pcgrad" in draft["spec"]
 
 
+def test_a_server_that_cannot_start_a_run_turns_it_offline(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_client, "WAIT_S", 2.0)
+    server.trouble = "half"
+    tracker = Tracker(About("a", "a", "digits", "training", "uniform"), tmp_path)
+    tracker.log({"step": 1, "loss/left": 1.0})
+    tracker.finish(Ending())
+    assert (tracker.mode, tracker.lost) == ("offline", False)
+    assert "It goes on offline" in capfd.readouterr().out
+    assert len(list(tmp_path.glob("wandb/offline-run-*-a/run-a.wandb"))) == 1
+
+
 @pytest.fixture
 def offline(server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A finished study two of whose runs were logged offline: their ids."""

@@ -221,11 +221,14 @@ def test_online_without_an_account_never_prompts(clean, tmp_path, capsys):
     assert wandb_mode() == "offline", "the key is for another server"
 
 
-@pytest.mark.parametrize("trouble", ["down", "hang", "500"])
+REASONS = {"down": "[Errno", "hang": "timed out", "500": "status 500"}
+
+
+@pytest.mark.parametrize("trouble", sorted(REASONS))
 def test_training_ends_well_without_a_wandb_server(clean, tmp_path, trouble, capfd):
     from mtlbench.testing.toy import trained
 
-    clean.setattr(wandb_client, "WAIT_S", 2.0)
+    clean.setattr(wandb_client, "REACH_S", 1.0)
     with serving() as server, socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         server.trouble = trouble
@@ -235,12 +238,12 @@ def test_training_ends_well_without_a_wandb_server(clean, tmp_path, trouble, cap
         clean.setenv("WANDB_BASE_URL", down if trouble == "down" else server.url)
         started = time.monotonic()
         assert trained(spec(), str(tmp_path / "check")) is not None
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < wandb_client.WAIT_S, "nothing waits for a server that does not answer"
     folder = tmp_path / "check" / spec().run_id
     assert (folder / "result.json").exists()
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss/kind" in row] == list(range(1, STEPS + 1))
-    assert "goes on offline" in capfd.readouterr().out
+    assert f"does not answer: {REASONS[trouble]}" in capfd.readouterr().out
     (kept,) = folder.rglob("offline-run-*/*.wandb")
     assert len(history(records(kept))) == STEPS
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
             "Sending runs needs an account. No key was found. Log in (wandb login) or set WANDB_API_KEY."
         )
     if reason := wandb_client.unreachable():
-        address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         raise TrackingError(
-            f"Sending runs needs a W&B server. {address} does not answer: {reason}. Nothing was sent; the same "
-            "command tries again."
+            f"Sending runs needs a W&B server. {wandb_client.server()} does not answer: {reason}. Nothing was sent; the "
+            "same command tries again."
         )
     failed = 0
     for number, piece in enumerate(unsent, 1):

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlbench.tracking.base import About, Ending, Sink
 from mtlbench.tracking.others import SINKS, wanted
-from mtlbench.tracking.wandb_client import WandbRun, forget_service, wandb_mode
+from mtlbench.tracking.wandb_client import WandbRun, forget_service, server, unreachable, wandb_mode
 
 WANDB = "W&B"
 
@@ -69,6 +69,10 @@ class Tracker:
         self._sinks.clear()
 
     def _open_wandb(self, about: About, folder: Path) -> None:
+        if self.mode == "online" and (reason := unreachable()):
+            print(f"W&B: {server()} does not answer: {reason}. It goes on offline; `mtlbench sync` sends it later.")
+            self.mode = "offline"
+
         def start(about: About, folder: Path) -> Sink:
             return WandbRun(about, folder, self.mode)
 

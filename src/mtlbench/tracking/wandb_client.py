@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from mtlbench.tracking.base import SUMMARY, About, Ending, Sink
 
 WAIT_S = 30.0
 """Seconds that a run waits for a W&B server at its start, and again at its end."""
+
+REACH_S = 5.0
+"""Seconds within which a server must answer at all; if it does not, nothing waits for it any longer."""
 
 
 def marker_of(path: Path) -> Path:
@@ -126,24 +130,29 @@ def forget_service() -> None:
 
 
 def _stored_key() -> bool:
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urlsplit(server()).hostname
     try:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    return server in known
+    return host in known
 
 
 def unreachable() -> str:
-    """Return why the W&B server does not answer, or ``""`` if it does."""
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    """Return why the W&B server does not answer, or ``""`` if it does or if that cannot be told this way."""
     try:
-        with urlopen(Request(f"{address.rstrip('/')}/graphql", method="OPTIONS"), timeout=WAIT_S):
+        with urlopen(Request(f"{server()}/graphql", method="OPTIONS"), timeout=REACH_S):
             return ""
     except HTTPError as error:
-        return "" if error.code < 500 else f"status {error.code}"
+        return f"status {error.code}" if error.code in (500, 502, 503, 504) else ""
     except OSError as error:
-        return str(getattr(error, "reason", error))
+        reason = getattr(error, "reason", error)
+        return "" if isinstance(reason, ssl.SSLError) else str(reason)  # W&B has certificates of its own.
+
+
+def server() -> str:
+    """Return the address of the W&B server in use."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
 
 
 def default_entity() -> str:
