@@ -17,19 +17,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "mtlbench"
 LAYERS = (
-    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "data",
-    "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "api",
+    "errors", "seeding", "distributed", "metrics", "visualise", "registry", "tasks", "runs", "suite", "tracking",
+    "data", "balancing", "networks", "method", "grouping", "methods", "training", "study", "bench", "report", "api",
     "testing", "cli",
 )  # fmt: skip
 """Rooms from the lowest to the highest: each may import from those on its left alone."""
 LOOSE = {"__init__", "errors", "seeding", "distributed", "registry", "visualise"}
 """The only modules of the package that are in no room."""
 HEAVY = {"torch", "lightning", "torchvision", "timm", "torchmetrics", "torchjd", "wandb", "datasets"}
-LIGHT = ("", "errors", "registry", "suite", "runs", "study", "bench", "report", "api", "cli")
+LIGHT = ("", "errors", "registry", "suite", "runs", "tracking", "study", "bench", "report", "api", "cli")
 """What starts without torch."""
 ONLY_HERE = {
-    "wandb": {"training.loggers"}, "yaml": {"suite.nodes"}, "optuna": {"study.search", "study.search_space"},
-    "pandas": {"api.frames", "api.results"}, "huggingface_hub": {"training.hub"}, "onnx": {"networks.programs"},
+    "wandb": {"tracking.wandb_client"}, "wandb_workspaces": {"tracking.workspace"}, "yaml": {"suite.nodes"},
+    "optuna": {"study.search", "study.search_space"}, "pandas": {"api.frames", "api.results"},
+    "huggingface_hub": {"training.hub"}, "onnx": {"networks.programs"},
 }  # fmt: skip
 """Libraries that one place knows."""
 
@@ -148,7 +149,7 @@ sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
     "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "export", "video", "methods",
-    "suites", "check", "data",
+    "suites", "check", "data", "dashboard", "sync",
 )  # fmt: skip
 
 

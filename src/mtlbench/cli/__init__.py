@@ -24,6 +24,8 @@ COMMANDS = {
     "run": "train one method of a suite in this process, seed by seed",
     "status": "show the state of every run of a suite",
     "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
+    "dashboard": "save the comparison of a study as a workspace in W&B",
+    "sync": "send the runs of a study that W&B logged offline",
     "compare": "rank methods over several studies",
     "cost": "measure what methods cost relative to one of them, by alternating them in one process",
     "predict": "draw a finished run's predictions for your own images",

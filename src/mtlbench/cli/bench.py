@@ -16,11 +16,12 @@ from mtlbench.cli.arguments import Request, add_request, positive, read_request,
 from mtlbench.cli.report import end_of_bench
 from mtlbench.cli.stored import states_of
 from mtlbench.errors import DataError, ExitCode
-from mtlbench.runs.store import RunFolder
+from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study import record as records
 from mtlbench.study import resolve as studies
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
+from mtlbench.tracking import others as tracking
 
 if TYPE_CHECKING:
     from mtlbench.bench.scheduler import Bench
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing and show the leaderboard."""
     asked = read_request(arguments)
+    tracking.check()
     root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
         asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     known = records.recall(root, key)
     if known and not arguments.dry and _is_whole(root, states_of(root, known)):
         records.remember(root, known)
-        return end_of_bench(root, unchanged=True)
+        return _end(root, unchanged=True)
     return _work(arguments, asked, root)
 
 
@@ -91,7 +93,18 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
             return _refused(bench)
         signal.signal(signal.SIGTERM, _interrupt)
         bench.run()
-    return end_of_bench(root, unchanged=False)
+    return _end(root, unchanged=False)
+
+
+def _end(root: Path, *, unchanged: bool) -> int:
+    """Show the leaderboard, log it where W&B is on, and return the exit code."""
+    code = end_of_bench(root, unchanged=unchanged)
+    if os.environ.get("WANDB_MODE", "disabled") in ("online", "offline"):
+        from mtlbench.report.dashboard.mirror import mirror
+
+        if count := mirror(root, states_of(root, read_json(root / "study.json") or {"rows": []})):
+            print(f"W&B: logged the leaderboard as {count} runs. `mtlbench dashboard` saves a view that compares them.")
+    return code
 
 
 def _refused(bench: Bench) -> int:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from mtlbench.cli.arguments import add_allow
 from mtlbench.errors import ExitCode, MethodError, coloured_output
 from mtlbench.runs.store import finished_run
+from mtlbench.tracking.base import EXTRACT, About, Ending
+from mtlbench.tracking.tracker import Tracker
+from mtlbench.tracking.wandb_client import wandb_mode
 
 if TYPE_CHECKING:
     from mtlbench.training.extraction_report import Measured
@@ -24,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="folder for model.safetensors and model.json")
     parser.add_argument("--export", action="store_true", help="also write program.pt2, which needs only PyTorch")
+    parser.add_argument("--track", action="store_true", help="also keep the network as an artifact in W&B (WANDB_MODE)")
     add_allow(parser)
 
 
@@ -37,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise MethodError("Writing a network needs one task and one threshold. Give --task and --threshold with --out.")
     if arguments.export and not arguments.out:
         raise MethodError("An exported program is written beside an extracted network. Give --out with --export.")
+    if arguments.track and not arguments.out:
+        raise MethodError("An artifact holds an extracted network. Give --out with --track.")
+    if arguments.track and wandb_mode() == "disabled":
+        raise MethodError("--track logs to W&B, which is off. Set WANDB_MODE to online or offline.")
     finished_run(Path(arguments.run_folder))  # Refused before torch is imported.
     from mtlbench.networks.experts.extracted import export
     from mtlbench.training import extraction_report as extraction
@@ -52,9 +60,21 @@ def run(arguments: argparse.Namespace) -> int:
         out = Path(arguments.out)
         extraction.write(loaded, network, rows[-1], out)
         print(f"Wrote {out}/model.safetensors and model.json. In Python: mtlbench.load_extracted({str(out)!r})")
+        if arguments.track:
+            _track(Path(arguments.run_folder), rows[-1], out)
         if arguments.export:
             print(f"Wrote {export(out)}. In Python: torch.export.load({str(out / 'program.pt2')!r}).module()")
     return ExitCode.DONE
+
+
+def _track(folder: Path, row: Measured, out: Path) -> None:
+    """Keep an extracted network as an artifact, in a W&B run of its own beside those of the study."""
+    place = folder.resolve()
+    name = f"{place.name}-{row.task}-{row.threshold:g}"
+    values = {"extract/score": row.score, "extract/parameters": row.parameters, "extract/experts": row.experts}
+    config = {"run": place.name, "task": row.task, "threshold": row.threshold}
+    tracker = Tracker(About(name, name, place.parent.name, EXTRACT, "(extracted)", config), place.parent, others=False)
+    tracker.finish(Ending(values, files={name: [out / "model.safetensors", out / "model.json"]}))
 
 
 def _print(rows: Sequence[Measured]) -> None:

@@ -10,6 +10,7 @@ from mtlbench.cli.arguments import add_request, read_request, results_folder
 from mtlbench.errors import ExitCode, MtlbenchError
 from mtlbench.runs.store import RunFolder
 from mtlbench.study import resolve as studies
+from mtlbench.tracking import others as tracking
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the plan of one method for every seed in this process, one run after another."""
     arguments.methods = arguments.method
     asked = read_request(arguments)
+    tracking.check()
     root = results_folder(arguments.results, asked.suite)
     from mtlbench.bench.scheduler import Bench
     from mtlbench.cli.progress import print_doubts

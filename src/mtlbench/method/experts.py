@@ -14,6 +14,7 @@ from mtlbench.networks.experts import mutual_information
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.routing_losses import RoutingWeights, StepStatistics, StepTables, routing_losses
 from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.runs import keys
 
 
 class ExpertMethod(MTLMethod):
@@ -62,9 +63,9 @@ class ExpertMethod(MTLMethod):
             return {}
         found = {}
         for name, table in self._tables.layers.items():
-            found[f"experts/{name}/mutual_information"] = mutual_information(table.probability.detach())
+            found[keys.INFORMATION.key(layer=name)] = mutual_information(table.probability.detach())
             shares = table.load.mean(0)
-            found |= {f"experts/{name}/load/{expert}": share for expert, share in enumerate(shares)}
+            found |= {keys.LOAD.key(layer=name, expert=expert): share for expert, share in enumerate(shares)}
         return found
 
     def summary(self) -> dict[str, Any]:

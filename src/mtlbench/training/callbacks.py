@@ -14,10 +14,12 @@ from mtlbench import distributed
 from mtlbench.balancing.gradients.diagnostics import conflict_row
 from mtlbench.data import MTLDataModule
 from mtlbench.method import MTLMethod
+from mtlbench.runs import keys
+from mtlbench.tracking.tracker import Tracker
 from mtlbench.training import checkpoint
 from mtlbench.training.cost import StepFlops
-from mtlbench.training.evaluation import Scores, evaluate, share_buffers
-from mtlbench.training.loggers import MetricsFile, Tracker
+from mtlbench.training.evaluation import evaluate, share_buffers
+from mtlbench.training.loggers import MetricsFile
 
 STOP_EVERY = 5
 """Steps between agreements of all ranks on whether to stop."""
@@ -91,7 +93,7 @@ class EndOfStep(L.Callback):
         periods: ``log_every``, ``evaluate_every``, ``checkpoint_every`` in steps; 0 = never.
         select_best: Keep the weights with the lowest validation loss in ``best.ckpt``.
         metrics: Where rows go (rank zero), or None.
-        tracker: W&B.
+        tracker: W&B and other tools.
         stop: Returns whether this process was asked to stop.
         listen: Called when training starts. By then Lightning has installed its own handler of SIGTERM, which ends the
             process without a checkpoint.
@@ -179,7 +181,7 @@ class EndOfStep(L.Callback):
         return self._earlier + time.time() - self.started
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row to the run's own file and to W&B."""
+        """Adds a row to the run's own file and to the tools that follow it."""
         if self.metrics is not None:
             self.metrics.write(row)
         if self.tracker is not None:
@@ -191,10 +193,12 @@ class EndOfStep(L.Callback):
 
     def _losses(self, trainer: L.Trainer, method: MTLMethod) -> dict[str, Any]:
         method.check_finite()
-        row: dict[str, Any] = {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row: dict[str, Any] = {keys.LR.key(): trainer.optimizers[0].param_groups[0]["lr"]}
         losses = method.last_losses
         if losses is not None:
-            row |= {f"loss/{name}": v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v}
+            row |= {
+                keys.LOSS.key(task=name): v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v
+            }
         row |= {name: float(value) for name, value in method.diagnostics().items()}
         self.clock.tick()
         return row
@@ -206,14 +210,14 @@ class EndOfStep(L.Callback):
             return {}
         method.check_finite()
         row = conflict_row(seen, [list(method.tasks)[i] for i in seen.active])
-        if "gradient/conflicts" in row:
+        if (conflicts := keys.CONFLICTS.key()) in row:
             self.measured += 1
-            self.conflicts += row["gradient/conflicts"] > 0
+            self.conflicts += row[conflicts] > 0
         return row
 
     def _evaluate(self, method: MTLMethod) -> None:
         scores, loss = evaluate(method, self.data.eval_dataloader("val"), with_loss=self.select_best)
-        self.write({"step": self.step, **flat(scores, "val")})
+        self.write({"step": self.step, **keys.flat(scores, "val")})
         if self.select_best and loss < self.best_loss:
             self.best_loss = loss
             if method.trainer.is_global_zero:
@@ -238,8 +242,3 @@ class EndOfStep(L.Callback):
 
     def _asked_to_stop(self, device: torch.device) -> bool:
         return distributed.sum_counts([int(self.stop())], device)[0] > 0
-
-
-def flat(scores: Scores, prefix: str) -> dict[str, float]:
-    """Returns scores as one level of keys: ``val/<task>/<protocol>``; values that are not numbers are left out."""
-    return {f"{prefix}/{task}/{key}": v for task, values in scores.items() for key, v in values.items() if v == v}

@@ -11,12 +11,14 @@ import torch
 
 from mtlbench.data import MTLDataModule
 from mtlbench.method import MTLMethod
+from mtlbench.runs import keys
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, write_bytes, write_json
 from mtlbench.training import checkpoint
-from mtlbench.training.callbacks import EndOfStep, flat
+from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.cost import cost_of
 from mtlbench.training.evaluation import Scores, evaluate, examples
+from mtlbench.training.traces import left_behind
 from mtlbench.training.versions import versions
 
 EXAMPLES, SUMMARY = "examples.npz", "summary.json"
@@ -32,7 +34,7 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
         _restore_best(method, folder)
     split = data.SPLITS[-1]
     scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
-    end.write({"step": end.step, **flat(scores, split)})
+    end.write({"step": end.step, **keys.flat(scores, split)})
     # A plan may choose by these: the reported split must stay unseen until its choice is made.
     validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if split != "val" else None
     weights = method.state_dict()
@@ -52,11 +54,12 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     images = {name: len(data.samples(name)) for name in ("train", split)}
     measured = _measured(method, end, scores, validation, weights, cost)
     files = (checkpoint.FINAL, SUMMARY, EXAMPLES)
-    folder.finish({**identified(spec), "split": split, "images": images, **measured}, files)
+    result = {**identified(spec), "split": split, "images": images, **measured}
+    folder.finish(result, files)
     for path in folder.path.glob("step-*.ckpt*"):
         path.unlink()
     if end.tracker is not None:
-        end.tracker.finish({**flat(scores, split), **{f"cost/{key}": value for key, value in cost.items()}}, summary)
+        end.tracker.finish(left_behind(result, summary, pictures, folder.path))
 
 
 def _restore_best(method: MTLMethod, folder: RunFolder) -> None:

@@ -9,11 +9,13 @@ from mtlbench.data import MTLDataModule
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
+from mtlbench.tracking.base import About
+from mtlbench.tracking.tracker import Tracker
 from mtlbench.training import checkpoint, warm_start
 from mtlbench.training.build import build_with_network
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.finish import finish
-from mtlbench.training.loggers import MetricsFile, Tracker
+from mtlbench.training.loggers import MetricsFile
 from mtlbench.training.trainer import build_trainer
 
 
@@ -40,7 +42,8 @@ def train(
     method, data = _prepared(spec, folder)
     resume = checkpoint.newest(folder.path)
     metrics = _metrics(spec, folder, data, checkpoint.step_of(resume)) if rank == 0 else None
-    tracker = Tracker(spec, folder.path, active=rank == 0, history=metrics.kept if metrics else ())
+    history = metrics.kept if metrics else ()
+    tracker = Tracker(About.training(spec), folder.path, active=rank == 0, history=history)
     end = EndOfStep(
         folder.path,
         data,

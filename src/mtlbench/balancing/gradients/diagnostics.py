@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtlbench.runs import keys
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -68,16 +70,16 @@ def conflict_row(seen: Snapshot, tasks: Sequence[str]) -> dict[str, float]:
     raw = seen.gramian / (c[:, None] * c[None, :])
     cosine, norms = cosines(seen.gramian), raw.diagonal().clamp(min=0).sqrt()
     pairs = list(itertools.combinations(known, 2))
-    row = {f"gradient/cosine/{tasks[i]}|{tasks[j]}": float(cosine[i, j]) for i, j in pairs}
-    row |= {f"gradient/norm/{tasks[i]}": float(norms[i]) for i in known}
+    row = {keys.COSINE.key(task=tasks[i], other=tasks[j]): float(cosine[i, j]) for i, j in pairs}
+    row |= {keys.NORM.key(task=tasks[i]): float(norms[i]) for i in known}
     weights = seen.weights if seen.weights is not None else torch.linalg.pinv(seen.gramian) @ seen.along
-    row |= {f"gradient/weight/{task}": w for task, w in zip(tasks, (weights * c).tolist(), strict=True)}
+    row |= {keys.WEIGHT.key(task=task): w for task, w in zip(tasks, (weights * c).tolist(), strict=True)}
     if pairs:
-        row["gradient/conflicts"] = sum(bool(cosine[i, j] < 0) for i, j in pairs) / len(pairs)
-        row["gradient/similarity"] = _similarity(norms, pairs)
-        row["gradient/condition"] = _condition(cosine[known][:, known])
+        row[keys.CONFLICTS.key()] = sum(bool(cosine[i, j] < 0) for i, j in pairs) / len(pairs)
+        row[keys.SIMILARITY.key()] = _similarity(norms, pairs)
+        row[keys.CONDITION.key()] = _condition(cosine[known][:, known])
     turned = (seen.along / c).sum() / (seen.length.clamp(min=0) * raw.sum().clamp(min=0)).sqrt()
-    row["gradient/turn"] = round(float(turned.clamp(-1, 1).acos().rad2deg()), 4)
+    row[keys.TURN.key()] = round(float(turned.clamp(-1, 1).acos().rad2deg()), 4)
     return {key: value for key, value in row.items() if math.isfinite(value)}
 
 

@@ -18,6 +18,7 @@ from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.sharing.costs import attention_macs, decoder_macs, dense_macs, storage
 from mtlbench.networks.sharing.curve import ThresholdCurve
 from mtlbench.networks.sharing.network import SharingNetwork, activation_distance
+from mtlbench.runs import keys
 from mtlbench.runs.plan import Plan
 from mtlbench.runs.spec import RunSpec
 from mtlbench.seeding import seed_of
@@ -194,7 +195,7 @@ class ComputationSharing(MTLMethod):
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns the share of weights that are changed if gates have no noise."""
         kept, entries = self.network.deltas.kept(), sum(v.numel() for v in self.network.deltas.values())
-        return {"sharing/kept": torch.stack(list(kept.values())).sum() / entries}
+        return {keys.SHARED.key(): torch.stack(list(kept.values())).sum() / entries}
 
     def summary(self) -> dict[str, Any]:
         """Returns the curves on the reported and on the validation split, and what is stored; see `ThresholdCurve`."""

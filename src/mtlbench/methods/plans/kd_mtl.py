@@ -17,6 +17,7 @@ from mtlbench.method.optimisers import set_apart
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.knowledge_distillation import Adapters, TappedNetwork, taps
+from mtlbench.runs import keys
 from mtlbench.runs.plan import Plan
 from mtlbench.runs.spec import RunSpec
 
@@ -150,7 +151,7 @@ class KDMTL(MTLMethod):
                 target = taps(self._teachers[task], batch["image"])
             distance = self.adapters(task, outputs.statistics["taps"], target)
             self._distances[task] = distance.detach()
-            found[f"distillation/{task}"] = self.weights[task] * distance
+            found[keys.DISTILLATION.key(task=task)] = self.weights[task] * distance
         return found
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -158,7 +159,9 @@ class KDMTL(MTLMethod):
         if not self._distances:
             return {}
         values = distributed.mean_(torch.stack([self._distances[task] for task in self.tasks]))
-        return {f"distillation/{task}": value for task, value in zip(self.tasks, values.unbind(), strict=True)}
+        return {
+            keys.DISTILLATION.key(task=task): value for task, value in zip(self.tasks, values.unbind(), strict=True)
+        }
 
 
 def _weights(tasks: Sequence[str], weight: float, weights: Any) -> dict[str, float]:

@@ -1,0 +1,54 @@
+"""Logs the end of a bench to W&B: a run per row and seed, one per trial, and the summary of the study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from mtlbench.report import load
+from mtlbench.report.dashboard.content import Tracked, study_runs
+from mtlbench.runs.store import write_text
+from mtlbench.tracking.tracker import Tracker
+from mtlbench.tracking.wandb_client import wandb_mode
+
+MARKER = ".mirrored"
+"""File in the results folder: what was logged last, and how."""
+
+
+def mirror(root: Path, states: Mapping[str, str]) -> int:
+    """Log the end of a bench if W&B is on and something has changed, and return how many runs were logged.
+
+    After any trouble with a server the rest is logged offline, so that no run waits for it again.
+
+    Args:
+        root: ``results/<suite>``.
+        states: State per run id.
+    """
+    mode = wandb_mode()
+    if mode == "disabled":
+        return 0
+    study, board = load(root, states)
+    runs = study_runs(study, board, root / "report.html")
+    stamp, marker = f"{mode} {_stamp(runs)}", root / MARKER
+    if len(runs) == 1 or (marker.exists() and marker.read_text(errors="replace") == stamp):
+        return 0
+    for run in runs:
+        tracker = _log(run, root, mode)
+        if tracker.lost and mode == "online":  # Whether the server has any of it is not known.
+            tracker = _log(run, root, tracker.mode)
+        mode = tracker.mode
+    write_text(marker, f"{mode} {_stamp(runs)}")
+    return len(runs)
+
+
+def _log(run: Tracked, root: Path, mode: str) -> Tracker:
+    tracker = Tracker(run.about, root, others=False, mode=mode)
+    tracker.finish(run.ending)
+    return tracker
+
+
+def _stamp(runs: list[Tracked]) -> str:
+    said = [[run.about.id, dict(run.ending.summary), [t.rows for t in run.ending.tables.values()]] for run in runs]
+    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()
