@@ -144,6 +144,12 @@ def duration(value: float) -> str:
     return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.0f} s"
 
 
+def shortened(text: str, most: int) -> str:
+    """Returns a message on one line, cut after a number of characters."""
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+
+
 def seeds(row: Row) -> str:
     """Returns the number of complete seeds, with the number planned if some are missing."""
     done, planned = len(row.seeds), len(row.planned)
