@@ -240,7 +240,7 @@ def _tuning(board: Leaderboard) -> Statement | None:
         return Statement(
             "Tuning",
             "No method was tuned. One learning rate suits some methods and not others, so ranks may change with equal "
-            "tuning (`--trials`).",
+            "tuning (--trials).",
         )
     if untuned:
         return Statement(
