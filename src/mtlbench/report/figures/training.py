@@ -35,6 +35,8 @@ UPDATES = {
     "gradient/turn": "angle to the sum of gradients, degrees",
 }
 
+_COSINES = "Blue: two tasks pull the shared parameters the same way. Red: they conflict."
+
 AllSeries = Mapping[str, Mapping[str, Series]]
 
 
@@ -143,7 +145,7 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
     figure.update_xaxes(constrain="domain")
     _colour(figure)
     figure.update_yaxes(autorange="reversed")
-    return style(figure, 110 + 300 * high, legend=False)
+    return describe(style(figure, 110 + 300 * high, legend=False), f"Mean over seeds and steps. {_COSINES}")
 
 
 def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None:
@@ -172,7 +174,7 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     _colour(figure)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
-    return style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False)
+    return describe(style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False), f"Mean over seeds. {_COSINES}")
 
 
 def _colour(figure: go.Figure) -> None:

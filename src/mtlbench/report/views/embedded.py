@@ -19,12 +19,14 @@ class Drawing:
         title: Heading.
         caption: How to read it.
         height: Pixels.
+        width: Least width in pixels; a narrower window scrolls. 0 for figures that shrink with the window.
         data: JSON of the figure, see `packed`.
     """
 
     title: str
     caption: str
     height: int
+    width: int
     data: str
 
 
@@ -48,4 +50,7 @@ def packed(text: str) -> str:
 
 def _drawing(title: str, figure: go.Figure) -> Drawing:
     about = figure.layout.meta or {}
-    return Drawing(title, about.get("caption", ""), figure.layout.height or 420, packed(figure.to_json()))
+    # Panels side by side need room, however narrow the window is.
+    panels = len({tuple(axis.domain or ()) for axis in figure.select_xaxes()})
+    width = 230 * panels if panels > 1 else 0
+    return Drawing(title, about.get("caption", ""), figure.layout.height or 420, width, packed(figure.to_json()))
