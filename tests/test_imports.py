@@ -143,8 +143,8 @@ from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
-    "init", "bench", "run", "status", "report", "compare", "cost", "predict", "extract", "video", "methods", "suites",
-    "check", "data",
+    "init", "bench", "run", "status", "report", "serve", "compare", "cost", "predict", "extract", "video", "methods",
+    "suites", "check", "data",
 )  # fmt: skip
 
 

@@ -241,11 +241,15 @@ def test_dark_and_print_change_the_page(page: Page) -> None:
 
 def test_an_accessibility_check_finds_nothing(page: Page) -> None:
     page.run((resources.files("axe_core_python") / "axe.min.js").read_text() + "; return null;")
+    # A figure is one image with a description; its thousands of elements would only take time.
     script = """document.querySelectorAll("details").forEach(box => { box.open = true; });
-    const found = await window.axe.run({ exclude: [".area *"] }, { resultTypes: ["violations"], ...MORE });
+    document.querySelectorAll(".area").forEach(area => area.replaceChildren());
+    const found = await window.axe.run(document, { resultTypes: ["violations"], ...MORE });
     return found.violations.map(v => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map(n => n.html).join(" ")}`);"""
     assert page.run(script.replace("MORE", "{}")) == []
-    page.run("for (const a of ['alt', 'title']) document.querySelector('.gallery img').removeAttribute(a); return null;")
+    page.run(
+        "for (const a of ['alt', 'title']) document.querySelector('.gallery img').removeAttribute(a); return null;"
+    )
     found = page.run(script.replace("MORE", "{ runOnly: ['image-alt'] }"))
     assert [text.split(":")[0] for text in found] == ["image-alt"], "the check finds a fault where there is one"
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "train one method of a suite in this process, seed by seed",
     "status": "show the state of every run of a suite",
     "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
+    "serve": "show the report in a browser on this machine while a bench runs",
     "compare": "rank methods over several studies",
     "cost": "measure what methods cost relative to one of them, by alternating them in one process",
     "predict": "draw a finished run's predictions for your own images",

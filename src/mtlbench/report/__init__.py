@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mtlbench.report.views.tables import AnyBoard
 
-__all__ = ["build", "load", "show", "write"]
+__all__ = ["build", "load", "page", "show", "write"]
 
 
 def load(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> tuple[ReportInput, AnyBoard]:
@@ -49,6 +49,13 @@ def show(
     from mtlbench.report.views.terminal import show_board
 
     show_board(load(folder, states, against)[1], console or Console(file=coloured_output()))
+
+
+def page(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> str:
+    """Returns the HTML page of a results folder without writing it; arguments as for `load`."""
+    from mtlbench.report.views import html
+
+    return html.render(*load(folder, states, against))
 
 
 def write(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> list[Path]:

@@ -21,6 +21,9 @@ SHOWN = 3
 LONGEST = 160
 """Pixels of the longest side of a picture in the page."""
 
+_FEW = 64
+"""Pictures of at most so many colours are stored as PNG."""
+
 Arrays = Mapping[str, Any]
 
 
@@ -150,13 +153,11 @@ def _error(study: ReportInput, task: str, arrays: Arrays | None, index: int, tex
 
 
 def _picture(picture: visualise.Picture, text: str) -> Tile:
-    """Returns a picture as the smaller of PNG, which is best for areas of one colour, and WebP, for all others."""
-    data, kind = visualise.png(picture, LONGEST), "png"
-    image = Image.open(io.BytesIO(data))
-    if features.check("webp"):
-        stream = io.BytesIO()
-        image.save(stream, "WEBP", quality=85)
-        if stream.tell() < len(data):
-            data, kind = stream.getvalue(), "webp"
-    width, height = image.size
-    return Tile(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", text, width, height)
+    """Returns a picture as PNG, which is best for areas of few colours, or as WebP, for all others."""
+    image = Image.fromarray(picture)
+    image.thumbnail((LONGEST, LONGEST))
+    lossy = image.getcolors(_FEW) is None and features.check("webp")
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=85, method=2) if lossy else image.save(stream, "PNG", optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return Tile(f"data:image/{'webp' if lossy else 'png'};base64,{data}", text, *image.size)

@@ -51,6 +51,7 @@ def seeds(board: Leaderboard) -> go.Figure | None:
         hovertemplate="%{y}: mean Δm %{x:+.2f} %<extra></extra>",
     )
     figure.add_vline(x=0, line=ZERO)
+    _rows_only(figure, len(rows))
     figure.update_xaxes(title_text="Δm in %")
     caption = (
         f"One circle per seed; the diamond is the mean, with the 95 % interval of the paired difference from "
@@ -86,6 +87,7 @@ def gains(board: Leaderboard) -> go.Figure | None:
         _dots(figure, spots, "seed %{customdata}: %{x:+.2f} %", place)
         figure.add_vline(x=0, line=ZERO, **place)  # type: ignore[arg-type]
         figure.update_xaxes(title_text="gain in %", **place)
+    _rows_only(figure, len(rows))
     caption = f"One circle per seed; the diamond is the mean with its 95 % interval, paired by seed. {_colours()}"
     return describe(style(figure, 120 + 30 * len(rows), legend=False), caption)
 
@@ -196,6 +198,7 @@ def ranks(board: Leaderboard) -> go.Figure | None:
         marker={"size": 9, "symbol": "diamond", "color": UNCERTAIN},
         hovertemplate="%{y}: mean rank %{x:.2f}<extra></extra>",
     )
+    _rows_only(figure, len(rows))
     figure.update_xaxes(title_text="rank, 1 is best")
     caption = (
         "One circle per task, mean over seeds; the diamond is the mean over tasks with its 95 % interval over seeds."
@@ -227,6 +230,11 @@ def _dots(
         hovertemplate=f"%{{y}}, {hover}<extra></extra>",
         **(place or {}),
     )
+
+
+def _rows_only(figure: go.Figure, count: int) -> None:
+    """Ends the axis of names at the first and last one; plotly's margin grows with their number."""
+    figure.update_yaxes(range=[-0.7, count - 0.3])
 
 
 def _half(found: Estimate | None) -> float:

@@ -13,6 +13,7 @@ from mtlbench.report.columns import Part, TableColumn, grid, problem_summary
 from mtlbench.report.figures.affinity import affinity_figures
 from mtlbench.report.figures.experts import read_usage, usage_figures
 from mtlbench.report.figures.gallery import exhibits
+from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import read_series
 from mtlbench.report.figures.sharing import read_sharing, sharing_figures
 from mtlbench.report.figures.training import conditions, drawn, figures
@@ -70,6 +71,7 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
         problems=problem_summary(board),
         faults=grid(_PROBLEMS, board.problems[:MOST]),
         figures=figures,
+        early=_early(board),
         library=embedded.library() if figures else "",
         exhibits=exhibits(study, shown, done),
         shown=f"; {len(shown)} of {len(board.rows)} rows are shown" if len(shown) + 1 < len(board.rows) else "",
@@ -97,6 +99,11 @@ def _figures(study: ReportInput, board: tables.AnyBoard) -> dict[str, go.Figure]
         **sharing_figures(read_sharing(study, board)),
         **usage_figures(usages, series),
     }
+
+
+def _early(board: tables.AnyBoard) -> int:
+    """Returns how many figures are about scores; they stand before the tables of differences and costs."""
+    return len(score_figures(board)) if isinstance(board, Leaderboard) else 1
 
 
 def _pinned(parts: Sequence[Part]) -> str:
