@@ -12,7 +12,7 @@ from mtlbench.report import build
 from mtlbench.report.model import NamedPair
 from mtlbench.report.statistics import ALPHA
 from mtlbench.report.verdict import verdict
-from mtlbench.report.verdict.words import compared, listed
+from mtlbench.report.verdict.words import SHORT, compared, listed
 from mtlbench.report.views import files
 from mtlbench.report.views.terminal import show_board
 from tests.report.test_conditions import DROP, few
@@ -113,7 +113,8 @@ def test_a_baseline_at_the_floor_supports_no_claim_on_delta_m() -> None:
         found["At the floor"]
         == "semseg: low is not better than the floor. depth: single_task is not better than the floor."
     )
-    assert "Best for depth" in found, "low is better than the floor there"
+    assert "low scores best" in found["Best for depth"], "low is better than the floor there"
+    assert "Gain over" not in found["Best for depth"] and "Gain over" not in found["Best for semseg"]
 
 
 def test_a_task_in_which_nobody_beats_the_floor_has_no_best_method() -> None:
@@ -224,7 +225,11 @@ def test_a_smaller_drop_is_better() -> None:
 
 def test_long_lists_are_cut_and_counted() -> None:
     assert [listed("abcdefg"[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
-    assert listed("abcdef") == "a, b, c, d, e and f" and listed("abcdefgh") == "a, b, c, d, e and 3 more"
+    names = [str(number) for number in range(SHORT + 3)]
+    assert listed(names[: SHORT + 1]) == f"{', '.join(names[:SHORT])} and {SHORT}", (
+        "one more costs no more than a count"
+    )
+    assert listed(names) == f"{', '.join(names[:SHORT])} and 3 more"
 
 
 def test_the_verdict_is_first_in_markdown_and_last_in_the_terminal() -> None:

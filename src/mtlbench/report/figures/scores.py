@@ -47,7 +47,7 @@ def seeds(board: Leaderboard) -> go.Figure | None:
         y=[safe(row.label) for row in rows],
         error_x={"array": [_half(m) for m in margins], **BAR},
         mode="markers",
-        marker={"size": 9, "symbol": "diamond", "color": [shade(m) for m in margins]},
+        marker={"size": 9, "symbol": "diamond", "color": _shades(rows)},
         hovertemplate="%{y}: mean Δm %{x:+.2f} %<extra></extra>",
     )
     figure.add_vline(x=0, line=ZERO)
@@ -73,12 +73,17 @@ def gains(board: Leaderboard) -> go.Figure | None:
     for number, column in enumerate(columns, start=1):
         place = {"row": 1, "col": number}
         known = [(row.label, row.gains[column.task].estimate) for row in rows if column.task in row.gains]
+        low = {row.label for row in rows if column.key in row.at_floor | base.at_floor}
         figure.add_scatter(
             x=[e.mean for _, e in known],
             y=[safe(label) for label, _ in known],
             error_x={"array": [_half(e) for _, e in known], **BAR},
             mode="markers",
-            marker={"size": 8, "symbol": "diamond", "color": [shade(e) for _, e in known]},
+            marker={
+                "size": 8,
+                "symbol": "diamond",
+                "color": [UNCERTAIN if label in low else shade(e) for label, e in known],
+            },
             customdata=[[e.n] for _, e in known],
             hovertemplate="%{y}: %{x:+.2f} %<br>n = %{customdata[0]}<extra></extra>",
             **place,
@@ -123,7 +128,7 @@ def cost(board: Leaderboard) -> go.Figure | None:
         mode="markers+text" if len(rows) <= 12 else "markers",
         text=[safe(row.label) for row in rows],
         textposition="top right",
-        marker={"size": 10, "color": [shade(m) for m in margins]},
+        marker={"size": 10, "color": _shades(rows)},
         hovertemplate="%{text}<br>%{x:.4g}<br>Δm %{y:+.2f} %<extra></extra>",
     )
     figure.update_xaxes(title_text=first["title"], type="log" if first["log"] else "linear")
@@ -237,9 +242,14 @@ def _rows_only(figure: go.Figure, count: int) -> None:
     figure.update_yaxes(range=[-0.7, count - 0.3])
 
 
+def _shades(rows: Sequence[Row]) -> list[str]:
+    """Returns the colour of every row's Δm: grey if the baseline is at the floor, since Δm then supports no claim."""
+    return [UNCERTAIN if row.unfounded or not row.margin else shade(row.margin.estimate) for row in rows]
+
+
 def _half(found: Estimate | None) -> float:
     return 0.0 if found is None or found.high is None else found.high - found.mean
 
 
 def _colours() -> str:
-    return "Blue and orange mark differences whose interval excludes 0; grey ones may be noise."
+    return "Blue and orange mark differences whose interval excludes 0; grey ones may be noise or stand at the floor."

@@ -35,7 +35,8 @@ def _task(board: Leaderboard, column: Column, best: Row, pairs: Sequence[Pair]) 
         whom = listed(tied) if len(tied) < len(pairs) else "no other method"
         text += f"; {whom} {'can' if whom == 'no other method' else 'cannot'} be told from it."
     gain = best.gains.get(column.task)
-    if gain and gain.significant:
+    base = next((row for row in board.rows if row.label == board.baseline), None)
+    if gain and gain.significant and base and column.key not in base.at_floor:
         size, ends = formatting.number(gain.estimate.mean, 1, sign=True), formatting.interval(gain.estimate, 1)
         text += f" Gain over {board.baseline}: {size} %, 95 % interval {ends}."
     return text

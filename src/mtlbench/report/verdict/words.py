@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mtlbench.report import formatting
 from mtlbench.report.statistics import ALPHA, Difference, holm, paired
 
-SHORT = 5
+SHORT = 8
 """Longest list of names in a sentence; the tables have all of them."""
 
 BySeed = Mapping[int, float]

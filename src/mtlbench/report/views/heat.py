@@ -44,23 +44,27 @@ class HeatMap:
 
 
 def heat_map(board: Leaderboard) -> HeatMap | None:
-    """Returns the gain of every row in every task; None if there is none. A cell at the floor is never coloured."""
+    """Returns the gain of every row in every task; None if there is none.
+
+    A cell is never coloured if the row or the baseline is at the floor in its task.
+    """
     columns = [c for c in board.primary if any(c.task in row.gains for row in board.rows)]
     rows = [row for row in board.rows if row.gains and not row.floor]
     if not columns or not rows:
         return None
+    base = next(row for row in board.rows if row.label == board.baseline)
     largest = max(abs(gain.estimate.mean) for row in rows for gain in row.gains.values()) or 1.0
     return HeatMap(
         tuple(c.task for c in columns),
-        tuple((row.label, tuple(_cell(row, c, largest) for c in columns)) for row in rows),
+        tuple((row.label, tuple(_cell(row, c, largest, base) for c in columns)) for row in rows),
     )
 
 
-def _cell(row: Row, column: Column, largest: float) -> HeatCell:
+def _cell(row: Row, column: Column, largest: float, base: Row) -> HeatCell:
     gain = row.gains.get(column.task)
     if gain is None:
         return HeatCell(formatting.BLANK)
-    found, floored = gain.estimate, column.key in row.at_floor
+    found, floored = gain.estimate, column.key in row.at_floor | base.at_floor
     text = formatting.number(found.mean, 1, sign=True)
     told = found.low is not None and found.high is not None and not found.low <= 0 <= found.high and not floored
     look = ("better" if found.mean > 0 else "worse") if told else ""
