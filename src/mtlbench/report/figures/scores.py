@@ -239,7 +239,7 @@ def _dots(
 
 def _rows_only(figure: go.Figure, count: int) -> None:
     """Ends the axis of names at the first and last one; plotly's margin grows with their number."""
-    figure.update_yaxes(range=[-0.7, count - 0.3])
+    figure.update_yaxes(type="category", range=[-0.7, count - 0.3])
 
 
 def _shades(rows: Sequence[Row]) -> list[str]:

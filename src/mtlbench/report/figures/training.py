@@ -75,7 +75,8 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
             customdata=[[e.n] for e in known.values()],
             hovertemplate=f"{safe(row.label)}, %{{x}}: %{{y:.4g}}, n = %{{customdata[0]}}<extra></extra>",
         )
-    figure.update_xaxes(categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
+    # Without a type, plotly reads "1 %" and "10 %" as numbers.
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
     return {board.quantity: style(figure, 420)} if figure.data else {}
 
 

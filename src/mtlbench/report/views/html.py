@@ -41,7 +41,7 @@ _PROBLEMS = (
     TableColumn(head="state", value=lambda p: p.state, text=True),
     TableColumn(head="method", value=lambda p: p.label, text=True),
     TableColumn(head="seed", value=lambda p: p.seed),
-    TableColumn(head="reason", value=lambda p: p.reason, text=True),
+    TableColumn(head="reason", value=lambda p: p.reason, group="long", text=True),
 )
 
 

@@ -31,7 +31,7 @@ class Run:
         seed: Seed.
         state: ``done``, ``failed``, ``running``, ``stale`` or ``todo``.
         tasks: Tasks that it serves.
-        settings: What distinguishes it from the other runs, besides the method.
+        settings: What not all runs share.
         result: Content of ``result.json``, empty if there is none.
         reason: Why there is no result.
     """
@@ -71,8 +71,8 @@ def _hardware(run: Run) -> str | None:
     if not cost.get("device"):
         return None
     count = f"{cost['devices']} × " if cost.get("devices", 1) != 1 else ""
-    threads = f", {cost['threads']} threads" if cost.get("device") == "cpu" and cost.get("threads") else ""
-    return f"{count}{cost['device']}{threads}"
+    threads = cost.get("threads") if cost["device"] == "cpu" else None
+    return f"{count}{cost['device']}" + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
 
 
 def _versions(run: Run) -> str | None:
@@ -91,9 +91,14 @@ COLUMNS = (
     TableColumn(head="hardware", value=_hardware, text=True, optional=True),
     TableColumn(head="versions", value=_versions, text=True, optional=True),
     TableColumn(
-        head="settings", value=lambda run: run.settings or None, text=True, optional=True, tip="what other runs lack"
+        head="settings",
+        value=lambda run: run.settings or None,
+        group="long",
+        text=True,
+        optional=True,
+        tip="what not all runs share",
     ),
-    TableColumn(head="reason", value=lambda run: run.reason or None, text=True, optional=True),
+    TableColumn(head="reason", value=lambda run: run.reason or None, group="long", text=True, optional=True),
 )
 
 
