@@ -122,8 +122,10 @@ def test_a_task_in_which_nobody_beats_the_floor_has_no_best_method() -> None:
         "single_task": scores(0.40, 0.60), "uniform": scores(0.42, 0.60), "floor": [(0.20, 0.50)] * 3,
     }  # fmt: skip
     found = told(board_of(table, tasks=SEGDEPTH))
-    assert found["At the floor"] == "depth: no method is better than the floor, so nothing learned shows in its scores."
+    assert found["At the floor"] == "depth: no method is better than the floor, so the scores show nothing learned."
     assert "Best for semseg" in found and "Best for depth" not in found
+    two = told(board_of({label: rows[:2] for label, rows in table.items()}, SEEDS[:2], tasks=SEGDEPTH))
+    assert "With two seeds, intervals are so wide" in two["At the floor"]
 
 
 def test_missing_cells_and_failed_runs_are_named_with_their_reason() -> None:

@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 
 from mtlbench.report.statistics import Estimate
 
-COLOURS = ("#2274b5", "#d08700", "#009e73", "#d55e00", "#b9609c", "#3aa0d8", "#7f7f7f", "#8b6f3e")
+COLOURS = ("#2274b5", "#d08700", "#009e73", "#b9609c", "#d55e00", "#3aa0d8", "#7f7f7f", "#8b6f3e")
 """Colours of series, after Okabe and Ito: legible on white and on near-black, and distinct to colour-blind readers."""
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Patterns of lines; after all colours the next pattern follows."""
+"""Patterns of lines; the next one begins after half of the colours, since the halves resemble each other."""
 
 BETTER, WORSE = "#2274b5", "#d55e00"
 """Colours of a difference whose interval excludes 0. Blue and orange, because red and green look alike to many."""
@@ -28,8 +28,8 @@ GRID = "rgba(128,128,128,0.28)"
 
 
 def line(number: int) -> dict[str, Any]:
-    """Returns colour and pattern of the series with a number; patterns change once all colours are used."""
-    dash = DASHES[number // len(COLOURS) % len(DASHES)]
+    """Returns colour and pattern of the series with a number; the first 16 all differ."""
+    dash = DASHES[2 * number // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[number % len(COLOURS)], "width": 1.8, "dash": dash}
 
 

@@ -22,7 +22,7 @@ def ranked_verdict(board: Leaderboard) -> tuple[Statement, ...]:
     if len(ranked) < 2:
         found: list[Statement | None] = [_too_few(ranked), *by_task(board)]
     elif ranked[0].unfounded:
-        found = [_unfounded(board, ranked), *by_task(board)]
+        found = [_unfounded(board), *by_task(board)]
     else:
         found = [
             _lead(ranked),
@@ -204,28 +204,31 @@ def _resolution(board: Leaderboard, ranked: Sequence[Row]) -> Statement | None:
     return Statement("What cannot be told", text)
 
 
-def _unfounded(board: Leaderboard, ranked: Sequence[Row]) -> Statement:
+def _unfounded(board: Leaderboard) -> Statement:
     base = next(row for row in board.rows if row.label == board.baseline)
     weak = [c.task for c in board.columns if c.in_delta_m and c.key in base.at_floor]
     return Statement(
         "No claim on Δm",
         f"The baseline {board.baseline} is itself not better than the floor in {listed(weak)}. Gains over a network "
-        f"that has learned nothing mean nothing, so this study does not show who is best over all tasks. "
-        f"{ranked[0].label} has the highest value. Longer training, more data, or leaving those tasks out would give "
-        "Δm a meaning.",
+        "that has learned nothing mean nothing, so this study does not show who is best over all tasks. Longer "
+        "training, more data, or leaving those tasks out would give Δm a meaning.",
     )
 
 
 def _floor(board: Leaderboard) -> Statement | None:
     """Says who is not better than a prediction that ignores the image."""
     rows = [row for row in board.rows if not row.floor and row.cells]
-    parts = []
+    parts, nobody = [], []
     for column in board.primary:
         low = [row.label for row in rows if column.key in row.at_floor]
         if low and len(low) == len([row for row in rows if column.key in row.cells]):
-            parts.append(f"{column.task}: no method is better than the floor, so nothing learned shows in its scores.")
+            nobody.append(column.task)
         elif low:
             parts.append(f"{column.task}: {listed(low)} {are(low)} not better than the floor.")
+    if nobody:
+        parts.append(f"{listed(nobody)}: no method is better than the floor, so the scores show nothing learned.")
+    if parts and any(row.seeds and len(row.seeds) == 2 for row in rows):
+        parts.append("With two seeds, intervals are so wide that even a clear lead over the floor may not show.")
     return Statement("At the floor", " ".join(parts)) if parts else None
 
 
