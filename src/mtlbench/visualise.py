@@ -115,6 +115,41 @@ def values(array: Array, truth: Array | None = None, limits: tuple[float, float]
     return _hatch(255 * np.stack(shares, -1), absent)
 
 
+def error(kind: str, prediction: Array, truth: Array) -> Picture:
+    """Draws how wrong a dense prediction is: black where it is right, pale yellow where it is furthest off.
+
+    Classes are right or wrong. Maps show the absolute difference, up to 1. Normals show the angle, up to 60 degrees.
+    Depth and other values show the absolute difference, up to half of the label's range. Pixels without a label are
+    hatched.
+
+    Args:
+        kind: Kind of the task, one of `DENSE`.
+        prediction: As in `draw`.
+        truth: Label of the same shape.
+
+    Raises:
+        ValueError: If the kind has no picture, or if the shapes differ.
+    """
+    ours, theirs = np.asarray(prediction, float), np.asarray(truth, float)
+    if kind not in DENSE or ours.shape != theirs.shape:
+        raise ValueError(
+            f"Errors are drawn of a dense prediction and its label. Found {kind}, {ours.shape} and "
+            f"{theirs.shape}. Give two arrays of the same shape."
+        )
+    if kind == "normals":
+        lengths = np.linalg.norm(ours, axis=0) * np.linalg.norm(theirs, axis=0)
+        cosine = (ours * theirs).sum(0) / np.where(lengths > 0, lengths, 1)
+        share, absent = np.degrees(np.arccos(np.clip(cosine, -1, 1))) / 60, (lengths == 0) | _absent(theirs[0])
+    elif kind in SEGMENTATION:
+        share, absent = (ours != theirs).astype(float), theirs == IGNORE
+    else:
+        ours, theirs = _plane(ours), _plane(theirs)
+        absent = _absent(theirs)
+        low, high = (0.0, 1.0) if kind in MAPS else depth_limits(theirs)
+        share = np.abs(ours - theirs) / max((high - low) * (1.0 if kind in MAPS else 0.5), 1e-9)
+    return _coloured(np.nan_to_num(share), absent)
+
+
 def depth_limits(array: Array) -> tuple[float, float]:
     """Returns the range of valid depth without its outermost hundredths."""
     plane = _plane(array)
@@ -242,5 +277,9 @@ def _share(plane: Array, limits: tuple[float, float]) -> Array:
 
 
 def _ramp(plane: Array, limits: tuple[float, float]) -> Picture:
-    share, stops = _share(plane, limits), np.linspace(0, 1, len(_DEPTH))
-    return _hatch(np.stack([np.interp(share, stops, _DEPTH[:, c]) for c in range(3)], -1), _absent(plane))
+    return _coloured(_share(plane, limits), _absent(plane))
+
+
+def _coloured(share: Array, absent: Array) -> Picture:
+    stops = np.linspace(0, 1, len(_DEPTH))
+    return _hatch(np.stack([np.interp(share, stops, _DEPTH[:, c]) for c in range(3)], -1), absent)

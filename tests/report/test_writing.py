@@ -15,7 +15,7 @@ from rich.console import Console
 from mtlbench import cli
 from mtlbench.errors import StoreError
 from mtlbench.report import load, show, write
-from mtlbench.report.figures.style import COLOURS, UNCERTAIN
+from mtlbench.report.figures.style import BETTER, UNCERTAIN, WORSE
 from mtlbench.report.figures.training import gains
 from tests.support.fake_study import plan, write_study
 
@@ -48,12 +48,13 @@ def test_a_study_of_an_earlier_version_asks_for_a_new_bench(tmp_path):
 def test_only_a_gain_whose_interval_excludes_0_is_coloured(tmp_path):
     board = load(write_study(tmp_path / "scenes"))[1]
     seen = set()
-    for trace, task in zip(gains(board).data, [c.task for c in board.primary if c.in_delta_m], strict=True):
+    means = [trace for trace in gains(board).data if trace.marker.symbol == "diamond"]
+    for trace, task in zip(means, [c.task for c in board.primary if c.in_delta_m], strict=True):
         rows = [row for row in board.rows if row.gains][::-1]
         known = [row.gains[task].estimate for row in rows if task in row.gains]
         for found, colour in zip(known, trace.marker.color, strict=True):
             certain = found.low is not None and found.low * found.high > 0
-            assert colour == ((COLOURS[2] if found.mean > 0 else COLOURS[3]) if certain else UNCERTAIN)
+            assert colour == ((BETTER if found.mean > 0 else WORSE) if certain else UNCERTAIN)
             seen.add(certain)
     assert seen == {True, False}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,10 @@ def result(run: str, entry: dict[str, Any], scores: dict[str, Any], seconds: flo
     }
 
 
-def write_study(folder: Path, labels: list[str] | None = None) -> Path:
+def write_study(folder: Path, labels: list[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     """Writes a whole results folder: one failed run, one unfinished one, metrics and examples."""
     labels = labels or list(METHODS)
-    study = plan(labels, list(TASKS), [0, 1, 2])
+    study = plan(labels, list(TASKS), list(seeds))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(study))
     for entry in study["rows"]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "show the leaderboard and write it as Markdown, CSV, LaTeX and HTML",
     "dashboard": "save the comparison of a study as a workspace in W&B",
     "sync": "send the runs of a study that W&B logged offline",
+    "serve": "show the report in a browser on this machine while a bench runs",
     "compare": "rank methods over several studies",
     "cost": "measure what methods cost relative to one of them, by alternating them in one process",
     "predict": "draw a finished run's predictions for your own images",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mtlbench.report.views.tables import AnyBoard
 
-__all__ = ["FORMATS", "build", "load", "show", "text", "write"]
+__all__ = ["FORMATS", "build", "load", "page", "show", "text", "write"]
 
 FORMATS = ("latex", "markdown", "json", "bibtex")
 """Formats of `text`."""
@@ -76,6 +76,13 @@ def text(study: ReportInput, board: AnyBoard, form: str) -> str:
         "bibtex": lambda: references.bibtex(study),
     }
     return made[form]()
+
+
+def page(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> str:
+    """Returns the HTML page of a results folder without writing it; arguments as for `load`."""
+    from mtlbench.report.views import html
+
+    return html.render(*load(folder, states, against))
 
 
 def write(folder: Path, states: Mapping[str, str] | None = None, against: str = "") -> list[Path]:

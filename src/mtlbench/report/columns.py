@@ -13,7 +13,7 @@ from typing import Any
 
 from mtlbench.report import formatting
 from mtlbench.report.formatting import Cell
-from mtlbench.report.model import Board, ConditionBoard, ConditionRow, Leaderboard, Row
+from mtlbench.report.model import Board, Column, ConditionBoard, ConditionRow, Leaderboard, Row
 
 VIEWS = frozenset({"terminal", "markdown", "csv", "latex", "html"})
 """Where a column may appear."""
@@ -35,6 +35,7 @@ class Part:
         group: ``"name"``, ``"score"``, ``"delta"`` or ``"cost"``.
         tip: Full meaning of the heading.
         text: Whether the cells hold words and are left-aligned.
+        better: ``"higher"``, ``"lower"`` or ``""``.
     """
 
     head: str
@@ -42,6 +43,7 @@ class Part:
     group: str
     tip: str = ""
     text: bool = False
+    better: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class TableColumn:
             formatting.cell(value, self.show, id(row) in first, self.flag(row))
             for row, value in zip(rows, values, strict=True)
         ]
-        return Part(self.head, tuple(cells), self.group, self.tip, self.text)
+        return Part(self.head, tuple(cells), self.group, self.tip, self.text, self.better)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,10 +286,7 @@ def grid(columns: Iterable[TableColumn], rows: Sequence[Any], view: str = "") ->
 
 def leaderboard_grid(board: Leaderboard, view: str = "") -> tuple[Part, ...]:
     """Builds the main table: rank, label, Δm, one column per task, costs."""
-    scores = [
-        Part(formatting.heading(board, c), tuple(formatting.score_cells(board.rows, c)), "score", c.protocol)
-        for c in board.primary
-    ]
+    scores = [_scores(formatting.heading(board, c), board, c) for c in board.primary]
     ranking = grid([_read_against(board, column) for column in RANKING], board.rows, view)
     return (*ranking, *scores, *grid(_costs("leaderboard", board.rows), board.rows, view))
 
@@ -314,8 +313,7 @@ def cost_grid(board: Board, view: str = "") -> tuple[Part, ...]:
 
 def metrics_grid(board: Leaderboard) -> tuple[Part, ...]:
     """Builds the table of every metric of every task, including those outside the ranking."""
-    scores = [Part(formatting.metric(c), tuple(formatting.score_cells(board.rows, c)), "score") for c in board.columns]
-    return (METHOD.part(board.rows), *scores)
+    return (METHOD.part(board.rows), *(_scores(formatting.metric(c), board, c) for c in board.columns))
 
 
 def numbers_of(row: Any) -> Iterable[dict[str, object]]:
@@ -374,6 +372,11 @@ def _read_against(board: Leaderboard, column: TableColumn) -> TableColumn:
     if column.head != INTERVAL or board.against == board.baseline:
         return column
     return replace(column, head=f"{INTERVAL}, minus {board.against}")
+
+
+def _scores(head: str, board: Leaderboard, column: Column) -> Part:
+    better = "higher" if column.higher_is_better else "lower"
+    return Part(head, tuple(formatting.score_cells(board.rows, column)), "score", column.protocol, better=better)
 
 
 def _at_floor(condition: str, row: ConditionRow) -> bool:

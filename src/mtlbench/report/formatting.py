@@ -25,12 +25,14 @@ class Cell:
         spread: Uncertainty after the value, for example ``"± 0.01"``; may go on its own line.
         best: Whether it is the best of its column.
         mark: Sign directly after the value that a footnote explains, ``""`` for none.
+        number: The value in full precision, by which a table is sorted; ``None`` for words and blanks.
     """
 
     text: str
     spread: str = ""
     best: bool = False
     mark: str = ""
+    number: float | None = None
 
     def __str__(self) -> str:
         return f"{self.text}{self.mark} {self.spread}".strip()
@@ -84,7 +86,7 @@ def cell(value: Any, show: Callable[[Any], str | Cell], best: bool = False, flag
         return Cell(BLANK)
     shown = value if isinstance(value, Cell) else show(value)
     shown = shown if isinstance(shown, Cell) else Cell(shown)
-    return replace(shown, best=best, mark=MARK if flagged else "")
+    return replace(shown, best=best, mark=MARK if flagged else "", number=_plain(value))
 
 
 def condition_cell(board: ConditionBoard, condition: str, row: ConditionRow) -> Cell | None:
@@ -95,7 +97,8 @@ def condition_cell(board: ConditionBoard, condition: str, row: ConditionRow) -> 
     found = estimate(values.values())
     spread = "" if found.low is None else interval(found, board.digits, sign=board.signed)
     partial = f"(n={found.n})" if found.n != len(row.planned) else ""
-    return Cell(number(found.mean, board.digits, board.signed), f"{spread} {partial}".strip())
+    text = number(found.mean, board.digits, board.signed)
+    return Cell(text, f"{spread} {partial}".strip(), number=found.mean)
 
 
 def interval(estimate: Estimate | None, digits: int = 2, sign: bool = True) -> str:
@@ -144,6 +147,12 @@ def duration(value: float) -> str:
     return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.0f} s"
 
 
+def shortened(text: str, most: int) -> str:
+    """Returns a message on one line, cut after a number of characters."""
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+
+
 def seeds(row: Row) -> str:
     """Returns the number of complete seeds, with the number planned if some are missing."""
     done, planned = len(row.seeds), len(row.planned)
@@ -165,7 +174,16 @@ def _score(row: Row, column: Column, cell: Estimate, digits: int, best: float | 
     partial = f"(n={cell.n})" if cell.n != len(row.planned) else ""
     spread = f"{_spread(cell, digits)} {partial}".strip()
     first = cell.mean == best and not partial and not row.floor
-    return Cell(number(cell.mean, digits), spread, first, MARK if column.key in row.at_floor else "")
+    mark = MARK if column.key in row.at_floor else ""
+    return Cell(number(cell.mean, digits), spread, first, mark, cell.mean)
+
+
+def _plain(value: Any) -> float | None:
+    """Returns the number that a value of a cell stands for; ``None`` for words."""
+    if isinstance(value, Cell):
+        return value.number
+    found = getattr(value, "mean", getattr(value, "ratio", value))
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _spread(estimate: Estimate, digits: int) -> str:

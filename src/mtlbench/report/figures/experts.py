@@ -21,6 +21,9 @@ from mtlbench.report.reader import ReportInput, read_summary
 Table = np.ndarray
 """(T, E) of one layer."""
 
+_SAME = 1e-3
+"""Tasks whose usage differs by less than this share their experts, and have no tree."""
+
 DEPTH = [[0, "rgba(128,128,128,0.06)"], [1, "rgba(76,120,168,1)"]]
 
 
@@ -77,7 +80,7 @@ def usage_figures(usages: Mapping[str, Usage], series: Mapping[str, Mapping[str,
     found: dict[str, go.Figure] = {}
     for label, usage in usages.items():
         found[f"{label}: expert usage per task"] = heat_maps(usage)
-        if len(usage.tasks) > 2:
+        if len(usage.tasks) > 2 and usage.similarity.min() < 1 - _SAME:
             found[f"{label}: task clustering by expert usage"] = tree(usage)
         if loads := load_over_time(series.get(label, {})):
             found[f"{label}: expert load over training"] = loads

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, features
 
 from mtlbench import visualise
 from mtlbench.report.reader import ReportInput
@@ -18,6 +20,9 @@ SHOWN = 3
 
 LONGEST = 160
 """Pixels of the longest side of a picture in the page."""
+
+_FEW = 64
+"""Pictures of at most so many colours are stored as PNG."""
 
 Arrays = Mapping[str, Any]
 
@@ -29,10 +34,13 @@ class Tile:
     Attributes:
         source: PNG as a data URI, ``""`` where there is none.
         text: What it shows, or the word itself.
+        width, height: Pixels.
     """
 
     source: str = ""
     text: str = "–"
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def _exhibit(study: ReportInput, loaded: Mapping[str, Mapping[str, Arrays]], ind
     tasks = [t for t in study.plan["tasks"] if any(t in arrays for arrays in loaded.values())]
     some = next(arrays for by_task in loaded.values() for arrays in by_task.values())
     image = _picture(np.ascontiguousarray(some["image"][index].transpose(1, 2, 0)), "input image")
-    rows = {}
+    rows: dict[str, tuple[Tile, ...]] = {}
     for task in tasks:
         first = next(by_task[task] for by_task in loaded.values() if task in by_task)
         label_tiles = [
@@ -99,6 +107,11 @@ def _exhibit(study: ReportInput, loaded: Mapping[str, Mapping[str, Arrays]], ind
             for label, by_task in loaded.items()
         ]
         rows[task] = (_tile(study, task, first, "target", index, f"{task}, truth"), *label_tiles)
+        wrong = [
+            _error(study, task, by_task.get(task), index, f"{task}, error of {x}") for x, by_task in loaded.items()
+        ]
+        if any(tile.source for tile in wrong):
+            rows[f"{task}, error"] = (Tile(text=""), *wrong)
     return Exhibit(image, ("truth", *loaded), rows)
 
 
@@ -127,6 +140,24 @@ def _redrawn(study: ReportInput, task: str, arrays: Arrays, value: Any, index: i
     return Tile(text=visualise.caption(kind, value, names) if np.size(value) == 1 else "no picture")
 
 
+def _error(study: ReportInput, task: str, arrays: Arrays | None, index: int, text: str) -> Tile:
+    """Returns the map of errors of a dense prediction; a blank where there is none or it cannot be drawn."""
+    names = f"prediction/{task}", f"target/{task}"
+    if arrays is None or not set(names) <= arrays.keys():
+        return Tile()
+    try:
+        ours, theirs = (arrays[name][index] for name in names)
+        return _picture(visualise.error(study.plan["tasks"][task]["kind"], ours, theirs), text)
+    except (ValueError, TypeError, IndexError):  # A kind of the user's own, or arrays of another shape.
+        return Tile()
+
+
 def _picture(picture: visualise.Picture, text: str) -> Tile:
-    data = base64.b64encode(visualise.png(picture, LONGEST)).decode()
-    return Tile(f"data:image/png;base64,{data}", text)
+    """Returns a picture as PNG, which is best for areas of few colours, or as WebP, for all others."""
+    image = Image.fromarray(picture)
+    image.thumbnail((LONGEST, LONGEST))
+    lossy = image.getcolors(_FEW) is None and features.check("webp")
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=85, method=2) if lossy else image.save(stream, "PNG", optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return Tile(f"data:image/{'webp' if lossy else 'png'};base64,{data}", text, *image.size)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mtlbench.report.reader import ReportInput, read_metrics
 from mtlbench.report.statistics import estimate
 from mtlbench.report.tables.cost import runs_of
+from mtlbench.report.tables.records import by_label
 
 POINTS = 200
 """Most points of a curve in the page."""
@@ -36,20 +38,29 @@ class Series:
     n: int
 
 
-def read_series(study: ReportInput) -> dict[str, dict[str, Series]]:
-    """Returns label -> quantity (``loss/...``, ``val/...``, ``gradient/...``) -> series."""
-    raw: dict[str, dict[str, Curves]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    for entry in study.plan["rows"]:
+def read_series(study: ReportInput, labels: Collection[str] | None = None) -> dict[str, dict[str, Series]]:
+    """Returns label -> quantity (``loss/...``, ``val/...``, ``gradient/...``) -> series.
+
+    Args:
+        study: The study.
+        labels: Rows to read. Default: all, which takes long for thousands of runs.
+    """
+    rows = by_label(study.plan["rows"])
+    # One row at a time, because the points of all seeds take much more memory than their mean.
+    found = {label: _read(study, entries) for label, entries in rows.items() if labels is None or label in labels}
+    return {label: series for label, series in found.items() if series}
+
+
+def _read(study: ReportInput, entries: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
+    raw: dict[str, Curves] = defaultdict(lambda: defaultdict(dict))
+    for entry in entries:
         for run in runs_of(entry):
             for row in read_metrics(study.folder / run):
                 for name, value in row.items():
                     if _counts(name, run, entry["serving"]) and isinstance(value, int | float):
                         # A later line wins: a resumed run logs the steps since its checkpoint again.
-                        raw[entry["label"]][name][entry["seed"]][int(row["step"])] = float(value)
-    return {
-        label: {name: s for name, curves in by_name.items() if (s := _average(curves))}
-        for label, by_name in raw.items()
-    }
+                        raw[name][entry["seed"]][int(row["step"])] = float(value)
+    return {name: s for name, curves in raw.items() if (s := _average(curves))}
 
 
 def _counts(name: str, run: str, serving: dict[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""Plotly figures of scores, and of losses and gradients over training, used unchanged in HTML and in W&B."""
+"""Plotly figures of losses, scores and gradients over training, used unchanged in HTML and in W&B."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mtlbench.report.figures.scores import cost as cost  # Callers find all figures of a leaderboard here.
+from mtlbench.report.figures.scores import gains as gains
+from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import Series, labels_with
-from mtlbench.report.figures.style import BIPOLAR, COLOURS, UNCERTAIN, safe, style
+from mtlbench.report.figures.style import BIPOLAR, UNCERTAIN, describe, line, safe, style
 from mtlbench.report.model import ConditionBoard, Leaderboard
-from mtlbench.report.statistics import Estimate, estimate
+from mtlbench.report.statistics import estimate
 
 SHOWN = 6
 """Number of curves visible at first; the legend switches on the others."""
+
+DRAWN = 24
+"""Most rows with curves: the best ones and the references. A legend with more names cannot be read."""
+
+MATRICES = 12
+"""Most rows with a matrix of gradient cosines."""
 
 COSINE, WEIGHT = "gradient/cosine/", "gradient/weight/"
 
@@ -26,15 +35,15 @@ UPDATES = {
     "gradient/turn": "angle to the sum of gradients, degrees",
 }
 
+_COSINES = "Blue: two tasks pull the shared parameters the same way. Red: they conflict."
+
 AllSeries = Mapping[str, Mapping[str, Series]]
 
 
 def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
-    """Returns every figure with data, by title."""
+    """Returns every figure with data, by title: scores first, then what happened during training."""
     tasks = [c.task for c in board.primary]
     found = {
-        f"Gain over {board.baseline} per task": gains(board),
-        "Δm against cost": cost(board),
         "Training loss": curves(board, series, [f"loss/{t}" for t in tasks], tasks),
         "Validation scores during training": curves(
             board,
@@ -47,7 +56,7 @@ def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
         "Gradient cosine between tasks, mean over training": cosines(board, series, tasks),
         "Gradient cosine between tasks, over training": cosines_over_time(board, series),
     }
-    return {title: figure for title, figure in found.items() if figure is not None}
+    return score_figures(board) | {title: figure for title, figure in found.items() if figure is not None}
 
 
 def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
@@ -62,91 +71,13 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
             name=safe(row.label),
             error_y={"array": half, "thickness": 1.4, "width": 4},
             mode="lines" if row.floor else "lines+markers",
-            line={"color": COLOURS[i % len(COLOURS)], "width": 1.8, "dash": "dash" if row.floor else "solid"},
+            line={**line(i), **({"color": UNCERTAIN, "dash": "longdash"} if row.floor else {})},
             customdata=[[e.n] for e in known.values()],
             hovertemplate=f"{safe(row.label)}, %{{x}}: %{{y:.4g}}, n = %{{customdata[0]}}<extra></extra>",
         )
-    figure.update_xaxes(categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
+    # Without a type, plotly reads "1 %" and "10 %" as numbers.
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
     return {board.quantity: style(figure, 420)} if figure.data else {}
-
-
-def gains(board: Leaderboard) -> go.Figure | None:
-    """Plots the relative gain over single-task training per task, paired by seed, with 95 % intervals."""
-    # Far below the others, the floor would squeeze them.
-    rows = [row for row in board.rows if row.gains and not row.floor][::-1]
-    tasks = [c.task for c in board.primary if any(c.task in row.gains for row in rows)]
-    if not tasks:
-        return None
-    figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=[safe(t) for t in tasks])
-    for column, task in enumerate(tasks, start=1):
-        known = [(row.label, row.gains[task].estimate) for row in rows if task in row.gains]
-        half = [(e.high - e.mean) if e.high is not None else 0 for _, e in known]
-        figure.add_scatter(
-            x=[e.mean for _, e in known],
-            y=[safe(label) for label, _ in known],
-            error_x={"array": half, "thickness": 1.4, "width": 4, "color": "rgba(128,128,128,0.9)"},
-            mode="markers",
-            marker={"size": 8, "color": [_verdict(e) for _, e in known]},
-            customdata=[[e.n] for _, e in known],
-            hovertemplate="%{y}: %{x:+.2f} %<br>n = %{customdata[0]}<extra></extra>",
-            row=1,
-            col=column,
-        )
-        figure.add_vline(x=0, line={"color": "rgba(128,128,128,0.8)", "width": 1}, row=1, col=column)  # type: ignore
-        figure.update_xaxes(title_text="gain in %", row=1, col=column)
-    return style(figure, 120 + 30 * len(rows), legend=False)
-
-
-def _verdict(found: Estimate) -> str:
-    """Returns the colour of a gain: green or red only if its interval excludes 0, grey otherwise and for one seed."""
-    if found.low is None or found.high is None or found.low <= 0 <= found.high:
-        return UNCERTAIN
-    return COLOURS[2] if found.mean > 0 else COLOURS[3]
-
-
-def cost(board: Leaderboard) -> go.Figure | None:
-    """Plots Δm with its 95 % interval against seconds per step."""
-    known = [
-        (row, row.delta, row.cost.values["seconds_per_step"])
-        for row in board.rows
-        if row.delta and row.cost and row.cost.values["seconds_per_step"]
-    ]
-    if not known:
-        return None
-    figure, named = go.Figure(), _named(board, [(row.label, delta.mean, s) for row, delta, s in known])
-    for i, (row, delta, seconds) in enumerate(known):
-        half = delta.high - delta.mean if delta.high is not None else 0
-        figure.add_scatter(
-            x=[seconds],
-            y=[delta.mean],
-            error_y={"array": [half], "thickness": 1.4, "width": 4},
-            mode="markers+text",
-            text=[safe(row.label) if row.label in named else ""],
-            hovertext=[safe(row.label)],
-            textposition="top right" if i % 2 else "bottom right",  # Neighbours in rank are often near in cost.
-            marker={"size": 10, "color": COLOURS[i % len(COLOURS)]},
-            hovertemplate=f"%{{hovertext}}<br>%{{x:.3g}} s per step<br>Δm %{{y:+.2f}} %, n = {delta.n}<extra></extra>",
-        )
-    _cost_axis(figure, [seconds for _, _, seconds in known])
-    figure.update_yaxes(title_text="Δm in %")
-    return style(figure, 460, legend=False)
-
-
-def _named(board: Leaderboard, points: list[tuple[str, float, float]]) -> set[str]:
-    """Returns labels to write beside their points: all of a few, else the references and what nothing dominates."""
-    if len(points) <= 12:
-        return {label for label, _, _ in points}
-    front = {x for x, gain, cost in points if not any(g > gain and c <= cost for _, g, c in points)}
-    return front | {board.baseline, "uniform"}
-
-
-def _cost_axis(figure: go.Figure, seconds: list[float]) -> None:
-    """Sets an axis with room on the right for the names; logarithmic only where a line would squeeze the points."""
-    log = max(seconds) > 10 * min(seconds)
-    places = [math.log10(x) for x in seconds] if log else seconds
-    margin = 0.06 * (max(places) - min(places)) or 0.1 * abs(places[0]) or 0.1
-    span = [min(places) - margin, max(places) + 3 * margin]
-    figure.update_xaxes(title_text="seconds per step", type="log" if log else "linear", range=span)
 
 
 def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list[str]) -> go.Figure | None:
@@ -157,7 +88,7 @@ def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list
     wide = min(3, len(kept))
     high = math.ceil(len(kept) / wide)
     figure = make_subplots(high, wide, subplot_titles=[safe(t) for _, t in kept], vertical_spacing=0.14 / high + 0.05)
-    labels = [row.label for row in board.rows if row.label in series and not row.floor]
+    labels = drawn(board, [row.label for row in board.rows if row.label in series])
     first = _visible(board, labels)
     named: set[str] = set()
     for place, (name, _) in enumerate(kept):
@@ -169,16 +100,27 @@ def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list
                     "row": place // wide + 1,
                     "col": place % wide + 1,
                 }
-                _line(figure, label, series[label][name], COLOURS[i % len(COLOURS)], label not in named, look)
+                _line(figure, label, series[label][name], line(i), label not in named, look)
                 named.add(label)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
-    return style(figure, 110 + 250 * high)
+    style(figure, 110 + 250 * high)
+    return describe(
+        figure, "Mean over seeds; the band is one standard deviation. The legend shows and hides rows.", "curves"
+    )
+
+
+def drawn(board: Leaderboard, labels: list[str], count: int = DRAWN) -> list[str]:
+    """Returns the rows to draw, in the order of the table: the first ones, and always the two references."""
+    floors = {row.label for row in board.rows if row.floor}
+    known = [label for label in labels if label not in floors]
+    kept = _first(board, known, count)
+    return [label for label in known if label in kept]
 
 
 def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figure | None:
     """Plots the mean cosine between the tasks' gradients, one matrix per label that logged them."""
-    logged = [r.label for r in board.rows if any(n.startswith(COSINE) for n in series.get(r.label, ()))]
+    logged = [r.label for r in board.rows if any(n.startswith(COSINE) for n in series.get(r.label, ()))][:MATRICES]
     if not logged:
         return None
     wide = min(3, len(logged))
@@ -204,7 +146,7 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
     figure.update_xaxes(constrain="domain")
     _colour(figure)
     figure.update_yaxes(autorange="reversed")
-    return style(figure, 110 + 300 * high, legend=False)
+    return describe(style(figure, 110 + 300 * high, legend=False), f"Mean over seeds and steps. {_COSINES}")
 
 
 def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None:
@@ -233,21 +175,22 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     _colour(figure)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
-    return style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False)
+    return describe(style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False), f"Mean over seeds. {_COSINES}")
 
 
 def _colour(figure: go.Figure) -> None:
     figure.update_layout(coloraxis={"colorscale": BIPOLAR, "cmin": -1, "cmax": 1, "colorbar": {"thickness": 12}})
 
 
-def _line(figure: go.Figure, label: str, s: Series, colour: str, listed: bool, look: dict[str, Any]) -> None:
+def _line(figure: go.Figure, label: str, s: Series, pen: dict[str, Any], listed: bool, look: dict[str, Any]) -> None:
     if s.n > 1:
         figure.add_scatter(
             x=[*s.steps, *s.steps[::-1]],
-            y=[*s.high, *s.low[::-1]],
+            y=[*map(_short, s.high), *map(_short, s.low[::-1])],
             fill="toself",
-            fillcolor=colour,
+            fillcolor=pen["color"],
             opacity=0.15,
+            meta="band",
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
@@ -257,20 +200,29 @@ def _line(figure: go.Figure, label: str, s: Series, colour: str, listed: bool, l
     mode = "lines" if len(s.steps) > 3 else "lines+markers"  # A single point makes no line.
     figure.add_scatter(
         x=s.steps,
-        y=s.mean,
+        y=[*map(_short, s.mean)],
         name=safe(label),
         mode=mode,
-        line={"color": colour, "width": 1.8},
+        line=pen,
         showlegend=listed,
         hovertemplate=f"{safe(label)}: %{{y:.4g}} at step %{{x}}, n = {s.n}<extra></extra>",
         **look,
     )
 
 
+def _short(value: float) -> float:
+    """Rounds a point of a curve to five digits, more than a screen shows: pages stay small."""
+    return float(f"{value:.5g}")
+
+
 def _visible(board: Leaderboard, labels: list[str]) -> set[str]:
-    """Returns the labels shown at first: the best ones, and always the two references."""
+    return _first(board, labels, SHOWN)
+
+
+def _first(board: Leaderboard, labels: list[str], count: int) -> set[str]:
+    """Returns the first rows of the table, and always the two references."""
     always = {board.baseline, "uniform"} & set(labels)
-    return always | set([x for x in labels if x not in always][: SHOWN - len(always)])
+    return always | set([x for x in labels if x not in always][: count - len(always)])
 
 
 def _matrix(by_name: Mapping[str, Series], tasks: list[str]) -> list[list[float | None]]:

@@ -32,7 +32,7 @@ def tuning_figures(tunings: Sequence[Tuning]) -> dict[str, go.Figure]:
             hovertext=[safe(_described(trial)) for _, trial in points],
             hovertemplate="%{x}, %{hovertext}<br>%{y:+.2f} %<extra></extra>",
         )
-    figure.update_xaxes(categoryorder="array", categoryarray=[safe(t.label) for t in tunings])
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[safe(t.label) for t in tunings])
     figure.update_yaxes(title_text="gain on validation in %")
     return {TITLE: style(figure, 420)} if tunings else {}
 

@@ -13,6 +13,7 @@ from mtlbench.report.columns import Part, numbers_of, problem_summary
 from mtlbench.report.formatting import Cell
 from mtlbench.report.model import Column, ConditionBoard, ConditionRow, Leaderboard, Row
 from mtlbench.report.statistics import Estimate, estimate
+from mtlbench.report.verdict import verdict
 from mtlbench.report.views import tables
 
 _NUMBER = ("quantity", "protocol", "unit", "better", "seed", "mean", "std", "n", "low", "high", "at_floor")
@@ -31,8 +32,9 @@ CONDITION_FIELDS = ("label", "method", "condition", *_NUMBER)
 
 
 def markdown(board: tables.AnyBoard) -> str:
-    """Returns the whole comparison as Markdown."""
+    """Returns the whole comparison as Markdown, the verdict first."""
     lines = [f"# {_md(board.suite)}", "", _md(board.title), ""]
+    lines += ["## Verdict", "", *(f"- **{_md(s.topic)}**: {_md(s.text)}" for s in verdict(board)), "", "## Table", ""]
     lines += [f"- **{word}**: {_md(text)}" for word, text in board.rules]
     lines += ["", *_md_table(tables.main(board, "markdown")), ""]
     lines += [f"- {_md(note)}" for note in board.notes]

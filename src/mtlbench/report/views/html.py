@@ -3,62 +3,86 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
-from mtlbench.report.columns import problem_summary
+from mtlbench.report.columns import Part, TableColumn, grid, problem_summary
 from mtlbench.report.figures.affinity import affinity_figures
 from mtlbench.report.figures.experts import read_usage, usage_figures
 from mtlbench.report.figures.gallery import exhibits
+from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import read_series
 from mtlbench.report.figures.sharing import read_sharing, sharing_figures
-from mtlbench.report.figures.training import conditions, figures
+from mtlbench.report.figures.training import conditions, drawn, figures
 from mtlbench.report.figures.tuning import tuning_figures
 from mtlbench.report.model import Leaderboard
-from mtlbench.report.reader import ReportInput
-from mtlbench.report.views import tables
+from mtlbench.report.reader import ReportInput, read_specs
+from mtlbench.report.verdict import verdict
+from mtlbench.report.views import embedded, tables
+from mtlbench.report.views.heat import heat_map
+from mtlbench.report.views.runs import MOST, all_runs, citation, commands
 from mtlbench.visualise import SEGMENTATION, palette
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_HERE = Path(__file__).parent
+
 TEMPLATE = "report.html.jinja"
+
+GALLERY = 8
+"""Most rows with example predictions: the best ones and the references."""
+
+_PROBLEMS = (
+    TableColumn(head="run", value=lambda p: p.run or None, group="name", text=True),
+    TableColumn(head="state", value=lambda p: p.state, text=True),
+    TableColumn(head="method", value=lambda p: p.label, text=True),
+    TableColumn(head="seed", value=lambda p: p.seed),
+    TableColumn(head="reason", value=lambda p: p.reason, group="long", text=True),
+)
 
 
 def render(study: ReportInput, board: tables.AnyBoard) -> str:
     """Returns the report as HTML. Every name and message in it is escaped."""
-    ranked = isinstance(board, Leaderboard)
-    series = read_series(study) if ranked else {}  # A curve is of one label; over conditions it would mix runs.
-    plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
-    plots |= tuning_figures(board.tunings) if isinstance(board, Leaderboard) else {}
-    plots |= affinity_figures(board.groupings) if isinstance(board, Leaderboard) else {}
-    plots |= sharing_figures(read_sharing(study, board)) if isinstance(board, Leaderboard) else {}
-    plots |= usage_figures(read_usage(study), series)
-    drawn = {
-        title: figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
-        for title, figure in plots.items()
-    }
+    figures = embedded.drawings(_figures(study, board))
     done = set(study.results) - {p.run for p in board.problems}
+    shown = drawn(board, [row.label for row in board.rows], GALLERY) if isinstance(board, Leaderboard) else []
     return _template().render(
         board=board,
-        heading="Leaderboard" if ranked else "Methods by conditions",
+        verdict=verdict(board),
+        heading="Leaderboard" if isinstance(board, Leaderboard) else "Methods by conditions",
         table=tables.main(board, "html"),
+        pinned=_pinned,
+        heat=heat_map(board) if isinstance(board, Leaderboard) else None,
         published=tables.published(board),
         differences=tables.differences(board),
         sections=tables.sections(board, "html"),
         metrics=tables.every_metric(board),
         problems=problem_summary(board),
-        figures={title: Markup(text) for title, text in drawn.items()},
-        plotly=Markup(_plotly()) if drawn else "",
-        exhibits=exhibits(study, [r.label for r in board.rows], done) if ranked else [],
+        faults=grid(_PROBLEMS, board.problems[:MOST]),
+        figures=figures,
+        early=_early(board),
+        library=embedded.library() if figures else "",
+        exhibits=exhibits(study, shown, done),
+        shown=f"; {len(shown)} of {len(board.rows)} rows are shown" if len(shown) + 1 < len(board.rows) else "",
         legends=_legends(study),
+        runs=all_runs(study, board, read_specs(study)),
+        commands=commands(study.plan),
+        citation=citation(study.plan),
+        # Both files are the package's own, and neither holds the end of its element.
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
     )
 
 
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -67,14 +91,30 @@ def _template() -> jinja2.Template:
     return environment.get_template(TEMPLATE)
 
 
-_CONFIG = {"displayModeBar": False, "responsive": True}
+def _figures(study: ReportInput, board: tables.AnyBoard) -> dict[str, go.Figure]:
+    """Returns every figure with data, by title."""
+    usages = read_usage(study)
+    if not isinstance(board, Leaderboard):  # A curve is of one label; over conditions it would mix runs.
+        return conditions(board) | usage_figures(usages, {})
+    labels = {*drawn(board, [row.label for row in board.rows]), *usages}
+    series = read_series(study, labels)
+    return {
+        **figures(board, series),
+        **tuning_figures(board.tunings),
+        **affinity_figures(board.groupings),
+        **sharing_figures(read_sharing(study, board)),
+        **usage_figures(usages, series),
+    }
 
 
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
+def _early(board: tables.AnyBoard) -> int:
+    """Returns how many figures are about scores; they stand before the tables of differences and costs."""
+    return len(score_figures(board)) if isinstance(board, Leaderboard) else 1
 
-    # Inside a script element only this sequence could end it early.
-    return get_plotlyjs().replace("</script", "<\\/script")
+
+def _pinned(parts: Sequence[Part]) -> str:
+    """Returns the heading of the column that stays in view: the first one of names."""
+    return next((part.head for part in parts if part.group == "name" and part.text), parts[0].head)
 
 
 def _legends(study: ReportInput) -> dict[str, list[tuple[str, str]]]:

@@ -16,11 +16,12 @@ from rich.text import Text
 from mtlbench.report.columns import Part, problem_summary
 from mtlbench.report.formatting import Cell
 from mtlbench.report.model import Problem
+from mtlbench.report.verdict import verdict
 from mtlbench.report.views import tables
 
 
 def show_board(board: tables.AnyBoard, console: Console) -> None:
-    """Prints rules, table, notes, comparisons and problems."""
+    """Prints rules, table, notes, comparisons and problems; the verdict comes last, so it stays in view."""
     console.print(Text(f"{board.suite}: {board.title}" if board.title else board.suite, style="bold"))
     console.print(_lines(board.rules))
     for table in fit(tables.main(board, "terminal"), console):
@@ -44,6 +45,8 @@ def show_board(board: tables.AnyBoard, console: Console) -> None:
     if board.problems:
         console.print(Text(f"\nWithout a result: {problem_summary(board)}", style="bold"))
         console.print(_problems(board.problems))
+    console.print(Text("\nVerdict", style="bold"))
+    console.print(_lines((statement.topic, statement.text) for statement in verdict(board)))
 
 
 def fit(parts: Sequence[Part], console: Console) -> list[Table]:
