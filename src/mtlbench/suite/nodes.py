@@ -65,7 +65,11 @@ def key_fault(node: Node) -> str | None:
     """Return why a node is not the text of a key, or None; YAML reads 1, yes and << as something else."""
     if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
         return None
-    return f"keys must be text. Write {node.value} in quotes." if node.id == "scalar" else "keys must be text."
+    return (
+        f"keys must be text. Write {node.value} in quotes."
+        if isinstance(node, yaml.ScalarNode)
+        else "keys must be text."
+    )
 
 
 def line_of(node: Node) -> int:

@@ -187,7 +187,7 @@ def type_of(section: Any, key: str) -> str | None:
         section: The dataclass of a section.
         key: A key of it.
     """
-    kind = _types_of(section).get(key) if is_dataclass(section) else None
+    kind = _types_of(section).get(key) if isinstance(section, type) and is_dataclass(section) else None
     choices = [choice for choice in get_args(kind) if choice is not type(None)]
     if type(None) in get_args(kind):
         kind = choices[0]

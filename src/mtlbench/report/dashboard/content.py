@@ -107,7 +107,7 @@ def _margins(board: Leaderboard) -> Any:
     """Draw Δm minus that of the reference with its paired 95 % interval, best row first; None without any."""
     import plotly.graph_objects as go
 
-    from mtlbench.report.figures.style import LINE, UNCERTAIN, safe, style
+    from mtlbench.report.figures.style import GRID, safe, shade, style
 
     known = [(row.label, row.margin.estimate) for row in reversed(board.rows) if row.margin]
     if not known:
@@ -119,10 +119,10 @@ def _margins(board: Leaderboard) -> Any:
         y=[safe(label) for label, _ in known],
         error_x={"array": half, "thickness": 1.4, "width": 4},
         mode="markers",
-        marker={"size": 10, "color": UNCERTAIN},
+        marker={"size": 10, "color": [shade(found) for _, found in known]},
         hovertemplate="%{y}: %{x:+.2f}<extra></extra>",
     )
-    figure.add_vline(x=0, line_color=LINE)
+    figure.add_vline(x=0, line_color=GRID)
     figure.update_xaxes(title_text=f"Δm minus that of {safe(board.against)}, 95 % interval paired by seed")
     return style(figure, 120 + 28 * len(known), legend=False)
 
