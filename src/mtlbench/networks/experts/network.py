@@ -63,8 +63,10 @@ class ExpertNetwork(MTLNetwork):
         super().__init__()
         height, width = image_size
         made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
+        # The neck is drawn right after the encoder, as in `DenseNetwork`: both start from its weights.
+        neck = Neck(made.channels, made.strides, decoder_channels)
         self.encoder = ExpertViT(made, list(tasks), options)
-        self.neck = Neck(made.channels, made.strides, decoder_channels)
+        self.neck = neck
         self.heads = build_heads(tasks, decoder_channels, (height, width))
         self.separate = False
 
