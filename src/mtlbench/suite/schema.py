@@ -60,13 +60,17 @@ class TaskSection:
 
 @dataclass
 class ModelSection:
-    """The network: any timm encoder, pretrained weights (``timm``, a file, or null), decoder width."""
+    """The network: any timm encoder, pretrained weights (``timm``, ``mtlbench:<name>``, a file, or null), decoder.
+
+    ``upsampling``: how dense predictions get to the size of the image, ``bilinear`` or ``learned``.
+    """
 
     encoder: str = "resnet18"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     decoder_channels: int = ranged(64, Range(1, 65536))
     image_size: list[int] = ranged(MISSING, Range(1, 16384))
+    upsampling: str = "bilinear"
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import Neck, build_heads
+from mtlbench.networks.decoder import Neck, build_heads, head_factor
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
@@ -44,6 +44,7 @@ class ExpertNetwork(MTLNetwork):
         encoder_options: Mapping[str, Any] | None = None,
         weights: str | None = None,
         decoder_channels: int = 64,
+        upsampling: str = "bilinear",
     ) -> None:
         """Builds the network.
 
@@ -53,8 +54,9 @@ class ExpertNetwork(MTLNetwork):
             image_size: Height and width of images in pixels.
             encoder: timm's name of a plain vision transformer.
             encoder_options: Further arguments of ``timm.create_model``.
-            weights: None (random), ``"timm"`` or a path to a checkpoint.
+            weights: None (random), ``"timm"``, ``"mtlbench:<name>"`` or a path; see `build_encoder`.
             decoder_channels: Channels of neck and heads.
+            upsampling: ``"bilinear"``, or ``"learned"`` for heads that predict every pixel of the neck's grid.
 
         Raises:
             SuiteError: The encoder is not a plain vision transformer, or cannot be built.
@@ -65,7 +67,8 @@ class ExpertNetwork(MTLNetwork):
         made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
         self.encoder = ExpertViT(made, list(tasks), options)
         self.neck = Neck(made.channels, made.strides, decoder_channels)
-        self.heads = build_heads(tasks, decoder_channels, (height, width))
+        factor = head_factor(upsampling, self.neck)
+        self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
         self.separate = False
 
     @property
