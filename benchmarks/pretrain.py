@@ -37,7 +37,7 @@ class Split:
     """A split of `Scenes` as tensors, from which batches are cut without a loop over images."""
 
     def __init__(self, data: Scenes, split: str):
-        self.arrays = {name: torch.from_numpy(array[:]) for name, array in data._load(split).items()}
+        self.arrays = {name: torch.from_numpy(array.copy()) for name, array in data._load(split).items()}
         self.people = self.arrays["parts"].flatten(1).amax(1) > 0
 
     def __len__(self) -> int:

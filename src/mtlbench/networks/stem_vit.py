@@ -63,6 +63,10 @@ class ConvStem(nn.Module):
         """Returns tokens (B, N, embed_dim) from the map of `fine`."""
         return self.to_tokens(fine).flatten(2).transpose(1, 2)
 
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns rows and columns of the tokens of an image, for timm."""
+        return img_size[0] // STRIDE, img_size[1] // STRIDE
+
     def forward(self, image: Tensor) -> Tensor:
         """Returns tokens (B, N, embed_dim) of an image (B, 3, H, W)."""
         return self.coarse(self.fine(image))
@@ -87,9 +91,14 @@ class StemFeatures(FeatureGetterNet):
         Args:
             image: (B, 3, H, W) float, normalised.
         """
+        stem: Any = self.model.patch_embed
+        fine = stem.fine(image)
+        return self.tokens(fine), fine
+
+    def tokens(self, fine: Tensor) -> Tensor:
+        """Returns tokens (B, N, D) before the first block, from the stem's map (B, C, H / 4, W / 4)."""
         model: Any = self.model
-        fine = model.patch_embed.fine(image)
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed.coarse(fine)))), fine
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed.coarse(fine))))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Returns the maps of an image (B, 3, H, W), finest first."""
@@ -148,7 +157,8 @@ def stem_vit_tiny(pretrained: bool = False, **options: Any) -> nn.Module:
         **options: Options of timm's `VisionTransformer`.
     """
     chosen: dict[str, Any] = {"embed_dim": 96, "depth": 4, "num_heads": 4, **options}
-    chosen |= {"embed_layer": ConvStem, "patch_size": STRIDE, "class_token": False, "global_pool": "avg"}
+    chosen |= {"embed_layer": ConvStem, "patch_size": STRIDE, "class_token": False, "global_pool": ""}
+    chosen["final_norm"] = False  # Maps are read before it, so the weights need none.
     return build_model_with_cfg(
         VisionTransformer,
         "stem_vit_tiny",
