@@ -102,8 +102,9 @@ class Scenes(MTLDataModule):
         self.cache = Path(cache).expanduser() if cache else _default_cache()
         if size < 8 or min(*self.counts.values(), frames) < 1 or scene_seed < 0 or not 0 <= typical <= 1:
             raise SuiteError(
-                "Scenes need size >= 8, at least one scene a split, one frame a scene, scene_seed >= 0, and typical from "
-                f"0 to 1. Found size {size}, {self.counts}, frames {frames}, scene_seed {scene_seed}, typical {typical}."
+                "Scenes need size >= 8, at least one scene a split, one frame a scene, scene_seed >= 0, and typical "
+                f"from 0 to 1. Found size {size}, {self.counts}, frames {frames}, scene_seed {scene_seed}, "
+                f"typical {typical}."
             )
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
 

@@ -104,9 +104,7 @@ class ThingPath:
         return replace(thing, position=place, rotation=rotation(self.spin(frame)) @ thing.rotation)
 
 
-def film(
-    seed: int, indices: Sequence[int], frames: int, height: int, width: int, typical: float = 0.0
-) -> Rendered:
+def film(seed: int, indices: Sequence[int], frames: int, height: int, width: int, typical: float = 0.0) -> Rendered:
     """Returns the clips of (seed, index) for every index, frame by frame: N = len(indices) * frames images.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.networks.blocks import full_precision, per_task, resize
+from mtlbench.networks.encoder import Encoder, neck_weights
 from mtlbench.tasks import Task
 
 UPSAMPLING = ("bilinear", "learned")
@@ -70,6 +71,30 @@ class Neck(nn.Module):
         return self.mix(total)
 
 
+def build_neck(encoder: Encoder, width: int, weights: str | None = None) -> Neck:
+    """Builds the neck of an encoder, with the weights that the package ships for it, if any.
+
+    Args:
+        encoder: The encoder.
+        width: Channels of the result.
+        weights: As in `build_encoder`.
+
+    Raises:
+        SuiteError: The shipped neck has another width.
+    """
+    neck = Neck(encoder.channels, encoder.strides, width)
+    state = neck_weights(weights)
+    if state:
+        shipped = len(state["project.0.weight"])
+        if shipped != width:
+            raise SuiteError(
+                f"{weights} holds a neck of {shipped} channels. Found model.decoder_channels: {width}. "
+                f"Set it to {shipped}."
+            )
+        neck.load_state_dict(state)
+    return neck
+
+
 class DenseHead(nn.Sequential):
     """Predicts values per pixel by a 3 x 3 convolution block, a 1 x 1 convolution and upsampling.
 
@@ -124,9 +149,7 @@ def head_factor(upsampling: str, neck: Neck) -> int:
     return neck.stride if upsampling == "learned" else 1
 
 
-def build_heads(
-    tasks: Mapping[str, Task], width: int, image_size: tuple[int, int], factor: int = 1
-) -> nn.ModuleDict:
+def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int], factor: int = 1) -> nn.ModuleDict:
     """Returns one head per task. Initial weights of a head do not depend on the other tasks.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import safe_open
 from timm.layers import Format
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ MAPS = 4
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Folder of the weights that the package ships."""
+
+SHIPPED, NECK = "mtlbench:", "neck."
+"""How a suite names shipped weights, and how their file names those of the neck."""
 
 RESERVED = (
     "features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained",
@@ -269,6 +273,8 @@ def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
     """Builds the network with the weights of a local file and checks that the file holds all of them."""
     with _as_suite_error(f"{path} is not a checkpoint of tensors only. Save a state dict"):
         state = load_state_dict(str(path), weights_only=True)
+    if path.parent == PRETRAINED:
+        state = {key: value for key, value in state.items() if not key.startswith(NECK)}
 
     def build(seed: int) -> Any:
         with (
@@ -305,11 +311,25 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRETRAINED.glob("*.safetensors"))}
 
 
+def neck_weights(weights: str | None) -> dict[str, Tensor]:
+    """Returns the weights of the neck that shipped weights hold beside those of the encoder.
+
+    Args:
+        weights: As in `build_encoder`.
+
+    Returns:
+        Tensors by name in the neck; none if ``weights`` names no shipped file.
+    """
+    if weights is None or not weights.startswith(SHIPPED):
+        return {}
+    with safe_open(_file(weights), "pt") as file:
+        return {key.removeprefix(NECK): file.get_tensor(key) for key in file.keys() if key.startswith(NECK)}
+
+
 def _file(weights: str) -> Path:
     """Returns the file that a suite's ``weights`` names."""
-    kind, colon, name = weights.partition(":")
-    if colon and kind == "mtlbench":
-        found = shipped()
+    if weights.startswith(SHIPPED):
+        name, found = weights.removeprefix(SHIPPED), shipped()
         if name not in found:
             raise SuiteError(unknown_name("pretrained encoder of mtlbench", name, found))
         return found[name]

@@ -113,7 +113,6 @@ class Stages:
         x = state.map if is_image else state.map.permute(0, 2, 3, 1)
         return State(_through(blocks, x).permute(0, 3, 1, 2))
 
-
     def _leave_stem(self, blocks: list[nn.Module], fine: Tensor) -> State:
         """Returns the state after a stem's map has become tokens and these have gone through blocks."""
         trunk: Any = self.encoder.trunk

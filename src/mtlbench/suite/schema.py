@@ -10,6 +10,9 @@ from omegaconf import MISSING
 
 FORMAT = 1
 
+YOUNGER = ("upsampling", "encoder_rate")
+"""Keys that came after runs had been stored. They are part of a run's identity only where they are not the default."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -75,7 +78,10 @@ class ModelSection:
 
 @dataclass
 class OptimiserSection:
-    """Optimiser and schedule; rates per optimiser step."""
+    """Optimiser and schedule; rates per optimiser step.
+
+    ``encoder_rate``: learning rate of the encoder as a share of ``lr``, for pretrained weights. Experts keep ``lr``.
+    """
 
     name: str = "adamw"
     lr: float = ranged(1e-3, Range(0, above=True))
@@ -84,6 +90,7 @@ class OptimiserSection:
     schedule: str = "cosine"
     warmup: int = ranged(0, PERIOD)
     power: float = ranged(0.9, Range(0))
+    encoder_rate: float = ranged(1.0, Range(0))
 
 
 @dataclass

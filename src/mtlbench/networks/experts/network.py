@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import Neck, build_heads, head_factor
+from mtlbench.networks.decoder import build_heads, build_neck, head_factor
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
@@ -66,7 +66,7 @@ class ExpertNetwork(MTLNetwork):
         height, width = image_size
         made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
         self.encoder = ExpertViT(made, list(tasks), options)
-        self.neck = Neck(made.channels, made.strides, decoder_channels)
+        self.neck = build_neck(made, decoder_channels, weights)
         factor = head_factor(upsampling, self.neck)
         self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
         self.separate = False
@@ -110,6 +110,11 @@ class ExpertNetwork(MTLNetwork):
         embeddings: Any = self.encoder.embeddings
         own = [embeddings[task]] if task in embeddings else []
         return [self.heads[task], *own, *(module for router in self.routers for module in router.owned(task))]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the encoder without its sparse layers, whose routers are new."""
+        sparse = {id(p) for layer in self.layers.values() for p in layer.parameters()}
+        return [p for p in super().encoder_parameters() if id(p) not in sparse]
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the neck's last block."""
