@@ -1,6 +1,6 @@
-"""Trains the encoder and neck that ``model.weights: mtlbench:scenes`` names, and writes weights and log.
+"""Trains the encoder that ``model.weights: mtlbench:scenes`` names, and writes weights and log.
 
-They learn from the labels of five tasks (all of `Scenes` but normals) on rendered scenes whose ``scene_seed`` no
+It learns from the labels of five tasks (all of `Scenes` but normals) on rendered scenes whose ``scene_seed`` no
 suite uses. Suites therefore start from an encoder that has seen other scenes of the same renderer with these labels.
 
     python benchmarks/pretrain.py --steps 3000 --out src/mtlbench/pretrained/scenes.safetensors
@@ -120,10 +120,9 @@ def scores(network: DenseNetwork, data: Split) -> dict[str, float]:
 
 
 def write(network: DenseNetwork, rows: Sequence[Mapping[str, float]], out: Path) -> None:
-    """Writes encoder and neck in half precision, and the log beside them."""
-    # The encoder's are named as timm names them, so that timm loads them, also for another size of images.
+    """Writes the encoder in half precision, and the log beside it."""
+    # Named as timm names them, so that timm loads them, also for another size of images.
     state = network.encoder.trunk.model.state_dict()
-    state |= {f"neck.{name}": value for name, value in network.neck.state_dict().items()}
     save_file({name: value.half().contiguous() for name, value in state.items()}, out)
     with out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -138,13 +137,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=10000)
     parser.add_argument("--every", type=int, default=100, help="steps between two lines of the log")
     parser.add_argument("--cache", default=None, help="folder of rendered scenes")
-    parser.add_argument("--start", default=None, help="weights to go on from: as model.weights of a suite")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     options = {"train": arguments.scenes, "val": 1, "test": 300, "cache": arguments.cache}
     data = Scenes(size=MODEL["image_size"][0], typical=0.8, scene_seed=SEED, **options)
-    network = DenseNetwork({name: Scenes.TASKS[name] for name in TASKS}, weights=arguments.start, **MODEL)
+    network = DenseNetwork({name: Scenes.TASKS[name] for name in TASKS}, **MODEL)
     rows = []
     for row in train(network, Split(data, "train"), arguments.steps, arguments.every):
         rows.append(row)

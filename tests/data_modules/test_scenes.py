@@ -383,7 +383,6 @@ def test_younger_options_change_the_fingerprint_only_where_they_are_used(tmp_pat
     assert len({plain, *(module(tmp_path, typical=share).fingerprint() for share in (0.5, 1.0))}) == 3
 
 
-
 def test_typical_colours_change_colours_only(rendered: Rendered) -> None:
     typical = render(0, range(N), SIZE, SIZE, 1.0)
     for name in ("semseg", "parts", "depth", "normals", "edges", "instance"):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.networks.blocks import full_precision, per_task, resize
-from mtlbench.networks.encoder import Encoder, neck_weights
 from mtlbench.tasks import Task
 
 UPSAMPLING = ("bilinear", "learned")
@@ -69,30 +68,6 @@ class Neck(nn.Module):
         if self.refine > 1:
             total = resize(total, (self.refine * size[0], self.refine * size[1]))
         return self.mix(total)
-
-
-def build_neck(encoder: Encoder, width: int, weights: str | None = None) -> Neck:
-    """Builds the neck of an encoder, with the weights that the package ships for it, if any.
-
-    Args:
-        encoder: The encoder.
-        width: Channels of the result.
-        weights: As in `build_encoder`.
-
-    Raises:
-        SuiteError: The shipped neck has another width.
-    """
-    neck = Neck(encoder.channels, encoder.strides, width)
-    state = neck_weights(weights)
-    if state:
-        shipped = len(state["project.0.weight"])
-        if shipped != width:
-            raise SuiteError(
-                f"{weights} holds a neck of {shipped} channels. Found model.decoder_channels: {width}. "
-                f"Set it to {shipped}."
-            )
-        neck.load_state_dict(state)
-    return neck
 
 
 class DenseHead(nn.Sequential):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import build_heads, build_neck, head_factor
+from mtlbench.networks.decoder import Neck, build_heads, head_factor
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.tasks import Task
 
@@ -44,7 +44,7 @@ class DenseNetwork(MTLNetwork):
         super().__init__()
         height, width = image_size
         self.encoder = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
-        self.neck = build_neck(self.encoder, decoder_channels, weights)
+        self.neck = Neck(self.encoder.channels, self.encoder.strides, decoder_channels)
         factor = head_factor(upsampling, self.neck)
         self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
 

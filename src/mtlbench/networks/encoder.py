@@ -12,7 +12,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
 from timm.layers import Format
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
@@ -26,8 +25,8 @@ MAPS = 4
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Folder of the weights that the package ships."""
 
-SHIPPED, NECK = "mtlbench:", "neck."
-"""How a suite names shipped weights, and how their file names those of the neck."""
+SHIPPED = "mtlbench:"
+"""How a suite's ``weights`` begins if the package ships them."""
 
 RESERVED = (
     "features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained",
@@ -273,8 +272,6 @@ def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
     """Builds the network with the weights of a local file and checks that the file holds all of them."""
     with _as_suite_error(f"{path} is not a checkpoint of tensors only. Save a state dict"):
         state = load_state_dict(str(path), weights_only=True)
-    if path.parent == PRETRAINED:
-        state = {key: value for key, value in state.items() if not key.startswith(NECK)}
 
     def build(seed: int) -> Any:
         with (
@@ -309,21 +306,6 @@ def _few(names: Sequence[str]) -> str:
 def shipped() -> dict[str, Path]:
     """Returns the pretrained weights that the package ships, by name; a suite names them as ``mtlbench:<name>``."""
     return {path.stem: path for path in sorted(PRETRAINED.glob("*.safetensors"))}
-
-
-def neck_weights(weights: str | None) -> dict[str, Tensor]:
-    """Returns the weights of the neck that shipped weights hold beside those of the encoder.
-
-    Args:
-        weights: As in `build_encoder`.
-
-    Returns:
-        Tensors by name in the neck; none if ``weights`` names no shipped file.
-    """
-    if weights is None or not weights.startswith(SHIPPED):
-        return {}
-    with safe_open(_file(weights), "pt") as file:
-        return {key.removeprefix(NECK): file.get_tensor(key) for key in file.keys() if key.startswith(NECK)}
 
 
 def _file(weights: str) -> Path:

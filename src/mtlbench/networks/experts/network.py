@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import build_heads, build_neck, head_factor
+from mtlbench.networks.decoder import Neck, build_heads, head_factor
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
@@ -66,7 +66,7 @@ class ExpertNetwork(MTLNetwork):
         height, width = image_size
         made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
         self.encoder = ExpertViT(made, list(tasks), options)
-        self.neck = build_neck(made, decoder_channels, weights)
+        self.neck = Neck(made.channels, made.strides, decoder_channels)
         factor = head_factor(upsampling, self.neck)
         self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
         self.separate = False
