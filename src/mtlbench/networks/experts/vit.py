@@ -117,12 +117,11 @@ class ExpertViT(nn.Module):
             image: (B, 3, H, W) uint8, RGB.
 
         Returns:
-            Tokens (B, N, D), and the maps so far, (B, D, h, w) each.
+            Tokens (B, N, D), and the maps so far, (B, C, h, w) each.
         """
-        model = self.model
-        pixels = self.encoder.normalise(image)
-        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
-        return self._run(x, range(self.first), (), {})
+        x, early = self.encoder.embed(self.encoder.normalise(image))
+        x, maps = self._run(x, range(self.first), (), {})
+        return x, [*early, *maps]
 
     def finish(self, x: Tensor, tasks: Sequence[str]) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
         """Runs the remaining blocks for the images of several tasks.
