@@ -69,7 +69,7 @@ def run(rule, accumulate=1, diagnose=0):
 
 
 def combined(rule, losses, active):
-    """Returns the loss that a rule on losses minimises."""
+    """Returns the loss that a loss rule minimises."""
     if rule == f"{HERE}:Mean":
         return torch.stack(losses).log().mean().exp()
     return sum((FIXED[i] if rule == "fixed" else 1.0) * loss for i, loss in zip(active, losses, strict=True))

@@ -1,4 +1,4 @@
-"""Random Jacobians, degenerate kinds included, for tests of rules on gradients."""
+"""Random Jacobians, degenerate kinds included, for tests of gradient rules."""
 
 from __future__ import annotations
 

@@ -233,11 +233,11 @@ class Balancer(nn.Module, Registered):
 
 
 class GradientRule(Balancer):
-    """Base of the shipped rules on gradients, with the two conventions in which the literature differs.
+    """Base of the shipped gradient rules, with the two conventions in which the literature differs.
 
     Args:
-        scale: ``"sum"``: the weights of equal tasks sum to their number, as in Σ L_i, so that one learning rate is
-            fair to all rules. ``"mean"``: they sum to 1.
+        scale: ``"sum"``: the weights of equal tasks sum to their number, as in Σ L_i, so that one learning rate
+            suits every rule. ``"mean"``: they sum to 1.
         heads: See `Balancer`.
     """
 

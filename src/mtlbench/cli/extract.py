@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
     parser.add_argument("--task", action="append", default=[], help="task to extract (default: report on all tasks)")
     parser.add_argument(
-        "--threshold", type=float, help="share of a task's tokens that an expert must serve (default: report on five)"
+        "--threshold", type=float, help="share of a task's tokens that an expert must serve (default: five thresholds)"
     )
     parser.add_argument("--out", metavar="DIR", help="folder for model.safetensors and model.json")
     parser.add_argument("--export", action="store_true", help="also write program.pt2, which needs only PyTorch")

@@ -108,7 +108,7 @@ def total_loss(method: Trained, state: StepState) -> Tensor:
 
 
 def operates(method: Trained, state: StepState) -> bool:
-    """Returns whether a rule on gradients acts in this step."""
+    """Returns whether a gradient rule acts in this step."""
     return method.update.needs.hook is not None and method.balancer.due(state.step)
 
 

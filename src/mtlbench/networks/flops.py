@@ -25,7 +25,7 @@ class FlopCounter(TorchDispatchMode):
     """Counts what runs inside its context, forward and backward.
 
     It counts as torch's ``FlopCounterMode`` does. That class also tracks modules, and adds hooks to the graph of every
-    one of them, which the several backward passes of a rule on gradients would trip over.
+    one of them, which the several backward passes of a gradient rule would trip over.
 
     Attributes:
         flops: FLOPs so far.

@@ -73,8 +73,8 @@ def notes(rows: Iterable[Row], named: NamedPair | None, against: str, resolution
 def _resolution(found: Resolution) -> str:
     more = f"; {found.seeds} seeds would show 1 point" if found.seeds and found.seeds > found.n else ""
     return (
-        f"With {found.n} seeds, differences in Δm to {found.reference} under {found.detectable:.1f} points cannot be "
-        f"told from noise (power 80 %, standard deviation of paired differences {found.std:.2f}){more}."
+        f"With {found.n} seeds, differences in Δm from {found.reference} of less than {found.detectable:.1f} points cannot "
+        f"be told from noise (power 80 %, standard deviation of paired differences {found.std:.2f}){more}."
     )
 
 

@@ -109,7 +109,7 @@ class TrainerSection:
     """Length, effective batch over all devices, precision, clipping (0 = off) and periods in steps (0 = never).
 
     ``budget``: whether rows are compared at equal steps or at equal training compute.
-    ``surgery``: how rules on gradients keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
+    ``surgery``: how gradient rules keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
     """
 

@@ -141,13 +141,13 @@ class Update:
         strategy = type(trainer.strategy).__name__
         if any(name in strategy for name in ("FSDP", "DeepSpeed", "ModelParallel")):
             yield (
-                f"A rule on gradients needs whole gradients on every rank; {strategy} cuts parameters into shards. "
-                "Use DDP, or a rule on losses."
+                f"A gradient rule needs whole gradients on every rank; {strategy} cuts parameters into shards. "
+                "Use DDP, or a loss rule."
             )
         fused = any(group.get("fused") for optimiser in trainer.optimizers for group in optimiser.param_groups)
         if fused and trainer.precision == "16-mixed":
             yield (
-                "A fused optimiser unscales fp16 gradients by itself, before a rule on gradients could see them. "
+                "A fused optimiser unscales fp16 gradients by itself, before a gradient rule could see them. "
                 "Use fused=False, or trainer.precision=bf16-mixed."
             )
         yield from self.view_refusals()

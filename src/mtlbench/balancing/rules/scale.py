@@ -1,4 +1,4 @@
-"""The scale of rules on losses, set so that one learning rate suits every rule."""
+"""The scale of loss rules, set so that one learning rate suits every rule."""
 
 from __future__ import annotations
 
