@@ -105,9 +105,10 @@ class StemFeatures(FeatureGetterNet):
         tokens, fine = self.embed(x)
         maps = [fine]
         model: Any = self.model
+        chosen: Any = self.out_indices
         for index, block in enumerate(model.blocks):
             tokens = block(tokens)
-            if index in self.out_indices:
+            if index in chosen:
                 maps.append(tokens.transpose(1, 2).unflatten(2, model.patch_embed.grid_size))
         return maps
 
