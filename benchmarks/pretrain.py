@@ -1,9 +1,10 @@
-"""Trains the encoder that ``model.weights: mtlbench:scenes`` names, and writes weights and log.
+"""Trains the encoders that ``model.weights: mtlbench:scenes`` and ``mtlbench:scenes_vit`` name; writes weights and logs.
 
 It learns from the labels of five tasks (all of `Scenes` but normals) on rendered scenes whose ``scene_seed`` no
 suite uses. Suites therefore start from an encoder that has seen other scenes of the same renderer with these labels.
 
-    python benchmarks/pretrain.py --steps 3000 --out src/mtlbench/pretrained/scenes.safetensors
+    python benchmarks/pretrain.py scenes
+    python benchmarks/pretrain.py scenes_vit
 
 Prints losses, and the scores on further scenes of the pretraining seed at the end.
 """
@@ -16,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,13 +25,22 @@ from torch import Tensor
 
 from data_modules.scenes import Scenes
 from mtlbench.networks.dense import DenseNetwork
+from mtlbench.networks.encoder import PRETRAINED
 from mtlbench.tasks import IGNORE
 
 SEED = 7777
 """``scene_seed`` of the pretraining scenes; suites use 0."""
 
 TASKS = ("semseg", "parts", "saliency", "depth", "edges")
-MODEL = {"encoder": "stem_vit_tiny", "image_size": (48, 48), "decoder_channels": 32, "upsampling": "learned"}
+SIZE = 48
+ENCODERS: dict[str, dict[str, Any]] = {
+    "scenes": {"encoder": "stem_vit_tiny"},
+    "scenes_vit": {
+        "encoder": "vit_tiny_patch16_224",
+        "encoder_options": {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4},
+    },
+}
+"""Encoder by name of the weights."""
 BATCH, RATE, DECAY, WARMUP, SMOOTH = 32, 2e-3, 0.05, 0.05, 0.02
 
 
@@ -133,21 +144,24 @@ def write(network: DenseNetwork, rows: Sequence[Mapping[str, float]], out: Path)
 def main() -> None:
     """Trains, then writes weights in half precision and the log beside them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--scenes", type=int, default=10000)
+    parser.add_argument("name", choices=ENCODERS, help="which weights to make")
+    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--scenes", type=int, default=30000)
     parser.add_argument("--every", type=int, default=100, help="steps between two lines of the log")
     parser.add_argument("--cache", default=None, help="folder of rendered scenes")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=PRETRAINED, help="folder of weights and log")
     arguments = parser.parse_args()
+    out = arguments.out / f"{arguments.name}.safetensors"
     torch.manual_seed(SEED)
     options = {"train": arguments.scenes, "val": 1, "test": 300, "cache": arguments.cache}
-    data = Scenes(size=MODEL["image_size"][0], typical=0.8, scene_seed=SEED, **options)
-    network = DenseNetwork({name: Scenes.TASKS[name] for name in TASKS}, **MODEL)
+    data = Scenes(size=SIZE, typical=0.8, scene_seed=SEED, **options)
+    model = {**ENCODERS[arguments.name], "image_size": (SIZE, SIZE), "decoder_channels": 32, "upsampling": "learned"}
+    network = DenseNetwork({name: Scenes.TASKS[name] for name in TASKS}, **model)
     rows = []
     for row in train(network, Split(data, "train"), arguments.steps, arguments.every):
         rows.append(row)
         print(row, flush=True)
-        write(network, rows, arguments.out)
+        write(network, rows, out)
     print({name: round(value, 4) for name, value in scores(network, Split(data, "test")).items()})
 
 
