@@ -115,6 +115,33 @@ def test_the_drop_of_the_others() -> None:
     assert sparse.difference.estimate.mean == pytest.approx(-2.5)
 
 
+def test_the_difference_of_both_drops_is_paired_by_seed() -> None:
+    about = {**DROP, "columns": ["+ a", "+ b"], "ignored": ["normals"], "difference": "b − a"}
+    # Means without: 0.5 and 0.5. Drops under a: 15, -10 (see above); under b: semseg −0.1 and depth 0: 10, 10.
+    table = {
+        "dense": {
+            "without": [(0.4, 0.4), (0.6, 0.6)],
+            "+ a": [(0.3, 0.45, 9), (0.6, 0.5, 9)],
+            "+ b": [(0.3, 0.4, 9), (0.5, 0.6, 9)],
+        },
+        "sparse": {name: [(0.5, 0.5), (0.5, 0.5)] for name in ("without", "+ a", "+ b")},
+    }
+    board = board_of(table, about, seeds=2)
+    assert board.conditions == ("+ a", "+ b", "b − a")
+    assert board.rows[0].values["b − a"] == pytest.approx({0: 10.0 - 15.0, 1: 10.0 + 10.0})
+    assert board.rows[1].values["b − a"] == {0: 0.0, 1: 0.0}
+    assert {condition for condition, _ in board.comparisons} == {"+ a", "+ b"}, "it is no further test"
+    assert any(note.startswith("b − a: the drop under '+ b' minus that under '+ a'") for note in board.notes)
+
+
+def test_a_table_without_single_task_says_what_it_cannot_show() -> None:
+    said = "There is no row of single_task, so what depth gains from the other tasks cannot be seen"
+    about = {**ABOUT, "alone": "single_task"}
+    assert any(said in note for note in board_of(LOW, about).notes)
+    assert not any(said in note for note in board_of({**LOW, "single_task": LOW["dense"]}, about).notes)
+    assert not any(said in note for note in board_of(LOW, ABOUT).notes)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     study, results, errors = study_of({**LOW, "<lost>": {"1 %": [None] * 3, "10 %": [None] * 3}}, ABOUT)

@@ -56,7 +56,7 @@ def probed(
     found: dict[str, list[FoundGroups]] = {}
     entries, usual = _entries(study, done)
     for entry in (e for e in study["rows"] if e not in entries and len(set(e["serving"].values())) == 1):
-        affinity = summaries.get(next(iter(entry["serving"].values())), {}).get("affinity")
+        affinity: Any = summaries.get(next(iter(entry["serving"].values())), {}).get("affinity")
         if not shapes.table(affinity) or [len(row) for row in affinity] != [len(tasks)] * len(tasks):
             continue
         pairs = _by_pair({"tasks": tasks, "values": affinity})
