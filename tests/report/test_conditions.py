@@ -142,6 +142,27 @@ def test_a_table_without_single_task_says_what_it_cannot_show() -> None:
     assert not any(said in note for note in board_of(LOW, ABOUT).notes)
 
 
+def test_a_row_may_lack_the_tasks_that_no_cell_shows(tmp_path: Path) -> None:
+    """As `single_task` does, which trains the task with few labels alone."""
+    about = {**ABOUT, "target": "semseg", "alone": "single_task"}
+    table = {
+        "single_task": {"1 %": [(0.4,), (0.5,)], "10 %": [(0.6,), (0.6,)]},
+        "dense": {name: [(0.5, 0.9), (0.5, 0.9)] for name in ("1 %", "10 %")},
+    }
+    study, results, _ = study_of(table, about, seeds=2)
+    (tmp_path / "study.json").write_text(json.dumps({**study, "baseline": "dense"}))
+    for name, record in results.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(record))
+    texts = {path.name: path.read_text() for path in write(tmp_path)}
+    lines = list(csv.DictReader(io.StringIO(texts["leaderboard.csv"])))
+    found = {(x["condition"], x["quantity"]) for x in lines if x["label"] == "single_task" and x["condition"]}
+    assert {("1 %", "semseg"), ("10 %", "semseg")} <= found and not any(q.startswith("depth") for _, q in found)
+    row, *_ = [line for line in texts["leaderboard.md"].splitlines() if line.startswith("| single")]
+    assert "0.450" in row and "0.600" in row
+    assert [c.difference.estimate.mean for _, c in load(tmp_path)[1].comparisons] == pytest.approx([-0.05, 0.1])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     study, results, errors = study_of({**LOW, "<lost>": {"1 %": [None] * 3, "10 %": [None] * 3}}, ABOUT)
