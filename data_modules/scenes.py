@@ -54,6 +54,8 @@ class Scenes(MTLDataModule):
         test: Test scenes, >= 1.
         frames: Frames of every scene, >= 1; 1 for still images.
         scene_seed: Which scenes, >= 0; independent of the seed of the run.
+        typical: Share of things, 0 to 1, in the typical colours of their class, see `rendering.palette`. With 0,
+            colours say nothing about the class.
         cache: Folder of rendered splits. None stands for ``$XDG_CACHE_HOME/mtlbench/scenes`` or, without that
             variable, ``~/.cache/mtlbench/scenes``. If it cannot be written, splits are kept in memory.
         **options: Options of `MTLDataModule`.
@@ -90,16 +92,19 @@ class Scenes(MTLDataModule):
         test: int = 250,
         frames: int = 1,
         scene_seed: int = 0,
+        typical: float = 0.0,
         cache: str | None = None,
         **options: Any,
     ):
         super().__init__(root, **options)
         self.size, self.counts, self.clip_length = size, {"train": train, "val": val, "test": test}, frames
-        self.scene_seed, self.cache = scene_seed, Path(cache).expanduser() if cache else _default_cache()
-        if size < 8 or min(*self.counts.values(), frames) < 1 or scene_seed < 0:
+        self.scene_seed, self.typical = scene_seed, typical
+        self.cache = Path(cache).expanduser() if cache else _default_cache()
+        if size < 8 or min(*self.counts.values(), frames) < 1 or scene_seed < 0 or not 0 <= typical <= 1:
             raise SuiteError(
-                "Scenes need size >= 8, at least one scene a split, one frame a scene, and scene_seed >= 0. "
-                f"Found size {size}, {self.counts}, frames {frames}, scene_seed {scene_seed}."
+                "Scenes need size >= 8, at least one scene a split, one frame a scene, scene_seed >= 0, and typical "
+                f"from 0 to 1. Found size {size}, {self.counts}, frames {frames}, scene_seed {scene_seed}, "
+                f"typical {typical}."
             )
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
 
@@ -142,9 +147,10 @@ class Scenes(MTLDataModule):
         return self._identity(self.counts)
 
     def _identity(self, *what: object) -> str:
-        """Returns a hash of what defines the data; that of still images does not know that there are clips."""
+        """Returns a hash of what defines the data. Options that came later are in it only where they are used."""
         motion = (self.clip_length,) if self.clip_length > 1 else ()
-        return _digest(self.VERSION, self.size, *what, self.scene_seed, *motion, _REVISION[bool(motion)])
+        colours = ("typical", self.typical) if self.typical else ()
+        return _digest(self.VERSION, self.size, *what, self.scene_seed, *colours, *motion, _REVISION[bool(motion)])
 
     def _load(self, split: str) -> dict[str, NDArray[Any]]:
         if split not in self._arrays:
@@ -188,8 +194,8 @@ class Scenes(MTLDataModule):
 
     def _draw(self, seed: int, indices: range) -> rendering.Rendered:
         if self.clip_length > 1:
-            return motion.film(seed, indices, self.clip_length, self.size, self.size)
-        return rendering.render(seed, indices, self.size, self.size)
+            return motion.film(seed, indices, self.clip_length, self.size, self.size, self.typical)
+        return rendering.render(seed, indices, self.size, self.size, self.typical)
 
 
 class _SceneSamples:

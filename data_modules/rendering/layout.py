@@ -8,6 +8,7 @@ import numpy as np
 
 from .bodies import CLOTHES, figure
 from .materials import material, skin, tint
+from .palette import recolour
 from .scene import (
     BACKGROUND,
     GROUND,
@@ -35,12 +36,13 @@ _SINGLES = (Kind.SPHERE, Kind.BOX, Kind.CYLINDER, Kind.CONE, Kind.CAPSULE)
 _UP = vector(0, 1, 0)
 
 
-def describe(seed: int, index: int) -> Scene:
-    """Returns the scene of an index: a function of (seed, index) alone.
+def describe(seed: int, index: int, typical: float = 0.0) -> Scene:
+    """Returns the scene of an index: a function of its arguments alone.
 
     Args:
         seed: Seed of the data set, >= 0.
         index: Scene of that data set, >= 0.
+        typical: Share of things in the typical colours of their class, see `palette`. It changes colours only.
 
     Raises:
         ValueError: If ``seed`` or ``index`` is negative.
@@ -60,7 +62,8 @@ def describe(seed: int, index: int) -> Scene:
         stage.add_single()
     for _ in range(generator.integers(3, 9)):
         stage.add_single()
-    return Scene(tuple(stage.things), camera, _light(generator))
+    scene = Scene(tuple(stage.things), camera, _light(generator))
+    return recolour(scene, typical, np.random.default_rng((seed, index, 3))) if typical else scene
 
 
 def _camera(generator: np.random.Generator) -> Camera:

@@ -104,7 +104,7 @@ class ThingPath:
         return replace(thing, position=place, rotation=rotation(self.spin(frame)) @ thing.rotation)
 
 
-def film(seed: int, indices: Sequence[int], frames: int, height: int, width: int) -> Rendered:
+def film(seed: int, indices: Sequence[int], frames: int, height: int, width: int, typical: float = 0.0) -> Rendered:
     """Returns the clips of (seed, index) for every index, frame by frame: N = len(indices) * frames images.
 
     Args:
@@ -113,6 +113,7 @@ def film(seed: int, indices: Sequence[int], frames: int, height: int, width: int
         frames: Frames of every clip, >= 1.
         height: Rows, >= 8.
         width: Columns, >= 8.
+        typical: Share of things in the typical colours of their class, 0 to 1.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -125,18 +126,18 @@ def film(seed: int, indices: Sequence[int], frames: int, height: int, width: int
     shots = [
         shoot(scene, height, width, np.random.default_rng((seed, i, 1, t) if t else (seed, i, 1)))
         for i in indices
-        for t, scene in enumerate(moving(seed, i, frames))
+        for t, scene in enumerate(moving(seed, i, frames, typical))
     ]
     return Rendered(**{f.name: np.stack([getattr(shot, f.name) for shot in shots]) for f in fields(Rendered)})
 
 
-def moving(seed: int, index: int, frames: int) -> Iterator[Scene]:
+def moving(seed: int, index: int, frames: int, typical: float = 0.0) -> Iterator[Scene]:
     """Yields a scene frame by frame, the first as `describe` returns it; the order of the things never changes.
 
     Raises:
         ValueError: If ``seed`` or ``index`` is negative.
     """
-    scene = describe(seed, index)
+    scene = describe(seed, index, typical)
     generator = np.random.default_rng((seed, index, 2))
     camera = _camera_path(generator)
     paths = [_thing_path(generator, thing) for thing in scene.things]

@@ -40,7 +40,7 @@ class Rendered:
     instance: NDArray[np.int32]
 
 
-def render(seed: int, indices: Sequence[int], height: int, width: int) -> Rendered:
+def render(seed: int, indices: Sequence[int], height: int, width: int, typical: float = 0.0) -> Rendered:
     """Returns the scenes of (seed, index) for every index; an image does not depend on the others.
 
     Args:
@@ -48,13 +48,14 @@ def render(seed: int, indices: Sequence[int], height: int, width: int) -> Render
         indices: Which scenes, each >= 0; not empty.
         height: Rows, >= 8.
         width: Columns, >= 8.
+        typical: Share of things in the typical colours of their class, 0 to 1.
 
     Raises:
         ValueError: If an argument is out of range.
     """
     if not len(indices) or min(height, width) < 8:
         raise ValueError(f"Give at least one index and 8 x 8 pixels: {len(indices)} indices, {height} x {width}.")
-    shots = [shoot(describe(seed, i), height, width, np.random.default_rng((seed, i, 1))) for i in indices]
+    shots = [shoot(describe(seed, i, typical), height, width, np.random.default_rng((seed, i, 1))) for i in indices]
     return Rendered(**{f.name: np.stack([getattr(shot, f.name) for shot in shots]) for f in fields(Rendered)})
 
 

@@ -90,11 +90,11 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "trainer.precision=16"], ["Unknown precision '16'", "16-mixed, 32-true"]),
         (["digits", "selection=best", "trainer.evaluate_every=0"], ["set trainer.evaluate_every"]),
         (
-            ["scenes", "--methods", "computation_sharing", "selection=best", "trainer.evaluate_every=5"],
+            ["scenes_scratch", "--methods", "computation_sharing", "selection=best", "trainer.evaluate_every=5"],
             ["computation_sharing is trained in phases", "Set selection: last"],
         ),
         (
-            ["scenes", "--dry", "methods=[{name: computation_sharing, layers: {kqv: 1}}]"],
+            ["scenes_scratch", "--dry", "methods=[{name: computation_sharing, layers: {kqv: 1}}]"],
             ["Unknown place 'kqv'. Did you mean 'qkv'"],
         ),
         (["digits", "methods=[uniform, uniform]"], ["'uniform' stands twice", "label"]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtlbench.data import Collate, Samples
-from mtlbench.data.label_rules import ChangedLabels
+from mtlbench.data.label_rules import ChangedLabels, HeldOut
 from mtlbench.data_modules.digits import Digits
 from mtlbench.errors import DataError
 
@@ -52,6 +52,30 @@ def test_counts_are_of_images_with_a_label() -> None:
     assert sorted(ids) == sorted([*few] * 2), "as often as a batch of 8 needs, each equally often"
     with pytest.raises(DataError, match=r"left: asked for 200, found 1[78]\d in 200 training images"):
         samples_of(rule={"count": 200})
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_every_example_is_held_out_once_and_trained_on_otherwise(folds: int) -> None:
+    examples = labelled(samples_of(rule={"count": 7}, tasks=["left"]))
+    whole = Digits(tasks={"left": Digits.TASKS["left"]}, train=200, drop=0.1).samples("train")
+    parts = []
+    for fold in range(folds):
+        rule = {"count": 7, "fold": [fold, folds]}
+        held, kept = labelled(HeldOut(whole, {"left": rule}, 0)), labelled(samples_of(rule=rule, tasks=["left"]))
+        assert held | kept == examples and not held & kept
+        parts.append(held)
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 7
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_an_example_is_held_out_with_the_label_of_its_task_alone() -> None:
+    whole = Digits(tasks={n: Digits.TASKS[n] for n in ("left", "right")}, train=50).samples("train")
+    held = HeldOut(whole, {"left": {"count": 6, "fold": [1, 3]}, "right": {"count": 4}}, 0)
+    assert [list(held[i]["targets"]) for i in range(len(held))] == [["left"], ["left"]]
+    by_id = {sample["id"]: sample for sample in (whole[i] for i in range(50))}
+    for sample in (held[i] for i in range(2)):
+        assert torch.equal(sample["image"], by_id[sample["id"]]["image"])
+        assert sample["targets"]["left"] == by_id[sample["id"]]["targets"]["left"]
 
 
 def test_shuffled_labels_are_those_of_another_image() -> None:

@@ -177,7 +177,8 @@ class Following(Balancer):
     """Weighs gradients by what previews and look-aheads say: wrong on one rank, wrong on all."""
 
     def combine_gradients(self, jacobian, ctx):
-        gains = torch.stack([ctx.lookahead(ctx.preview(row)).nan_to_num().sum() for row in jacobian])
+        gains = [ctx.lookahead(ctx.preview(g)) + ctx.lookahead(ctx.descent(g)) for g in jacobian]
+        gains = torch.stack(gains).nan_to_num().sum(1)
         return (1 + gains / gains.max() + ctx.lr) @ jacobian
 
 

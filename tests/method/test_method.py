@@ -6,14 +6,19 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from mtlbench import registry
 from mtlbench.data import Collate
 from mtlbench.errors import DataError, DivergedError
 from mtlbench.method import MethodSpec, MTLMethod
-from mtlbench.method.optimisers import build_optimiser, build_schedule
+from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
+from mtlbench.networks.dense import build_dense
 from mtlbench.networks.experts import mutual_information
+from mtlbench.networks.experts.network import ExpertNetwork
+from mtlbench.networks.experts.vit import ExpertOptions
 from mtlbench.runs.store import RunFolder
+from mtlbench.tasks import Depth
 from mtlbench.testing import ToyData, toy_spec, trained
 from mtlbench.training import checkpoint
 from mtlbench.training.build import build_with_network
@@ -139,3 +144,26 @@ def test_rates_by_hand(schedule, rates):
         optimiser.step()
         plan.step()
     assert found == pytest.approx(rates)
+
+
+def test_slowed_parameters_take_a_share_of_the_rate_of_their_group() -> None:
+    fast, slow, own = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    groups = slowed(
+        [{"params": [fast, slow]}, {"params": [own], "lr": 0.5, "weight_decay": 0.0}], [slow, own], 0.1, 2.0
+    )
+    found = [(group["params"], group.get("lr"), group.get("weight_decay")) for group in groups if group["params"]]
+    assert [len(params) for params, *_ in found] == [1, 1, 1] and found[0][0][0] is fast and found[0][1] is None
+    assert found[1][0][0] is slow and found[1][1] == pytest.approx(0.2)
+    assert found[2][0][0] is own and found[2][1:] == (pytest.approx(0.05), 0.0)
+
+
+def test_the_rate_of_the_encoder_leaves_heads_and_routers_alone() -> None:
+    tasks = {"depth": Depth("depth")}
+    model = {"encoder": "stem_vit_tiny", "image_size": (32, 32), "decoder_channels": 8}
+    dense = build_dense(tasks, model)
+    slow = {id(p) for p in dense.encoder_parameters()}
+    assert slow == {id(p) for p in dense.encoder.parameters()}
+    experts = ExpertNetwork(tasks, ExpertOptions(experts=2, top_k=1), **model)
+    slow = {id(p) for p in experts.encoder_parameters()}
+    assert not slow & {id(p) for layer in experts.layers.values() for p in layer.parameters()}
+    assert id(experts.encoder.model.patch_embed.to_fine[0][0].weight) in slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.method.lookahead import _fused_on_cpu, change_by
+from mtlbench.method.lookahead import _fused_on_cpu, change_by, descent_by
 
 OPTIMISERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.5}),
@@ -131,3 +131,21 @@ def test_a_preview_of_an_optimiser_that_draws_leaves_no_trace():
     assert torch.equal(torch.random.get_rng_state(), before) and not called
     assert torch.equal(gradient, torch.ones(3)) and torch.equal(parameter, torch.ones(3)) and parameter.grad is None
     assert (change < 0).all()
+
+
+def test_a_plain_step_is_that_of_gradient_descent_at_the_present_rates(used):
+    """Each group has a rate of its own; momentum, decay and state of the optimiser have no part in it."""
+    optimiser, (one, two, _) = used
+    optimiser.param_groups[1]["lr"] *= 0.3
+    gradient, before = [draw(*p.shape, seed=20) for p in (one, two)], copy.deepcopy(optimiser.state_dict())
+    found = descent_by(optimiser, [one, two], torch.cat([value.flatten() for value in gradient]))
+    assert repr(optimiser.state_dict()) == repr(before)
+    twins = [p.detach().clone().requires_grad_() for p in (one, two)]
+    rates = [group["lr"] for group in optimiser.param_groups]
+    plain = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(twins, rates, strict=True)])
+    for twin, value in zip(twins, gradient, strict=True):
+        twin.grad = value
+    plain.step()
+    made = torch.cat([(t.detach() - p.detach()).flatten() for t, p in zip(twins, (one, two), strict=True)])
+    torch.testing.assert_close(found, made, rtol=0, atol=1e-6)
+    assert rates[0] != rates[1] and found.abs().min() > 1e-4

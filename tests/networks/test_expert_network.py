@@ -236,3 +236,46 @@ def test_active_flops_by_formula():
     assert found == whole + extra
     patch = 3 * 8 * 8 * width * (tokens - 1)
     assert whole > 3 * dense_macs(tokens, width) + patch
+
+
+ROUTERS = {"moe": {"gate": "agnostic"}, "task_moe": {}, "m3vit": {"gate": "per_task"}, "marked": {"task_tokens": 0.02}}
+
+
+def drawn(tasks=TASKS, **options):
+    """Returns the initial weights of a network with experts by name."""
+    torch.manual_seed(5)
+    options = {"experts": 4, "top_k": 2, "placement": [1], "attention_placement": [2], **options}
+    return dict(ExpertNetwork(tasks, ExpertOptions(**options), **MODEL).named_parameters())
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_modules_that_networks_share_start_from_the_same_weights(name):
+    """Encoder, neck and heads are those of the dense network, and experts do not depend on the gate."""
+    torch.manual_seed(5)
+    dense = {
+        key.replace("encoder.", "encoder.encoder.", 1): value
+        for key, value in DenseNetwork(TASKS, **MODEL).named_parameters()
+    }
+    found, other = drawn(**ROUTERS[name]), drawn(gate="task")
+    common = [key for key in dense if key in found]
+    assert {key.split(".")[0] for key in common} == {"encoder", "neck", "heads"} and len(common) > 40
+    assert all(torch.equal(found[key], dense[key]) for key in common)
+    # Experts, and what two gates have in common of a router.
+    both = [key for key in found if key in other and (".experts." in key or ".router." in key)]
+    assert len(both) >= 8 and all(torch.equal(found[key], other[key]) for key in both)
+
+
+def test_experts_do_not_depend_on_other_blocks_and_what_a_task_owns_not_on_other_tasks():
+    all_blocks = {"placement": "every", "attention_placement": "none", "gate": "per_task"}
+    whole, one = drawn(**all_blocks, task_tokens=0.02), drawn(**{**all_blocks, "placement": [1]}, task_tokens=0.02)
+    alone = drawn({"normals": TASKS["normals"]}, **all_blocks, task_tokens=0.02)
+    for part in (one, alone):
+        keys = [key for key in part if key in whole]
+        assert any(".experts.weight1" in key for key in keys)
+        assert all(torch.equal(part[key], whole[key]) for key in keys)
+    assert any("router.matrices.normals" in key for key in alone)
+    # Different places and tasks do differ.
+    first, second = (whole[f"encoder.encoder.trunk.model.blocks.{i}.mlp.experts.weight1"] for i in (0, 1))
+    assert not torch.equal(first, second)
+    rows = [value for key, value in whole.items() if "blocks.1.mlp.router.matrices" in key]
+    assert len(rows) == len(TASKS) and not torch.equal(rows[0], rows[1])

@@ -115,6 +115,54 @@ def test_the_drop_of_the_others() -> None:
     assert sparse.difference.estimate.mean == pytest.approx(-2.5)
 
 
+def test_the_difference_of_both_drops_is_paired_by_seed() -> None:
+    about = {**DROP, "columns": ["+ a", "+ b"], "ignored": ["normals"], "difference": "b − a"}
+    # Means without: 0.5 and 0.5. Drops under a: 15, -10 (see above); under b: semseg −0.1 and depth 0: 10, 10.
+    table = {
+        "dense": {
+            "without": [(0.4, 0.4), (0.6, 0.6)],
+            "+ a": [(0.3, 0.45, 9), (0.6, 0.5, 9)],
+            "+ b": [(0.3, 0.4, 9), (0.5, 0.6, 9)],
+        },
+        "sparse": {name: [(0.5, 0.5), (0.5, 0.5)] for name in ("without", "+ a", "+ b")},
+    }
+    board = board_of(table, about, seeds=2)
+    assert board.conditions == ("+ a", "+ b", "b − a")
+    assert board.rows[0].values["b − a"] == pytest.approx({0: 10.0 - 15.0, 1: 10.0 + 10.0})
+    assert board.rows[1].values["b − a"] == {0: 0.0, 1: 0.0}
+    assert {condition for condition, _ in board.comparisons} == {"+ a", "+ b"}, "it is no further test"
+    assert any(note.startswith("b − a: the drop under '+ b' minus that under '+ a'") for note in board.notes)
+
+
+def test_a_table_without_single_task_says_what_it_cannot_show() -> None:
+    said = "There is no row of single_task, so what depth gains from the other tasks cannot be seen"
+    about = {**ABOUT, "alone": "single_task"}
+    assert any(said in note for note in board_of(LOW, about).notes)
+    assert not any(said in note for note in board_of({**LOW, "single_task": LOW["dense"]}, about).notes)
+    assert not any(said in note for note in board_of(LOW, ABOUT).notes)
+
+
+def test_a_row_may_lack_the_tasks_that_no_cell_shows(tmp_path: Path) -> None:
+    """As `single_task` does, which trains the task with few labels alone."""
+    about = {**ABOUT, "target": "semseg", "alone": "single_task"}
+    table = {
+        "single_task": {"1 %": [(0.4,), (0.5,)], "10 %": [(0.6,), (0.6,)]},
+        "dense": {name: [(0.5, 0.9), (0.5, 0.9)] for name in ("1 %", "10 %")},
+    }
+    study, results, _ = study_of(table, about, seeds=2)
+    (tmp_path / "study.json").write_text(json.dumps({**study, "baseline": "dense"}))
+    for name, record in results.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(record))
+    texts = {path.name: path.read_text() for path in write(tmp_path)}
+    lines = list(csv.DictReader(io.StringIO(texts["leaderboard.csv"])))
+    found = {(x["condition"], x["quantity"]) for x in lines if x["label"] == "single_task" and x["condition"]}
+    assert {("1 %", "semseg"), ("10 %", "semseg")} <= found and not any(q.startswith("depth") for _, q in found)
+    row, *_ = [line for line in texts["leaderboard.md"].splitlines() if line.startswith("| single")]
+    assert "0.450" in row and "0.600" in row
+    assert [c.difference.estimate.mean for _, c in load(tmp_path)[1].comparisons] == pytest.approx([-0.05, 0.1])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     study, results, errors = study_of({**LOW, "<lost>": {"1 %": [None] * 3, "10 %": [None] * 3}}, ABOUT)

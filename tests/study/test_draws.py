@@ -98,9 +98,9 @@ def test_seeds_are_what_they_were() -> None:
 
 def test_scenarios_by_default() -> None:
     low, unseen, unrelated = LowResource("left"), UnseenTask("left", ["right"]), UnrelatedTask("left")
-    assert tuple(low.fractions) == (0.01, 0.05, 0.1, 0.25) and tuple(unrelated.labels) == ("true",)
+    assert tuple(low.fractions) == (0.01, 0.05, 0.1, 0.25) and unrelated.unrelated == ""
     assert (tuple(unseen.examples), unseen.steps, unseen.lr, unseen.freeze_routers) == ((8, 32, 128), 100, 1e-3, False)
-    assert (unseen.arguments, tuple(unseen.scratch), unseen.images_needed()) == (None, (), 128)
+    assert (unseen.arguments, tuple(unseen.scratch), unseen.images_needed(), unseen.folds) == (None, (), 128, 2)
     assert low.images_needed() == unrelated.images_needed() == 0
 
 
@@ -114,7 +114,13 @@ def test_how_many_tasks_and_splits_a_scenario_needs() -> None:
     ]
     one, two = UnseenTask("left", ["right"]), UnseenTask("left", ["right", "ink"])
     assert faults(one, 2, "train", "val") == [] == faults(two, 3, "train", "val", "test")
-    assert faults(two, 3, "train", "val") == ["related"] and faults(two, 2, "train", "val", "test") == ["related"]
+    assert faults(two, 3, "train", "val") == [] and faults(two, 2, "train", "val", "test") == ["related"]
+    other = UnrelatedTask("left", "right")
+    assert (
+        faults(other, 3, "val") == []
+        and faults(other, 2, "val") == ["task"]
+        and faults(other, 1, "val") == ["unrelated"]
+    )
     assert faults(replace(one, scratch=["uniform"]), 2, "val") == []
     assert faults(replace(one, scratch=["else"], steps=0, lr=0.0), 2, "val") == ["steps", "lr", "scratch"]
     assert faults(LowResource("ink", [1.0, 0.5]), 2, "val") == ["task"]

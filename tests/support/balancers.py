@@ -32,5 +32,5 @@ def context(losses, *, active=None, step=0, epoch=0, seed=0, lookahead=None):
 
     active = tuple(range(len(losses))) if active is None else active
     generator = torch.Generator().manual_seed(seed)
-    preview = torch.neg  # a plain step of rate 1
-    return Context(active, losses.detach(), step, epoch, generator, lookahead or none, preview=preview)
+    plain = torch.neg  # a plain step of rate 1
+    return Context(active, losses.detach(), step, epoch, generator, lookahead or none, preview=plain, descent=plain)

@@ -37,6 +37,8 @@ class Context:
         sizes: Numbers in each shared parameter, in the order of a Jacobian's columns; empty by hand.
         preview: Takes a gradient (P,) and returns the change (P,) that the run's optimiser would make for it now, with
             its learning rate, decay and state, leaving no trace. Clipping (``trainer.clip``) has no part in it.
+        descent: Takes a gradient (P,) and returns the change (P,) of plain gradient descent: minus the gradient times
+            the present learning rate of every parameter.
         lr: Learning rate of this step: that of the optimiser's first group.
     """
 
@@ -48,6 +50,7 @@ class Context:
     lookahead: Callable[..., Tensor]
     sizes: tuple[int, ...] = ()
     preview: Callable[[Tensor], Tensor] = lambda gradient: _no_lookahead(gradient)
+    descent: Callable[[Tensor], Tensor] = lambda gradient: _no_lookahead(gradient)
     lr: float = 1.0
 
 
@@ -170,7 +173,8 @@ class Balancer(nn.Module, Registered):
         parts = jacobian.expand(self.batches, *jacobian.shape[-2:])
         ctx = self._by_hand(parts[-1], losses, seed, step, epoch)
         if lookahead is not None:
-            ctx = replace(ctx, lookahead=_ahead(lookahead, ctx.losses), preview=lambda g: -lr * g, lr=lr)
+            ahead = _ahead(lookahead, ctx.losses)
+            ctx = replace(ctx, lookahead=ahead, preview=lambda g: -lr * g, descent=lambda g: -lr * g, lr=lr)
         parts = loss_weights(self.combine_losses, ctx)[0][:, None] * parts
         if not self.due(ctx.step):
             return parts.mean(0).sum(0)

@@ -4,6 +4,8 @@ A rule on the labels of one task is one of
 
 - ``{"share": r}``, 0 < r <= 1: the first r of the images, in an order drawn for this task, keep their label;
 - ``{"count": K}``: the first K images that have one keep it;
+- ``{"count": K, "fold": [i, F]}``: of these K, those at the places i, i + F, i + 2F … are held out instead: the run is
+  scored on them, and on nothing else;
 - ``{"shuffled": True}``: every image gets the label of another image, always the same one.
 
 The order depends on the run's seed and the task alone: methods of one seed see the same labels, and those of a smaller
@@ -25,6 +27,40 @@ if TYPE_CHECKING:
 
 Rules = Mapping[str, Mapping[str, Any]]
 """Task -> rule."""
+
+HELD_OUT = "held_out"
+"""Name of the split of the examples that a rule with a fold leaves out."""
+
+
+def holds_out(rules: Rules) -> bool:
+    """Returns whether a rule leaves out some of its examples."""
+    return any("fold" in rule for rule in rules.values())
+
+
+class HeldOut:
+    """The examples that rules with a fold leave out, each with the label of the task whose rule it is.
+
+    Args:
+        samples: All training samples, without augmentation.
+        rules: Rules by task.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, samples: Samples, rules: Rules, seed: int):
+        folds = {task: rule for task, rule in rules.items() if "fold" in rule}
+        self.samples = samples
+        self.parts = {task: _split(samples, task, rule, seed)[1] for task, rule in folds.items()}
+        self.indices = sorted(set().union(*self.parts.values()))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns a sample with the labels of the tasks for which it is held out."""
+        place = self.indices[index]
+        sample = self.samples[place]
+        targets = {task: sample["targets"][task] for task, part in self.parts.items() if place in part}
+        return {**sample, "targets": targets}
 
 
 class ChangedLabels:
@@ -75,21 +111,29 @@ class ChangedLabels:
 
 def _kept(samples: Samples, task: str, rule: Mapping[str, Any], seed: int) -> set[int]:
     """Returns the indices of the images that keep their label."""
-    order = _order(len(samples), seed, task).tolist()
     if "share" in rule:
+        order = _order(len(samples), seed, task).tolist()
         return set(order[: max(1, round(rule["share"] * len(order)))])
-    found: set[int] = set()
+    return _split(samples, task, rule, seed)[0]
+
+
+def _split(samples: Samples, task: str, rule: Mapping[str, Any], seed: int) -> tuple[set[int], set[int]]:
+    """Returns the indices of the K images that keep their label, and of those of them that are held out."""
+    order = _order(len(samples), seed, task).tolist()
+    found: list[int] = []
     for index in order:
         if len(found) == rule["count"]:
             break
         if task in samples[index]["targets"]:
-            found.add(index)
+            found.append(index)
     if len(found) < rule["count"]:
         raise DataError(
             f"There must be as many labels as a study asks for. {task}: asked for {rule['count']}, found {len(found)} "
             f"in {len(order)} training images. Ask for fewer."
         )
-    return found
+    fold, folds = rule.get("fold", (0, 0))
+    held = set(found[fold::folds]) if folds else set()
+    return set(found) - held, held
 
 
 def _cycle(size: int, seed: int, task: str) -> np.ndarray:

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
 from mtlbench.data.contract import Sample, Samples
-from mtlbench.data.label_rules import ChangedLabels, Rules
+from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
 from mtlbench.errors import DataError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
@@ -267,9 +267,19 @@ class MTLDataModule(L.LightningDataModule):
         augmented = _Augmented(_Readable(samples, "train"), self.augment, self.seed)
         return DataLoader(augmented, batch_sampler=sampler, **self._loading())
 
+    def scored_split(self) -> str:
+        """Returns the split on which a run is scored: the last one, or the examples that its rule holds out."""
+        return HELD_OUT if holds_out(self.labels) else self.SPLITS[-1]
+
+    def scored_samples(self, split: str) -> Samples:
+        """Returns the samples of a split, or those that the run's rule on labels holds out."""
+        if split == HELD_OUT:
+            return HeldOut(_Viewed(self.samples("train"), self.view), self.labels, self.seed)
+        return self.samples(split)
+
     def eval_dataloader(self, split: str) -> DataLoader:
         """Returns this rank's share of a split: every sample exactly once over all ranks, none repeated."""
-        return self._share(self.samples(split), split)
+        return self._share(self.scored_samples(split), split)
 
     def fitting_dataloader(self) -> DataLoader:
         """Returns this rank's share of the training samples in order, with their labels, without augmentation."""

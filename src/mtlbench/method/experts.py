@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mtlbench.data import Batch
 from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.method.optimisers import set_apart
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.experts import mutual_information
+from mtlbench.networks.experts.mlp import STACKED_BIASES
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.routing_losses import RoutingWeights, StepStatistics, StepTables, routing_losses
 from mtlbench.networks.experts.vit import ExpertOptions
@@ -35,6 +37,13 @@ class ExpertMethod(MTLMethod):
     def build_network(self) -> MTLNetwork:
         """Returns the sparse network."""
         return ExpertNetwork(self.tasks, self.options, **self.spec.model)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of every method, with the stacked biases of experts exempt from weight decay."""
+        layers = cast(ExpertNetwork, self.network).layers.values()
+        # Stacked, the biases (E, d) have two dimensions, and the default takes them for matrices.
+        biases = [p for layer in layers for name, p in layer.experts.named_parameters() if name in STACKED_BIASES]
+        return set_apart(super().parameter_groups(), biases, weight_decay=0.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Runs tasks one by one if each needs its own backward pass, otherwise together."""

@@ -1,4 +1,4 @@
-"""What would happen, without it happening: moved parameters, and the change that an optimiser would make."""
+"""What would happen, without it happening: moved parameters, and the change that a step would make."""
 
 from __future__ import annotations
 
@@ -68,6 +68,22 @@ def change_by(optimiser: Optimizer, parameters: Sequence[nn.Parameter], gradient
     for parameter, part in zip(parameters, parts, strict=True):
         torch.sub(twins[id(parameter)].data, parameter.data, out=part)
     return change
+
+
+@torch.no_grad()
+def descent_by(optimiser: Optimizer, parameters: Sequence[nn.Parameter], gradient: Tensor) -> Tensor:
+    """Returns the change (P,) of plain gradient descent at the optimiser's present learning rates.
+
+    Momentum, decay and whatever else the optimiser does have no part in it.
+
+    Args:
+        optimiser: Its groups tell the rate of every parameter.
+        parameters: A part of its parameters; P numbers in all.
+        gradient: (P,) in their order.
+    """
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    parts = gradient.split([p.numel() for p in parameters])
+    return torch.cat([-rates[id(p)] * part for p, part in zip(parameters, parts, strict=True)])
 
 
 def _twin(optimiser: Optimizer, twins: dict[int, nn.Parameter]) -> Optimizer:

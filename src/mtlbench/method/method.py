@@ -18,7 +18,7 @@ from mtlbench.data import Batch
 from mtlbench.data.contract import streams
 from mtlbench.errors import DataError, MethodError
 from mtlbench.method import step
-from mtlbench.method.optimisers import build_optimiser, build_schedule
+from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
 from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
 from mtlbench.networks.base import MTLNetwork, Outputs
@@ -176,7 +176,11 @@ class MTLMethod(L.LightningModule, Registered):
 
     def configure_optimizers(self) -> Any:
         """Returns optimiser and schedule of the suite."""
-        optimiser = build_optimiser(self.parameter_groups(), self.spec.optimiser)
+        groups, config = self.parameter_groups(), self.spec.optimiser
+        factor = config.get("encoder_rate", 1.0)
+        if factor != 1:
+            groups = slowed(groups, self.network.encoder_parameters(), factor, config["lr"])
+        optimiser = build_optimiser(groups, config)
         schedule = build_schedule(optimiser, self.spec.optimiser, self.spec.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

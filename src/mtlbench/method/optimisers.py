@@ -49,6 +49,26 @@ def set_apart(
     return [*rest, {"params": parameters, **own}]
 
 
+def slowed(
+    groups: Sequence[Mapping[str, Any]], parameters: Iterable[nn.Parameter], factor: float, rate: float
+) -> list[dict[str, Any]]:
+    """Returns parameter groups in which some parameters have a share of the rate of the group that they were in.
+
+    Args:
+        groups: Of all parameters.
+        parameters: The slower ones; they follow in groups of their own, after all others.
+        factor: Their rate as a share of that of their group.
+        rate: Rate of groups without one of their own.
+    """
+    chosen = {id(p) for p in parameters}
+
+    def part(group: Mapping[str, Any], slow: bool) -> dict[str, Any]:
+        own = {"lr": factor * group.get("lr", rate)} if slow else {}
+        return {**group, "params": [p for p in group["params"] if (id(p) in chosen) == slow], **own}
+
+    return [part(group, slow) for slow in (False, True) for group in groups]
+
+
 def build_schedule(optimiser: Optimizer, config: Mapping[str, Any], steps: int) -> LambdaLR:
     """Returns linear warm-up followed by a constant rate, half a cosine, or (1 - step/steps) ** power."""
     name, warmup, power = config["schedule"], config["warmup"], config["power"]

@@ -24,7 +24,7 @@ from mtlbench.balancing.losses import ReducedLosses, reduce_losses
 from mtlbench.data import Batch
 from mtlbench.errors import DivergedError
 from mtlbench.method.forward import label_counts, loss_sums, scales, training_losses
-from mtlbench.method.lookahead import change_by, moved
+from mtlbench.method.lookahead import change_by, descent_by, moved
 from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
 from mtlbench.networks.base import MTLNetwork, Outputs
@@ -263,8 +263,18 @@ def _context(method: Trained, state: StepState, reduced: ReducedLosses) -> Conte
     def preview(gradient: Tensor) -> Tensor:
         return change_by(optimiser, surgery.shared, gradient)
 
-    epoch, lr = state.step // method.spec.steps_per_epoch, float(optimiser.param_groups[0]["lr"])
-    return Context(reduced.active, reduced.losses, state.step, epoch, generator, lookahead, surgery.sizes, preview, lr)
+    return Context(
+        reduced.active,
+        reduced.losses,
+        state.step,
+        state.step // method.spec.steps_per_epoch,
+        generator,
+        lookahead,
+        surgery.sizes,
+        preview,
+        descent=lambda gradient: descent_by(optimiser, surgery.shared, gradient),
+        lr=float(optimiser.param_groups[0]["lr"]),
+    )
 
 
 @torch.no_grad()

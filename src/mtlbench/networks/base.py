@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtlbench.networks.encoder import Encoder
+
 
 @dataclass
 class Outputs:
@@ -68,6 +70,10 @@ class MTLNetwork(nn.Module, ABC):
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the last layer that all tasks share; empty if there is no such layer."""
         return []
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the encoders, which pretrained weights may have set."""
+        return [p for module in self.modules() if isinstance(module, Encoder) for p in module.parameters()]
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Returns the trainable parameters that only this task reaches, in a fixed order."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,21 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@contextmanager
+def seeded(label: str, *more: str) -> Iterator[None]:
+    """Makes draws inside depend on the run's seed and a place in the network alone, and not on earlier draws.
+
+    Contexts nest: inside, `per_task` and further ones derive their seeds from this one.
+
+    Args:
+        label: Place in the network.
+        *more: Further parts of the place.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(label, torch.initial_seed(), *more))
+        yield
+
+
 def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]) -> nn.ModuleDict:
     """Builds one module per task, whose initial weights do not depend on the other tasks.
 
@@ -46,8 +62,7 @@ def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]
     modules = nn.ModuleDict()
     for name in names:
         # Each task has its own seed, so adding or removing a task changes no other task's weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(label, torch.initial_seed(), name))
+        with seeded(label, name):
             modules[name] = build(name)
     return modules
 

@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.networks.blocks import full_precision, per_task, resize
 from mtlbench.tasks import Task
+
+UPSAMPLING = ("bilinear", "learned")
+"""How predictions get from the neck's grid to pixels: by interpolation alone, or see `DenseHead`."""
 
 
 class ConvBlock(nn.Sequential):
@@ -33,6 +37,9 @@ class Neck(nn.Module):
     """Projects all maps, adds them at the finest scale and mixes them with a convolution. All tasks share it.
 
     If the finest grid is coarser than stride 4, the sum is upsampled by 2 before the convolution.
+
+    Attributes:
+        stride: Pixels between neighbouring positions of the result.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
@@ -45,6 +52,7 @@ class Neck(nn.Module):
         """
         super().__init__()
         self.refine = 2 if strides[0] > 4 else 1
+        self.stride = strides[0] // self.refine
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
         self.mix = ConvBlock(width, width)
 
@@ -63,17 +71,29 @@ class Neck(nn.Module):
 
 
 class DenseHead(nn.Sequential):
-    """Predicts values per pixel by a 3 x 3 convolution block, a 1 x 1 convolution and bilinear upsampling."""
+    """Predicts values per pixel by a 3 x 3 convolution block, a 1 x 1 convolution and upsampling.
 
-    def __init__(self, width: int, outputs: int, image_size: tuple[int, int]) -> None:
+    With a factor f, the last convolution predicts all f x f pixels that a position stands for, so that a boundary may
+    run through it. The rest of the way is bilinear.
+    """
+
+    def __init__(self, width: int, outputs: int, image_size: tuple[int, int], factor: int = 1) -> None:
         """Builds the head.
 
         Args:
             width: Channels of the neck.
             outputs: Channels to predict.
             image_size: Height and width of the prediction.
+            factor: Side of the square of pixels that the last convolution predicts at a position.
         """
-        super().__init__(ConvBlock(width, width), nn.Conv2d(width, outputs, 1))
+        last = nn.Conv2d(width, outputs * factor**2, 1)
+        super().__init__(ConvBlock(width, width), last)
+        if factor > 1:
+            # All pixels of a square start equal, as if the value of its position was repeated.
+            with torch.no_grad():
+                for values in last.parameters():
+                    values.copy_(values[:: factor**2].repeat_interleave(factor**2, 0))
+            self.append(nn.PixelShuffle(factor))
         self.image_size = image_size
 
     def forward(self, shared: Tensor) -> Tensor:
@@ -89,17 +109,33 @@ class VectorHead(nn.Linear):
         return full_precision(super().forward(shared.mean((2, 3))))
 
 
-def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int]) -> nn.ModuleDict:
+def head_factor(upsampling: str, neck: Neck) -> int:
+    """Returns the factor of `DenseHead` for a suite's ``model.upsampling``.
+
+    Args:
+        upsampling: A key of `UPSAMPLING`.
+        neck: The neck in front of the heads.
+
+    Raises:
+        SuiteError: The name is unknown.
+    """
+    if upsampling not in UPSAMPLING:
+        raise SuiteError(unknown_name("upsampling", upsampling, UPSAMPLING))
+    return neck.stride if upsampling == "learned" else 1
+
+
+def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int], factor: int = 1) -> nn.ModuleDict:
     """Returns one head per task. Initial weights of a head do not depend on the other tasks.
 
     Args:
         tasks: Tasks by name.
         width: Channels of the neck.
         image_size: Height and width of dense predictions.
+        factor: See `DenseHead`.
     """
 
     def build(name: str) -> nn.Module:
         task = tasks[name]
-        return DenseHead(width, task.channels, image_size) if task.dense else VectorHead(width, task.channels)
+        return DenseHead(width, task.channels, image_size, factor) if task.dense else VectorHead(width, task.channels)
 
     return per_task("head", tasks, build)

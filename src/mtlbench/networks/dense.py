@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import Neck, build_heads
+from mtlbench.networks.decoder import Neck, build_heads, head_factor
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.tasks import Task
 
@@ -25,6 +25,7 @@ class DenseNetwork(MTLNetwork):
         encoder_options: Mapping[str, Any] | None = None,
         weights: str | None = None,
         decoder_channels: int = 64,
+        upsampling: str = "bilinear",
     ) -> None:
         """Builds the network; the arguments are the keys of a suite's ``model`` section.
 
@@ -33,8 +34,9 @@ class DenseNetwork(MTLNetwork):
             image_size: Height and width of images in pixels.
             encoder: timm's name.
             encoder_options: Further arguments of ``timm.create_model``.
-            weights: None (random), ``"timm"`` or a path to a checkpoint.
+            weights: None (random), ``"timm"``, ``"mtlbench:<name>"`` or a path; see `build_encoder`.
             decoder_channels: Channels of neck and heads.
+            upsampling: ``"bilinear"``, or ``"learned"`` for heads that predict every pixel of the neck's grid.
 
         Raises:
             SuiteError: See `build_encoder`.
@@ -43,7 +45,8 @@ class DenseNetwork(MTLNetwork):
         height, width = image_size
         self.encoder = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
         self.neck = Neck(self.encoder.channels, self.encoder.strides, decoder_channels)
-        self.heads = build_heads(tasks, decoder_channels, (height, width))
+        factor = head_factor(upsampling, self.neck)
+        self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
 
     def shared_map(self, image: Tensor) -> Tensor:
         """Returns the map that all heads read: (B, decoder_channels, h, w).

@@ -16,10 +16,17 @@ from timm.layers import Format
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
-from mtlbench.errors import DataError, SuiteError
+from mtlbench.errors import DataError, SuiteError, unknown_name
+from mtlbench.networks.stem_vit import StemFeatures
 
 MAPS = 4
 """Largest number of feature maps that an encoder returns."""
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""Folder of the weights that the package ships."""
+
+SHIPPED = "mtlbench:"
+"""How a suite's ``weights`` begins if the package ships them."""
 
 RESERVED = (
     "features_only", "img_size", "in_chans", "num_classes", "out_indices", "pretrained",
@@ -55,7 +62,8 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.trunk = trunk
-        self.strides: list[int] = list(trunk.feature_info.reduction())
+        stem = isinstance(trunk, StemFeatures)
+        self.strides: list[int] = trunk.strides if stem else list(trunk.feature_info.reduction())
         patch = self.strides[0]
         if len(set(self.strides)) == 1 and any(side % patch for side in image_size):
             # timm would silently drop the last pixels, and predictions would be stretched.
@@ -96,6 +104,18 @@ class Encoder(nn.Module):
             )
         return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
 
+    def embed(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns a vision transformer's tokens before its first block, and the maps so far: those of a stem, if any.
+
+        Args:
+            image: (B, 3, H, W) float, normalised.
+        """
+        if isinstance(self.trunk, StemFeatures):
+            tokens, fine = self.trunk.embed(image)
+            return tokens, [fine]
+        model = self.trunk.model
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image)))), []
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Returns feature maps, each (B, channels[i], ~H / strides[i], ~W / strides[i]).
 
@@ -114,8 +134,9 @@ def build_encoder(
     Args:
         name: timm's name, with or without a tag: ``"resnet18"``, ``"vit_tiny_patch16_224"``.
         image_size: Height and width in pixels; given to networks that need it (most transformers).
-        weights: None (random), ``"timm"`` (pretrained, downloaded once) or a path to a checkpoint in a format that
-            timm reads for this network (.safetensors, .pth).
+        weights: None (random), ``"timm"`` (pretrained, downloaded once), ``"mtlbench:<name>"`` (a file that this
+            package ships, see `shipped`), or a path to a checkpoint in a format that timm reads for this network
+            (.safetensors, .pth).
         options: Further keyword arguments of ``timm.create_model``, for example ``{"depth": 4}``.
 
     Raises:
@@ -136,7 +157,7 @@ def build_encoder(
         with _as_suite_error(f"{hint}them on another machine and set `weights` to the file's path"):
             trunk = timm.create_model(name, features_only=True, pretrained=True, **arguments)
     elif weights is not None:
-        trunk = _from_file(name, Path(weights), arguments)
+        trunk = _from_file(name, _file(weights), arguments)
     with _as_suite_error(f"Encoder {name!r} does not take images of {size}. Choose another `image_size`"):
         return Encoder(trunk, image_size)
 
@@ -203,7 +224,7 @@ def weights_identity(name: str, weights: str | None) -> str:
         if not config.has_weights:
             raise SuiteError(f"timm has no pretrained weights for {name!r}. Use `weights: null` or a local file.")
         return f"timm:{config.tag or 'default'}"
-    with _existing(Path(weights)).open("rb") as file:
+    with _file(weights).open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
@@ -222,7 +243,8 @@ def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
         trunk: Any = timm.create_model(name, features_only=True, out_indices=1, **arguments)
     strides = [stage["reduction"] for stage in trunk.feature_info.info]
     if len(set(strides)) == 1:
-        count = min(MAPS, len(strides))
+        # The map of a stem comes before those of the blocks.
+        count = min(MAPS - isinstance(trunk, StemFeatures), len(strides))
         return [len(strides) * (i + 1) // count - 1 for i in range(count)]
     coarse = [i for i, stride in enumerate(strides) if stride >= 4]
     return coarse[-MAPS:]
@@ -248,7 +270,6 @@ def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tupl
 
 def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
     """Builds the network with the weights of a local file and checks that the file holds all of them."""
-    _existing(path)
     with _as_suite_error(f"{path} is not a checkpoint of tensors only. Save a state dict"):
         state = load_state_dict(str(path), weights_only=True)
 
@@ -282,9 +303,24 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3])
 
 
-def _existing(path: Path) -> Path:
+def shipped() -> dict[str, Path]:
+    """Returns the pretrained weights that the package ships, by name; a suite names them as ``mtlbench:<name>``."""
+    return {path.stem: path for path in sorted(PRETRAINED.glob("*.safetensors"))}
+
+
+def _file(weights: str) -> Path:
+    """Returns the file that a suite's ``weights`` names."""
+    if weights.startswith(SHIPPED):
+        name, found = weights.removeprefix(SHIPPED), shipped()
+        if name not in found:
+            raise SuiteError(unknown_name("pretrained encoder of mtlbench", name, found))
+        return found[name]
+    path = Path(weights)
     if not path.is_file():
-        raise SuiteError(f"`weights` must be null, 'timm' or the path of an existing file. Found {str(path)!r}.")
+        raise SuiteError(
+            "`weights` must be null, 'timm', 'mtlbench:<name>' or the path of an existing file. "
+            f"Found {str(path)!r}. mtlbench ships {', '.join(shipped())}."
+        )
     return path
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtlbench.errors import SuiteError
 from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.stem_vit import StemFeatures
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Stages:
 
     Attributes:
         blocks: The modules of each stage in order. A CNN's stem belongs to its first stage, and a transformer's patch
-            embedding to `start`. A stage that is not a plain sequence (Swin, ConvNeXt) counts as one block.
+            embedding to `start`. A stage that is not a plain sequence (Swin, ConvNeXt) counts as one block. Of
+            `stem_vit_tiny`, the stem down to its map is the first stage.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -60,7 +62,11 @@ class Stages:
         trunk: Any = encoder.trunk
         self.encoder = encoder
         self.plain = _is_plain_vit(trunk)
-        if self.plain:
+        self.stem = isinstance(trunk, StemFeatures)
+        if self.stem:
+            stem, blocks = list(trunk.model.patch_embed.to_fine), list(trunk.model.blocks)
+            layers, ends = [*stem, *blocks], [len(stem) - 1, *(len(stem) + i for i in trunk.out_indices)]
+        elif self.plain:
             layers, ends = list(trunk.model.blocks), list(trunk.out_indices)
         else:
             layers, ends = _layers(trunk)
@@ -94,7 +100,11 @@ class Stages:
         """
         # A map is the interface between stages, so each kind of encoder converts from and to its own layout.
         blocks = self.blocks[stage][part]
-        if self.plain:
+        if self.stem and stage == 0:
+            return State(_through(blocks, state.map))
+        if self.stem and blocks and blocks[0] is self.blocks[1][0]:
+            return self._leave_stem(blocks, state.map)
+        if self.plain or self.stem:
             tokens = _through(blocks, _to_tokens(state))
             return _from_tokens(tokens, self.encoder.trunk.model.num_prefix_tokens, state.map.shape[-2:])
         if not self.encoder.channels_last or not blocks:
@@ -103,12 +113,17 @@ class Stages:
         x = state.map if is_image else state.map.permute(0, 2, 3, 1)
         return State(_through(blocks, x).permute(0, 3, 1, 2))
 
+    def _leave_stem(self, blocks: list[nn.Module], fine: Tensor) -> State:
+        """Returns the state after a stem's map has become tokens and these have gone through blocks."""
+        trunk: Any = self.encoder.trunk
+        return _from_tokens(_through(blocks, trunk.tokens(fine)), 0, trunk.model.patch_embed.grid_size)
+
 
 def _is_plain_vit(trunk: Any) -> bool:
     # Related networks (EVA, BEiT, Hiera) have their own forward pass, which hands more than tokens to each block.
     model = getattr(trunk, "model", None)
     plain = getattr(type(model), "forward_intermediates", None) is VisionTransformer.forward_intermediates
-    return plain and not trunk.norm
+    return plain and not trunk.norm and not isinstance(trunk, StemFeatures)
 
 
 def _layers(trunk: Any) -> tuple[list[nn.Module], list[int]]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtlbench.errors import MethodError
+from mtlbench.errors import MethodError, SuiteError
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import conv, per_task
 from mtlbench.networks.decoder import build_heads
@@ -60,6 +60,7 @@ class ExchangeNetwork(MTLNetwork):
         encoder_options: Mapping[str, Any] | None = None,
         weights: str | None = None,
         decoder_channels: int = 64,
+        upsampling: str = "bilinear",
     ) -> None:
         """Builds the network.
 
@@ -70,16 +71,22 @@ class ExchangeNetwork(MTLNetwork):
             image_size: Height and width of images in pixels.
             encoder: timm's name.
             encoder_options: Further arguments of ``timm.create_model``.
-            weights: None (random), ``"timm"`` or a path to a checkpoint.
+            weights: None (random), ``"timm"``, ``"mtlbench:<name>"`` or a path; see `build_encoder`.
             decoder_channels: Channels of a task's features.
+            upsampling: Must be ``"bilinear"``.
 
         Raises:
-            SuiteError: See `build_encoder`.
+            SuiteError: See `build_encoder`; or ``upsampling`` is another.
             MethodError: ``auxiliary`` is negative.
         """
         super().__init__()
         if not auxiliary >= 0:
             raise MethodError(f"auxiliary, the weight of intermediate predictions, must be >= 0. Found {auxiliary}.")
+        if upsampling != "bilinear":
+            raise SuiteError(
+                "Decoders that exchange features upsample bilinearly. Found model.upsampling: "
+                f"{upsampling}. Add `model: {{upsampling: bilinear}}` to this method's entry."
+            )
         height, width = image_size
         size = (height, width)
         self.auxiliary = auxiliary

@@ -119,6 +119,11 @@ def _plan_record(value: Any) -> bool:
     return mapping(value) and (value.get("kind") != "grouping" or _GROUPING(value))
 
 
+_SCENARIO = record(
+    {"text": text, "columns": listed(text)},
+    {"target": text, "base": text, "ignored": lambda value: text(value) or listed(text)(value), "alone": text,
+     "difference": text},
+)  # fmt: skip
 ROW = record(
     {"label": text, "seed": whole, "runs": listed(run), "serving": named(run)},
     {"method": text, "condition": text, "error": text, "stages": listed(listed(run)), "record": _plan_record},
@@ -129,7 +134,7 @@ STUDY = record(
      "seeds": listed(whole), "confirm": listed(whole), "tasks": named(_TASK), "named": listed(text),
      "encoders": listed(text), "key": text,
      "removed": listed(record({"task": text, "reason": text})), "run_tasks": named(listed(text)),
-     "scenario": record({"text": text, "columns": listed(text)}, {"target": text, "base": text, "ignored": text})},
+     "scenario": _SCENARIO},
 )  # fmt: skip
 """``study.json``."""
 

@@ -27,7 +27,7 @@ class RunSpec:
         model: Section ``model`` of the suite and the identity of pretrained weights.
         optimiser: Section ``optimiser`` of the suite.
         trainer: What changes the result: steps, effective batch, precision, clipping, evaluation.
-        start: The run whose weights it starts from: ``run``, ``hash``, ``related`` and ``freeze``, see
+        start: The run whose weights it starts from: ``run``, ``hash``, ``related``, ``freeze`` and ``draw``, see
             `mtlbench.training.warm_start`. None for fresh weights; part of the identity only if set.
         sources: Finished runs whose networks the method reads while it trains, by role: ``run`` and ``hash``. Part
             of the identity only if set.

@@ -28,6 +28,7 @@ from mtlbench.study.scenarios import Scenario
 from mtlbench.study.search import search_of
 from mtlbench.study.validation import Examined, Place, examine
 from mtlbench.suite import ModelSection, Suite
+from mtlbench.suite.schema import YOUNGER, OptimiserSection
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
                 "fingerprint": data.fingerprint(),
             }
         ),
-        "optimiser": asdict(suite.optimiser),
+        "optimiser": _used(asdict(suite.optimiser), OptimiserSection()),
         "trainer": {
             **{key: value for key, value in trainer.items() if key not in (*own, "budget")},
             "selection": suite.selection,
@@ -229,11 +230,16 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
     }
 
 
+def _used(section: dict[str, Any], defaults: Any) -> dict[str, Any]:
+    """Returns a section without those keys that are younger than stored runs and have no effect at their default."""
+    return {key: value for key, value in section.items() if key not in YOUNGER or value != getattr(defaults, key)}
+
+
 def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
     """Returns the parts of a run with its model. The content of the weights is identity; their path is local."""
     from mtlbench.networks.encoder import weights_identity
 
-    identity = {**asdict(model), "weights": weights_identity(model.encoder, model.weights)}
+    identity = {**_used(asdict(model), ModelSection()), "weights": weights_identity(model.encoder, model.weights)}
     return {**shared, "model": _plain(identity), "local": {**shared["local"], "weights": model.weights}}
 
 

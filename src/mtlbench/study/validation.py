@@ -298,6 +298,7 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
     from mtlbench.balancing.gradients.update import WAYS
     from mtlbench.data import check_division
     from mtlbench.method.optimisers import OPTIMISERS, SCHEDULES
+    from mtlbench.networks.decoder import UPSAMPLING
     from mtlbench.networks.encoder import check_options, encoder_exists
 
     trainer, optimiser = suite.trainer, suite.optimiser
@@ -315,6 +316,7 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         "trainer.budget": budget_is_known,
         "model.encoder": lambda: encoder_exists(suite.model.encoder),
         "model.encoder_options": lambda: check_options(suite.model.encoder, suite.model.encoder_options),
+        "model.upsampling": lambda: _known("upsampling", suite.model.upsampling, UPSAMPLING),
         "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
         "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),
         "trainer.surgery": lambda: _known("way of surgery", trainer.surgery, WAYS),

@@ -11,6 +11,9 @@ from omegaconf import MISSING
 
 FORMAT = 1
 
+YOUNGER = ("upsampling", "encoder_rate")
+"""Keys that came after runs had been stored. They are part of a run's identity only where they are not the default."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -61,18 +64,25 @@ class TaskSection:
 
 @dataclass
 class ModelSection:
-    """The network: any timm encoder, pretrained weights (``timm``, a file, or null), decoder width."""
+    """The network: any timm encoder, pretrained weights (``timm``, ``mtlbench:<name>``, a file, or null), decoder.
+
+    ``upsampling``: how dense predictions get to the size of the image, ``bilinear`` or ``learned``.
+    """
 
     encoder: str = "resnet18"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     decoder_channels: int = ranged(64, Range(1, 65536))
     image_size: list[int] = ranged(MISSING, Range(1, 16384))
+    upsampling: str = "bilinear"
 
 
 @dataclass
 class OptimiserSection:
-    """Optimiser and schedule; rates per optimiser step."""
+    """Optimiser and schedule; rates per optimiser step.
+
+    ``encoder_rate``: learning rate of the encoder as a share of ``lr``, for pretrained weights. Experts keep ``lr``.
+    """
 
     name: str = "adamw"
     lr: float = ranged(1e-3, Range(0, above=True))
@@ -81,6 +91,7 @@ class OptimiserSection:
     schedule: str = "cosine"
     warmup: int = ranged(0, PERIOD)
     power: float = ranged(0.9, Range(0))
+    encoder_rate: float = ranged(1.0, Range(0))
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mtlbench.data import MTLDataModule
+from mtlbench.data.label_rules import HELD_OUT
 from mtlbench.method import MTLMethod
 from mtlbench.runs import keys
 from mtlbench.runs.spec import RunSpec
@@ -32,11 +33,13 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     """
     if spec.trainer["selection"] == "best":
         _restore_best(method, folder)
-    split = data.SPLITS[-1]
+    split = data.scored_split()
     scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
     end.write({"step": end.step, **keys.flat(scores, split)})
-    # A plan may choose by these: the reported split must stay unseen until its choice is made.
-    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if split != "val" else None
+    # A plan may choose by these: the reported split must stay unseen until its choice is made. A run that holds out
+    # some of its few examples is there for such a choice, and sees no other labels.
+    validated = split not in ("val", HELD_OUT)
+    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if validated else None
     weights = method.state_dict()
     cost = {
         **end.clock.summary(),
@@ -51,7 +54,7 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     checkpoint.save({"step": end.step, "state_dict": weights}, folder.path / checkpoint.FINAL)
     summary = method.summary()
     write_json(folder.path / SUMMARY, summary)
-    images = {name: len(data.samples(name)) for name in ("train", split)}
+    images = {name: len(data.scored_samples(name)) for name in ("train", split)}
     measured = _measured(method, end, scores, validation, weights, cost)
     files = (checkpoint.FINAL, SUMMARY, EXAMPLES)
     result = {**identified(spec), "split": split, "images": images, **measured}

@@ -88,7 +88,7 @@ def _build_method(spec: RunSpec) -> MTLMethod:
 
 def _metrics(spec: RunSpec, folder: RunFolder, data: MTLDataModule, step: int) -> MetricsFile:
     """Open the run's metrics as they were at a step; a finished training that is scored again drops its old scores."""
-    again = f"{data.SPLITS[-1]}/" if step == spec.trainer["steps"] else None
+    again = f"{data.scored_split()}/" if step == spec.trainer["steps"] else None
     return MetricsFile(folder.path / "metrics.jsonl", step, again)
 
 

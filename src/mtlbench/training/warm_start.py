@@ -3,7 +3,8 @@
 A run may start from the weights of another one. A new task's gates may start from those of a related task.
 
 ``RunSpec.start`` holds ``run`` (id, in the same store), ``hash`` (of its specification), ``related`` (a task of that
-run, or None) and ``freeze`` (whether routers stay as they are).
+run, or None), ``freeze`` (whether routers stay as they are) and, from the second on, ``draw`` (which draw of the new
+tasks' modules; 0, the first, is the one that every run with that seed has).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mtlbench.method import MTLMethod
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
+from mtlbench.seeding import seed_of
 from mtlbench.training import checkpoint
 
 NETWORK = "network."
@@ -53,8 +55,11 @@ def begin(method: MTLMethod, spec: RunSpec, root: Path, build: Callable[[RunSpec
         gates = _names(both, [both.task_modules(task)[1:] for task in new])
         for task in new:
             both.inherit(task, start["related"])
-    known = {name: value for name, value in both.state_dict().items() if name in weights or name in gates}
     network = method.network
+    if draw := start.get("draw", 0):
+        other = build(replace(spec, seed=seed_of("draw", spec.seed, draw), start=None)).network
+        _copy_new(other, network, new)
+    known = {name: value for name, value in both.state_dict().items() if name in weights or name in gates}
     _copy(known, network, allowed=_names(network, [network.task_modules(task) for task in new]))
     if start.get("freeze"):
         for router in network.routers:
@@ -125,6 +130,16 @@ def _copy(values: Mapping[str, Tensor], network: nn.Module, *, allowed: set[str]
         )
     for name in fit:
         own[name].copy_(values[name])
+
+
+@torch.no_grad()
+def _copy_new(source: MTLNetwork, network: MTLNetwork, tasks: Iterable[str]) -> None:
+    """Copies the modules of new tasks, which are fresh in both networks."""
+    values = source.state_dict()
+    fresh = _names(network, [network.task_modules(task) for task in tasks])
+    for name, value in network.state_dict().items():
+        if name in fresh:
+            value.copy_(values[name])
 
 
 def _names(network: nn.Module, groups: Iterable[Iterable[nn.Module]]) -> set[str]:

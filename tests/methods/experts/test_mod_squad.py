@@ -64,3 +64,14 @@ def test_absent_tasks_do_not_follow_the_loss():
     found["mutual_information"].backward()
     for router in method.network.routers:
         assert router.matrices["depth"].weight.grad.any() and not router.matrices["kind"].weight.grad.any()
+
+
+def test_weight_decay_spares_the_stacked_biases_of_experts():
+    method = build(ModSquad, experts=4, top_k=2)
+    decays = {id(p): group.get("weight_decay") for group in method.parameter_groups() for p in group["params"]}
+    names = dict(method.network.named_parameters())
+    assert set(decays) == {id(p) for p in names.values() if p.requires_grad}
+    biases = [p for name, p in names.items() if name.endswith(("experts.bias1", "experts.bias2"))]
+    assert biases and all(p.ndim == 2 and decays[id(p)] == 0.0 for p in biases)
+    weights = [p for name, p in names.items() if name.endswith(("experts.weight1", "experts.query"))]
+    assert weights and all(decays[id(p)] is None for p in weights)

@@ -34,7 +34,7 @@ def step(method, targets, active=None, lr=0.1):
         return found[[ctx.active.index(i) for i in tasks]]
 
     ctx = context(losses(0), active=active, lookahead=lookahead)
-    ctx = replace(ctx, preview=lambda gradient: -lr * gradient[: targets.shape[1]])
+    ctx = replace(ctx, descent=lambda gradient: -lr * gradient[: targets.shape[1]])
     # Columns behind the parameters, which no loss reads, tell the weights.
     marked = torch.cat([-targets, torch.eye(len(targets)).double()], 1)
     return method.combine_gradients(marked, ctx)[targets.shape[1] :], asked
@@ -102,7 +102,7 @@ def test_a_loss_below_zero_gains_by_falling():
     before = rows(-2.0, 1.0)
     answers = iter([before[:1], rows(-3.0), rows(-1.0)])
     ctx = context(before, lookahead=lambda change, tasks=None: next(answers))
-    found = made("a", "b", main="a").combine_gradients(torch.eye(2).double(), replace(ctx, preview=lambda g: -g))
+    found = made("a", "b", main="a").combine_gradients(torch.eye(2).double(), replace(ctx, descent=lambda g: -g))
     assert_close(found, rows(2.0, 0.0))
 
 
@@ -131,7 +131,7 @@ def test_a_loss_that_cannot_be_compared_gains_nothing():
     assert_close(step(made(main="a"), TARGETS, lr=float("inf"))[0], rows(1.0, 1.0, 1.0))
     answers = iter([rows(0.0), rows(-1.0), rows(0.0)])  # from 0 to below 0: infinitely much gained
     ctx = context(rows(0.0, 1.0), lookahead=lambda change, tasks=None: next(answers))
-    found = made("a", "b", main="a").combine_gradients(torch.eye(2).double(), replace(ctx, preview=lambda g: -g))
+    found = made("a", "b", main="a").combine_gradients(torch.eye(2).double(), replace(ctx, descent=lambda g: -g))
     assert_close(found, rows(2.0, 0.0))
 
 
@@ -152,7 +152,10 @@ def test_the_summary_has_mean_weights_over_the_steps_with_a_label():
     method = made(main="a")
     step(method, TARGETS)
     step(method, TARGETS[:2], active=(1, 2))
-    assert method.summary() == {"main": "a", "weights": {"a": 3.0, "b": 0.5, "c": 0.5}}
+    found = method.summary()
+    assert (found["main"], found["weights"]) == ("a", {"a": 3.0, "b": 0.5, "c": 0.5})
+    assert found["probes"] == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert found["affinity"][0] == pytest.approx([0.19, -0.01, -0.21]) and found["affinity"][1] == [None] * 3
 
 
 @pytest.mark.parametrize("main", ["far", "all"])

@@ -90,7 +90,7 @@ def watched(rule, losses, after, active=None, lr=0.5):
         return losses if change is None else after
 
     ctx = context(losses, active=active, lookahead=lookahead)
-    rule.combine_gradients(torch.eye(len(losses)).double(), replace(ctx, preview=lambda g: -lr * g, lr=lr))
+    rule.combine_gradients(torch.eye(len(losses)).double(), replace(ctx, descent=lambda g: -lr * g, lr=lr))
     return asked
 
 
@@ -144,6 +144,7 @@ class Plain(Tiny):
     """The sum; every third step, copies of network and optimiser take the step of every task and are looked at."""
 
     found: dict = {}
+    stepping: str = ""
 
     def backward(self, loss):
         if self._state.step % 3 == 0:
@@ -153,6 +154,8 @@ class Plain(Tiny):
                 shared = self.surgery.shared
                 gradient = torch.autograd.grad(self._state.rows[i], shared, retain_graph=True)
                 network, twin = copy.deepcopy((self.network, optimiser))
+                if Plain.stepping == "gradient":
+                    twin = torch.optim.SGD([{"params": g["params"], "lr": g["lr"]} for g in twin.param_groups])
                 for p in network.parameters():
                     p.grad = None
                 for p, value in zip(network.shared_parameters(list(self.tasks)), gradient, strict=True):
@@ -172,16 +175,19 @@ class Plain(Tiny):
         return reduce_losses(sums, label_counts(self.tasks, batch), scales(self.tasks)).means()
 
 
-@pytest.mark.parametrize(("optimiser", "norm"), [("sgd", "batch"), ("adamw", "group")])
-def test_a_run_against_copies_that_really_step(optimiser, norm, tmp_path):
-    """Momentum takes part, BatchNorm keeps its statistics, absent tasks have fewer values."""
-    Plain.found = {}
+@pytest.mark.parametrize(
+    ("preview", "optimiser", "norm"),
+    [("optimiser", "sgd", "batch"), ("optimiser", "adamw", "group"), ("gradient", "adamw", "group")],
+)
+def test_a_run_against_copies_that_really_step(preview, optimiser, norm, tmp_path):
+    """Momentum takes part if asked for, BatchNorm keeps its statistics, absent tasks have fewer values."""
+    Plain.found, Plain.stepping = {}, preview
     options = {"steps": 13, "clip": 0.0}
     specs = [
         toy_spec("tests.methods.probes.test_inter_task_affinity:Plain", arguments={"norm": norm}, **options),
         toy_spec("tests.support.step_parts:Tiny", arguments={"norm": norm}, balancer="inter_task_affinity", **options),
     ]
-    specs[1].method["balancer"]["arguments"] = {"every": 3, "per_lr": True}
+    specs[1].method["balancer"]["arguments"] = {"every": 3, "per_lr": True, "preview": preview}
     changes = {"name": optimiser, "schedule": "cosine", "weight_decay": 0.01}
     specs = [replace(spec, optimiser={**spec.optimiser, **changes}) for spec in specs]
     plain, measured = (trained(spec, str(tmp_path)) for spec in specs)

@@ -59,6 +59,7 @@ class ModSquad(ExpertMethod):
         ['depth', 'normals']
     """
 
+    VERSION: ClassVar[int] = 3
     TAXONOMY = "architectures/conditional"
     SEARCH: ClassVar[dict[str, Any]] = {"mutual_information": [0.0005, 0.001, 0.003, 0.005, 0.01, 0.03]}
 

@@ -43,6 +43,7 @@ class MoE(ExpertMethod):
         ['depth', 'normals']
     """
 
+    VERSION: ClassVar[int] = 3
     TAXONOMY = "architectures/conditional"
     SEARCH: ClassVar[dict[str, Any]] = {"balance": [0.001, 0.003, 0.01, 0.03, 0.1]}
 

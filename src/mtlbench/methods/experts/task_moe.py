@@ -50,7 +50,7 @@ class TaskMoE(ExpertMethod):
     """
 
     TAXONOMY = "architectures/conditional"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 4
     SEARCH: ClassVar[dict[str, Any]] = {"balance": [0.001, 0.003, 0.01, 0.03, 0.1]}
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mtlbench.balancing.rules.probe import checked_preview
 from mtlbench.grouping import Grouping
 from mtlbench.grouping.method import GroupingMethod
 from mtlbench.method import MethodSpec
@@ -24,6 +25,8 @@ class TAG(GroupingMethod):
         networks: Largest number of networks, at least 1.
         train: Method or balancer that trains a group.
         every: Optimiser steps between two measurements, at least 1; the paper's code has 10.
+        preview: The step whose effect is measured: ``"gradient"``, the paper's plain one, or ``"optimiser"``, that of
+            the run's optimiser.
 
     Differences from the official code: the search over groups is exact for any b (dynamic programming over sets of
     tasks instead of enumeration); see `inter_task_affinity` for the measurement.
@@ -36,12 +39,15 @@ class TAG(GroupingMethod):
         (('a', 'b'), ('a', 'c'))
     """
 
+    VERSION = 2  # 2: the paper's plain step is the default.
     TAXONOMY = "relationships/grouping"
 
-    def __init__(self, spec: MethodSpec, *, every: int = 10, **common: Any):
+    def __init__(self, spec: MethodSpec, *, every: int = 10, preview: str = "gradient", **common: Any):
+        checked_preview("tag", preview)
         super().__init__(spec, **common)
 
     @classmethod
     def choose(cls, grouping: Grouping, arguments: Mapping[str, Any]) -> Plan:
         """Chooses by the effect of steps on one task on the losses of the others."""
-        return grouping.by_affinity("inter_task_affinity", "TAG inter-task affinity", every=arguments["every"])
+        probe = {name: arguments[name] for name in ("every", "preview")}
+        return grouping.by_affinity("inter_task_affinity", "TAG inter-task affinity", **probe)

@@ -15,12 +15,15 @@ from mtlbench.networks.experts.routing import Routing
 INITS = ("random", "split", "copy")
 """Initialisations of MLP experts; see `ExpertMlp.upcycle`."""
 
+STACKED_BIASES = ("bias1", "bias2")
+"""Names of the biases of all experts, (E, d) each."""
+
 
 class ExpertMlp(nn.Module):
     """E two-layer MLPs of width h, of which each token uses k. No token is dropped.
 
     The weights are stacked, so an expert without tokens has a zero gradient instead of None. Weight decay still shrinks
-    it, including its biases: an optimiser that exempts vectors sees matrices here.
+    its matrices; `ExpertMethod` exempts the biases, which an optimiser would take for matrices.
     """
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:

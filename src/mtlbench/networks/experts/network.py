@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import Neck, build_heads
+from mtlbench.networks.decoder import Neck, build_heads, head_factor
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
@@ -44,6 +44,7 @@ class ExpertNetwork(MTLNetwork):
         encoder_options: Mapping[str, Any] | None = None,
         weights: str | None = None,
         decoder_channels: int = 64,
+        upsampling: str = "bilinear",
     ) -> None:
         """Builds the network.
 
@@ -53,8 +54,9 @@ class ExpertNetwork(MTLNetwork):
             image_size: Height and width of images in pixels.
             encoder: timm's name of a plain vision transformer.
             encoder_options: Further arguments of ``timm.create_model``.
-            weights: None (random), ``"timm"`` or a path to a checkpoint.
+            weights: None (random), ``"timm"``, ``"mtlbench:<name>"`` or a path; see `build_encoder`.
             decoder_channels: Channels of neck and heads.
+            upsampling: ``"bilinear"``, or ``"learned"`` for heads that predict every pixel of the neck's grid.
 
         Raises:
             SuiteError: The encoder is not a plain vision transformer, or cannot be built.
@@ -63,9 +65,12 @@ class ExpertNetwork(MTLNetwork):
         super().__init__()
         height, width = image_size
         made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
+        # The neck is drawn right after the encoder, as in `DenseNetwork`: both start from its weights.
+        neck = Neck(made.channels, made.strides, decoder_channels)
         self.encoder = ExpertViT(made, list(tasks), options)
-        self.neck = Neck(made.channels, made.strides, decoder_channels)
-        self.heads = build_heads(tasks, decoder_channels, (height, width))
+        self.neck = neck
+        factor = head_factor(upsampling, neck)
+        self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
         self.separate = False
 
     @property
@@ -107,6 +112,11 @@ class ExpertNetwork(MTLNetwork):
         embeddings: Any = self.encoder.embeddings
         own = [embeddings[task]] if task in embeddings else []
         return [self.heads[task], *own, *(module for router in self.routers for module in router.owned(task))]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the encoder without its sparse layers, whose routers are new."""
+        sparse = {id(p) for layer in self.layers.values() for p in layer.parameters()}
+        return [p for p in super().encoder_parameters() if id(p) not in sparse]
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the neck's last block."""

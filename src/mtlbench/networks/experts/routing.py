@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlbench.errors import MethodError, unknown_name
+from mtlbench.networks.blocks import per_task, seeded
 
 GATES = ("agnostic", "task", "token_task", "description", "per_task")
 """Inputs of a router, by name; see `TaskRouter`."""
@@ -122,16 +123,20 @@ class TaskRouter(nn.Module):
             raise MethodError(f"The noise of a router must be >= 0. Found {noise}. Use 0 for none.")
         self.experts, self.top_k, self.noise = experts, top_k, noise
         self.renormalise = top_k > 1 if renormalise is None else renormalise
-        self.token = None if gate in ("task", "per_task") else _matrix(width, experts)
+        with seeded("router token"):
+            self.token = None if gate in ("task", "per_task") else _matrix(width, experts)
         # W [x; e_t] equals W_token x + W_task e_t, so the two parts are stored as separate matrices. The second term is
         # then computed once per task instead of once per token.
-        self.task = _matrix(width, experts) if gate in ("task", "token_task", "description") else None
+        with seeded("router task"):
+            self.task = _matrix(width, experts) if gate in ("task", "token_task", "description") else None
         known = _descriptions(tasks, descriptions) if gate == "description" else {}
         self.descriptions = nn.ModuleDict(known)
-        self.encode = _description_mlp(known, width)
+        with seeded("router description"):
+            self.encode = _description_mlp(known, width)
         learned = tasks if gate in ("task", "token_task") else ()
-        self.embeddings = nn.ModuleDict({t: TaskEmbedding(width) for t in learned})
-        self.matrices = nn.ModuleDict({t: _matrix(width, experts) for t in tasks} if gate == "per_task" else {})
+        self.embeddings = per_task("router embedding", learned, lambda _: TaskEmbedding(width))
+        routed = tasks if gate == "per_task" else ()
+        self.matrices = per_task("router matrix", routed, lambda _: _matrix(width, experts))
         self.register_buffer("kept", None)
 
     def owned(self, task: str) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from mtlbench.errors import MethodError, SuiteError, unknown_name
+from mtlbench.networks.blocks import per_task, seeded
 from mtlbench.networks.encoder import Encoder
 from mtlbench.networks.experts import ExpertAttention, ExpertLayer, ExpertMlp, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.mlp import INITS, two_layers
@@ -92,17 +93,18 @@ class ExpertViT(nn.Module):
         blocks: Any = model.blocks
         if not 0 <= options.task_tokens < float("inf"):
             raise MethodError(f"task_tokens, a standard deviation, must be >= 0. Found {options.task_tokens}.")
-        self.embeddings = nn.ModuleDict(
-            {t: TaskEmbedding(model.embed_dim, options.task_tokens) for t in tasks} if options.task_tokens else {}
-        )
+        marked = tasks if options.task_tokens else ()
+        self.embeddings = per_task("task tokens", marked, lambda _: TaskEmbedding(model.embed_dim, options.task_tokens))
         attention = blocks_of("attention_placement", options.attention_placement, len(blocks))
         mlps = blocks_of("placement", options.placement, len(blocks))
         if not attention and not mlps and not options.task_tokens:
             raise MethodError("At least one block must get experts. Set `placement` or `attention_placement`.")
         for index in attention:
-            blocks[index].attn = _attention_layer(blocks[index].attn, tasks, options)
+            with seeded(f"block{index}.attention"):
+                blocks[index].attn = _attention_layer(blocks[index].attn, tasks, options)
         for index in mlps:
-            blocks[index].mlp = _mlp_layer(blocks[index].mlp, tasks, options)
+            with seeded(f"block{index}.mlp"):
+                blocks[index].mlp = _mlp_layer(blocks[index].mlp, tasks, options)
         # Blocks before the first sparse one are common to all tasks, unless a task's vector is added to every block.
         self.aware = options.task_tokens > 0 or options.gate != "agnostic"
         self.first = 0 if options.task_tokens else min((*attention, *mlps))
@@ -115,12 +117,11 @@ class ExpertViT(nn.Module):
             image: (B, 3, H, W) uint8, RGB.
 
         Returns:
-            Tokens (B, N, D), and the maps so far, (B, D, h, w) each.
+            Tokens (B, N, D), and the maps so far, (B, C, h, w) each.
         """
-        model = self.model
-        pixels = self.encoder.normalise(image)
-        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
-        return self._run(x, range(self.first), (), {})
+        x, early = self.encoder.embed(self.encoder.normalise(image))
+        x, maps = self._run(x, range(self.first), (), {})
+        return x, [*early, *maps]
 
     def finish(self, x: Tensor, tasks: Sequence[str]) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
         """Runs the remaining blocks for the images of several tasks.
@@ -226,7 +227,9 @@ def _attention_layer(attention: Any, tasks: Sequence[str], options: ExpertOption
     width, heads = attention.qkv.in_features, attention.num_heads
     experts = options.attention_experts or 2 * heads
     router = _router(width, experts, options.attention_top_k or heads, tasks, options)
-    return ExpertLayer(router, ExpertAttention(width, 2 * width // heads, experts), len(tasks))
+    with seeded("experts"):
+        attention_experts = ExpertAttention(width, 2 * width // heads, experts)
+    return ExpertLayer(router, attention_experts, len(tasks))
 
 
 def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
@@ -234,7 +237,9 @@ def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> 
         raise MethodError(unknown_name("start", options.init, INITS))
     first, _ = two_layers(mlp)
     width, hidden = first.in_features, first.out_features
-    experts = ExpertMlp(width, hidden if options.init == "copy" else max(1, hidden // options.top_k), options.experts)
+    with seeded("experts"):
+        each = hidden if options.init == "copy" else max(1, hidden // options.top_k)
+        experts = ExpertMlp(width, each, options.experts)
     if options.init != "random":
         experts.upcycle(mlp, options.init)
     return ExpertLayer(_router(width, options.experts, options.top_k, tasks, options), experts, len(tasks))

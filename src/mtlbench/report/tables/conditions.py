@@ -49,7 +49,7 @@ def build(
         title=study.get("title", ""),
         rules=(*rules(study, columns, named), ("Cells", quantity)),
         notes=(
-            *_notes(about, named),
+            *_notes(about, named, rows),
             *([about_floor(study)] if any(row.floor for row in rows) else []),
             *marks,
             *filter(None, [kind_of_time(rows)]),
@@ -59,7 +59,7 @@ def build(
         quantity=quantity,
         digits=formatting.decimals(means) if scored else 2,
         signed=not scored,
-        conditions=tuple(about["columns"]),
+        conditions=(*about["columns"], *_extra(about)),
         columns=columns,
         rows=rows,
         reference=reference,
@@ -88,9 +88,17 @@ def _row(
         name: scores[name][wanted[0].key] if "target" in about else _drops(scores[name], scores[about["base"]], wanted)
         for name in about["columns"]
     }
+    for extra in _extra(about):
+        first, second = (values[name] for name in about["columns"])
+        values[extra] = {seed: second[seed] - first[seed] for seed in second if seed in first}
     planned = tuple(sorted({*study["seeds"], *(entry["seed"] for entry in entries)}))
     label, method = entries[0]["label"], entries[0]["method"]
     return ConditionRow(label, method, planned, values, scores, cost_of(entries, done, times), floor=method == FLOOR)
+
+
+def _extra(about: Record) -> list[str]:
+    """Returns the column that holds the second condition minus the first, if the scenario has one."""
+    return [about["difference"]] if about.get("difference") and len(about["columns"]) == 2 else []
 
 
 def _with_floor(
@@ -143,7 +151,8 @@ def _wanted(column: Column, about: Record) -> bool:
     """Whether a cell is made from this metric."""
     if "target" in about:
         return column.primary and column.task == about["target"]
-    return column.in_delta_m and column.task != about["ignored"]
+    ignored = about["ignored"]  # Studies of earlier versions hold the name of one task.
+    return column.in_delta_m and column.task not in ([ignored] if isinstance(ignored, str) else ignored)
 
 
 def _drops(scores: Scores, base: Scores, columns: Sequence[Column]) -> dict[int, float]:
@@ -192,7 +201,7 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
     return formatting.metric(next(c for c in columns if c.primary and c.task == about["target"]))
 
 
-def _notes(about: Record, named: NamedPair | None) -> tuple[str, ...]:
+def _notes(about: Record, named: NamedPair | None, rows: Sequence[ConditionRow]) -> tuple[str, ...]:
     lines = [
         "Cells show the mean over seeds and its 95 % t interval, and n if seeds are missing. Differences are paired by "
         "seed; p-values of paired t tests are corrected by Holm over all rows and conditions.",
@@ -201,6 +210,18 @@ def _notes(about: Record, named: NamedPair | None) -> tuple[str, ...]:
     if "target" not in about:
         lines.append(
             "The drop is 100 · mean over tasks of ±(without − with) / mean of without. Tasks outside Δm do not count."
+        )
+    for extra in _extra(about):
+        first, second = about["columns"]
+        lines.append(
+            f"{extra}: the drop under {second!r} minus that under {first!r}, paired by seed. It is what "
+            "the relation between the tasks is worth, because both conditions add a task."
+        )
+    alone = about.get("alone")
+    if alone and not any(row.method == alone for row in rows):
+        lines.append(
+            f"There is no row of {alone}, so what {about['target']} gains from the other tasks cannot be seen. Add "
+            f"{alone} to the methods of the suite."
         )
     if named and named.confirmatory:
         looks = "" if named.seeds else f", and multiplied by {2**named.looks} for look {named.looks} at its outcome"

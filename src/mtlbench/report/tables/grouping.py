@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
+from mtlbench.grouping import from_pairs, subsets
 from mtlbench.metrics.relative import delta_m
 from mtlbench.report.groups import Affinity, FoundGroups, Grouping, GroupQuality
 from mtlbench.report.model import Column
 from mtlbench.report.statistics import estimate
 from mtlbench.report.tables.cost import runs_of
 from mtlbench.report.tables.records import by_label, score_of
+from mtlbench.runs import shapes
 
 Record = Mapping[str, Any]
 Trained = dict[frozenset[str], Record]
@@ -26,13 +29,50 @@ def groupings(study: Record, columns: Sequence[Column], done: Mapping[str, Recor
         columns: Its metrics.
         done: Result of every finished run.
     """
-    entries = [e for e in study["rows"] if (e.get("record") or {}).get("kind") == "grouping"]
-    usual = {method for entry in entries for method in _trainers(entry, done)}
+    entries, usual = _entries(study, done)
     found: dict[str, list[FoundGroups]] = {}
     for entry in entries:
         trained = _trained(study, entry, done, _trainers(entry, done) or usual)
         found.setdefault(entry["label"], []).append(_found(study, columns, entry, done, trained))
     return tuple(_grouping(label, seeds, found[label]) for label, seeds in by_label(entries).items())
+
+
+def probed(
+    study: Record, columns: Sequence[Column], done: Mapping[str, Record], summaries: Mapping[str, Record]
+) -> dict[str, list[FoundGroups]]:
+    """Returns how well the affinities that ordinary rows measured rank the groups of tasks, by row and seed.
+
+    A row is one of a method that trains all tasks together, and whose summary holds an ``affinity`` of every pair, as
+    those of `it_mtl` and `hydalearn` (``main: all``). The quality of a group for a task is predicted as `tag` does, by
+    the mean over the rest of the group.
+
+    Args:
+        study: Content of ``study.json``, with rows that trained groups of tasks.
+        columns: Its metrics.
+        done: Result of every finished run.
+        summaries: ``summary.json`` of the runs that have one.
+    """
+    tasks = list(study["tasks"])
+    found: dict[str, list[FoundGroups]] = {}
+    entries, usual = _entries(study, done)
+    for entry in (e for e in study["rows"] if e not in entries and len(set(e["serving"].values())) == 1):
+        affinity: Any = summaries.get(next(iter(entry["serving"].values())), {}).get("affinity")
+        if not shapes.table(affinity) or [len(row) for row in affinity] != [len(tasks)] * len(tasks):
+            continue
+        pairs = _by_pair({"tasks": tasks, "values": affinity})
+        groups = [group for group in subsets(tasks) if all((a, b) in pairs for a, b in permutations(group, 2))]
+        predicted = [{"group": g, "values": v} for g, v in from_pairs(groups, pairs, math.nan).items()]
+        trained = _trained(study, entry, done, usual)
+        qualities = tuple(_qualities(study, columns, predicted, trained))
+        one = FoundGroups(entry["seed"], (tuple(tasks),), dict.fromkeys(tasks, 0), None, None, None, qualities)
+        found.setdefault(entry["label"], []).append(one)
+    return found
+
+
+def _entries(study: Record, done: Mapping[str, Record]) -> tuple[list[Record], set[str]]:
+    """Returns the entries whose plans grouped tasks, and the methods that trained their groups."""
+    entries = [e for e in study["rows"] if (e.get("record") or {}).get("kind") == "grouping"]
+    return entries, {method for entry in entries for method in _trainers(entry, done)}
 
 
 def _grouping(label: str, entries: Sequence[Record], found: Sequence[FoundGroups]) -> Grouping:
