@@ -35,7 +35,7 @@ version: 1
 title: Three tasks
 data: {module: "data_of_test:Digits"}
 tasks: {left: {}, ink: {}, segments: {}}
-model: {encoder: vit_tiny_patch16_224, encoder_options: {patch_size: 4}, image_size: [20, 24]}
+model: {encoder: vit_tiny_patch16_224, encoder_options: {patch_size: 4}, image_size: [24, 32]}
 optimiser: {name: adamw, lr: 0.002}
 trainer: {steps: 4}
 floor: false

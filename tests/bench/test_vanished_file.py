@@ -51,7 +51,7 @@ tasks: {left: {}, ink: {}}
 model:
   encoder: vit_tiny_patch16_224
   encoder_options: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}
-  image_size: [20, 24]
+  image_size: [24, 32]
   decoder_channels: 8
 trainer: {steps: 24, batch_size: 8, log_every: 1, checkpoint_every: 3, workers: WORKERS}
 methods: [single_task]

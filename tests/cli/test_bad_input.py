@@ -53,7 +53,7 @@ methods: {methods}
 
 
 def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", methods: str = "[uniform]") -> str:
-    text = SUITE.format(module=module, patch=4, size=[20, 24], steps=10, methods=methods)
+    text = SUITE.format(module=module, patch=4, size=[24, 32], steps=10, methods=methods)
     return write_suite(folder, "mine", text)
 
 

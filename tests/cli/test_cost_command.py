@@ -24,7 +24,7 @@ tasks: {left: {}, ink: {}}
 model:
   encoder: vit_tiny_patch16_224
   encoder_options: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}
-  image_size: [20, 24]
+  image_size: [24, 32]
   decoder_channels: 8
 trainer: {steps: 4, batch_size: 4, log_every: 1, examples: 0}
 methods: [uniform, single_task, kd_mtl, {name: task_moe, label: experts, experts: 4, top_k: 1}]

@@ -26,7 +26,7 @@ from tests.support.forge import reseal
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on images of 20 x 24 pixels."""
+    """A finished run on images of 24 x 32 pixels."""
     folder = tmp_path_factory.mktemp("run")
     answer = mtlbench(folder, "run", "digits", "--method", "uniform", *SMALL, "trainer.steps=1")
     assert answer.code == ExitCode.DONE, answer.text

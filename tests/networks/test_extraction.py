@@ -233,7 +233,7 @@ name: small
 version: 1
 data: {module: "data_modules.digits:Digits"}
 tasks: {left: {}, segments: {}}
-model: {encoder: vit_tiny_patch16_224, encoder_options: {patch_size: 4, depth: 2}, image_size: [20, 24]}
+model: {encoder: vit_tiny_patch16_224, encoder_options: {patch_size: 4, depth: 2}, image_size: [24, 32]}
 floor: false
 methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
 """
@@ -246,10 +246,10 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     assert report.code == 0 and report.text.count("100%") == 1 and "whole" in report.text
     out = mtlbench(tmp_path, "extract", str(run), "--task", "left", "--threshold", "0.1", "--out", "left")
     assert out.code == 0 and "load_extracted('left')" in out.text
-    assert load_extracted(tmp_path / "left")(torch.zeros(2, 3, 20, 24, dtype=torch.uint8)).shape == (2, 10)
+    assert load_extracted(tmp_path / "left")(torch.zeros(2, 3, 24, 32, dtype=torch.uint8)).shape == (2, 10)
     words = ("--task", "left", "--threshold", "0.1")
     assert mtlbench(tmp_path, "extract", str(run), *words, "--out", "left", "--export").code == 0
-    digits = torch.randint(0, 256, (3, 3, 20, 24), dtype=torch.uint8)
+    digits = torch.randint(0, 256, (3, 3, 24, 32), dtype=torch.uint8)
     exported = torch.export.load(tmp_path / "left/program.pt2").module()(digits)
     torch.testing.assert_close(exported, load_extracted(tmp_path / "left")(digits), rtol=1e-5, atol=1e-5)
     for chosen, message in (

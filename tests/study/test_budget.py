@@ -24,7 +24,7 @@ tasks: {left: {}, right: {}, ink: {}}
 model:
   encoder: vit_tiny_patch16_224
   encoder_options: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}
-  image_size: [20, 24]
+  image_size: [24, 32]
   decoder_channels: 8
 optimiser: {warmup: 10}
 trainer: {steps: 40, batch_size: 4, log_every: 1, examples: 0, diagnose_every: 3}

@@ -38,7 +38,7 @@ tasks: {left: {}, right: {}, ink: {}}
 model:
   encoder: vit_tiny_patch16_224
   encoder_options: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}
-  image_size: [20, 24]
+  image_size: [24, 32]
   decoder_channels: 8
 trainer: {steps: 3, batch_size: 4, log_every: 1, examples: 0}
 floor: false
@@ -320,7 +320,7 @@ def test_inherited_gates_route_as_the_related_task(first: tuple[Path, RunSpec, R
     root, spec, second = first
     trained, method = load_run(root / spec.run_id, allow=["tests"]).method, _method(second).eval()
     warm_start.begin(method, second, root, _method)
-    image = torch.randint(0, 256, (5, 3, 20, 24), dtype=torch.uint8)
+    image = torch.randint(0, 256, (5, 3, 24, 32), dtype=torch.uint8)
     new, related, other = (
         m.network(image, [task]).statistics["experts"]
         for m, task in ((method, "left"), (trained, "right"), (trained, "ink"))

@@ -30,9 +30,9 @@ SMALL = (
     "trainer.log_every=1",
     "data.options.train=64",
     "data.options.val=16",
-    "model.encoder_options.embed_dim=16",
-    "model.encoder_options.depth=2",
-    "model.encoder_options.num_heads=2",
+    "model.encoder=vit_tiny_patch16_224",
+    "model.encoder_options={patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}",
+    "model.upsampling=bilinear",
     "model.decoder_channels=8",
 )
 """Overrides for a small run of ``digits``: 8 steps per epoch, a tiny network, one logged row per step, no floor."""

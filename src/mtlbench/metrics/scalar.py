@@ -16,6 +16,10 @@ class _HasLoss(Protocol):
     def count(self, target: Tensor) -> int: ...
 
 
+class _Decodes(Protocol):
+    def decode(self, prediction: Tensor) -> Tensor: ...
+
+
 class RunningMean(Metric):
     """Mean from a sum and a count, accumulated over batches and ranks."""
 
@@ -66,17 +70,19 @@ class SquaredError(RunningMean):
     """Root mean square error of one number per image; NaN labels do not count.
 
     Args:
+        task: Its ``decode`` turns raw predictions (B, 1) into numbers (B,) in the unit of the target.
         unit: Unit of the target.
     """
 
-    def __init__(self, *, unit: str = ""):
+    def __init__(self, task: _Decodes, *, unit: str = ""):
         super().__init__()
+        self.task = task
         self.protocols = lower("rmse@1", unit=unit)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds (B, 1) predictions against float (B,) labels."""
         valid = ~target.isnan()
-        self.add((prediction[:, 0] - target)[valid].double().square())
+        self.add((self.task.decode(prediction) - target)[valid].double().square())
 
     def compute(self) -> dict[str, float]:
         """Returns the error in the unit of the target."""

@@ -65,13 +65,24 @@ class Classification(Task):
 class Regression(Task):
     """One number for an image. Target: float32 (B,), NaN = missing. Squared error; RMSE.
 
+    Networks predict (target − mean) / std, and the loss is the squared error of that. With targets far from 0, a
+    network otherwise spends its first steps on their mean, at the cost of what it shares with other tasks.
+
     Attributes:
         unit: Unit of the target, shown beside the score.
+        mean: Typical value of the target, in its unit.
+        std: Typical deviation from `mean`, in its unit; > 0.
     """
 
     unit: str = ""
+    mean: float = 0.0
+    std: float = 1.0
     kind: ClassVar[str] = "regression"
     dense: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"Regression {self.name!r}: std must be above 0. Found {self.std}.")
 
     @property
     def channels(self) -> int:  # noqa: D102
@@ -82,17 +93,18 @@ class Regression(Task):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         valid = self.valid(target)
-        return masked_sum((masked(prediction, valid)[:, 0] - torch.where(valid, target, 0.0)).square(), valid)
+        wanted = (torch.where(valid, target, 0.0) - self.mean) / self.std
+        return masked_sum((masked(prediction, valid)[:, 0] - wanted).square(), valid)
 
     def decode(self, prediction: Tensor) -> Tensor:  # noqa: D102
-        return prediction[:, 0]
+        return prediction[:, 0] * self.std + self.mean
 
     def metric(self) -> Metric:  # noqa: D102
-        return SquaredError(unit=self.unit)
+        return SquaredError(self, unit=self.unit)
 
     def blind(self) -> Blind:
         """Returns the mean."""
-        return Mean(self.valid)
+        return Mean(self.valid, link=lambda means, _: (means - self.mean) / self.std)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
         return torch.tensor(float("nan"))
