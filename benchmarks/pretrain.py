@@ -1,4 +1,4 @@
-"""Trains the encoders that ``model.weights: mtlbench:scenes`` and ``mtlbench:scenes_vit`` name; writes weights and logs.
+"""Trains the encoders ``mtlbench:scenes`` and ``mtlbench:scenes_vit`` of ``model.weights``; writes weights and logs.
 
 It learns from the labels of five tasks (all of `Scenes` but normals) on rendered scenes whose ``scene_seed`` no
 suite uses. Suites therefore start from an encoder that has seen other scenes of the same renderer with these labels.

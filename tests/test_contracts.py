@@ -190,7 +190,7 @@ def tiny(name, folder):
     module = registry.load(whole.data.module)
     overrides = ["trainer.steps=2", "trainer.batch_size=3", "trainer.evaluate_every=1", "trainer.workers=0"]
     overrides += ["trainer.checkpoint_every=0", "trainer.log_every=1", "seeds=[0]"]
-    if not whole.model.encoder_options:  # of full size
+    if not (whole.model.encoder_options or whole.model.weights):  # of full size
         overrides += ["model.encoder=test_resnet", "model.decoder_channels=8"]
     overrides += SHORTER.get(name, [])
     overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import pretrain
 from mtlbench.errors import SuiteError
 from mtlbench.networks.decoder import DenseHead
 from mtlbench.networks.dense import build_dense
@@ -103,7 +104,10 @@ def test_upsampling_is_by_interpolation_unless_asked_for() -> None:
 def test_shipped_weights_load_and_are_small(name: str) -> None:
     file = shipped()[name]
     assert file.stat().st_size < LARGEST
-    encoder = build_encoder("stem_vit_tiny", image_size=(48, 48), weights=f"mtlbench:{name}")
+    made = pretrain.ENCODERS[name]
+    encoder = build_encoder(
+        made["encoder"], image_size=(48, 48), weights=f"mtlbench:{name}", options=made.get("encoder_options")
+    )
     stored = load_file(file)
     for key, value in encoder.trunk.model.named_parameters():
         assert torch.equal(value, stored[key].float()), key
