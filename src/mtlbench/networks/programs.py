@@ -109,7 +109,9 @@ def needs_onnx() -> None:
 
 def _translations() -> dict[Any, Callable[..., Any]]:
     """Returns ONNX forms of two operators of the dispatch to experts, which the exporter of PyTorch lacks."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
         # `TopK` puts the lower index first where values are equal, so it is stable.
