@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if reason := wandb_client.unreachable():
         raise TrackingError(
-            f"Sending runs needs a W&B server. {wandb_client.server()} does not answer: {reason}. Nothing was sent; the "
-            "same command tries again."
+            f"Sending runs needs a W&B server. {wandb_client.server()} does not answer: {reason}. Nothing was sent; "
+            "the same command tries again."
         )
     failed = 0
     for number, piece in enumerate(unsent, 1):
