@@ -15,6 +15,7 @@ from scipy import stats
 from mtlbench.report import load, show, write
 from mtlbench.report.model import NamedPair
 from mtlbench.report.tables import conditions
+from mtlbench.runs import shapes
 from tests.support.fake_study import plan, result
 
 TASKS = ["semseg", "depth", "normals"]
@@ -140,6 +141,23 @@ def test_a_table_without_single_task_says_what_it_cannot_show() -> None:
     assert any(said in note for note in board_of(LOW, about).notes)
     assert not any(said in note for note in board_of({**LOW, "single_task": LOW["dense"]}, about).notes)
     assert not any(said in note for note in board_of(LOW, ABOUT).notes)
+
+
+def test_the_second_runs_that_were_chosen_are_told() -> None:
+    study, results, errors = study_of(LOW, ABOUT)
+    gates = [{"steps": 9, "related": "semseg"}, {"steps": 9, "related": "normals", "draw": 1}]
+    draws = [{"steps": 9, "related": None}, {"steps": 5, "related": None, "draw": 1}]
+    for entry in study["rows"]:
+        best = int(entry["condition"] == "1 %" and entry["seed"] == 0)
+        tried = {"sparse": gates, "other": draws, "dense": gates[:1]}[entry["label"]]
+        entry["record"] = {"kind": "unseen_task", "tried": tried, "best": best % len(tried)}
+        assert shapes.ROW(entry) and not shapes.ROW({**entry, "record": {**entry["record"], "best": 2}})
+    assert not shapes.ROW({**entry, "record": {"kind": "unseen_task", "tried": [{"steps": "9"}], "best": 0}})
+    (note,) = [n for n in conditions.build(study, results, None, errors).notes if n.startswith("Second runs")]
+    assert note.endswith(
+        "seeds. sparse: gates of normals (1), gates of semseg (5); "
+        "other: draw 1 of the head and 9 steps (5), draw 2 of the head and 5 steps (1)."
+    )
 
 
 def test_a_row_may_lack_the_tasks_that_no_cell_shows(tmp_path: Path) -> None:

@@ -115,8 +115,19 @@ _GROUPING = record(
 )  # fmt: skip
 
 
+_TRIED = record({"steps": whole}, {"related": text, "draw": whole, "score": number})
+_CHOICE = record({"tried": listed(_TRIED), "best": whole})
+
+
+def _choice(value: Any) -> bool:
+    return _CHOICE(value) and 0 <= value["best"] < len(value["tried"])
+
+
+_OF_PLANS: Mapping[str, Shape] = {"grouping": _GROUPING, "unseen_task": _choice}
+
+
 def _plan_record(value: Any) -> bool:
-    return mapping(value) and (value.get("kind") != "grouping" or _GROUPING(value))
+    return mapping(value) and _OF_PLANS.get(str(value.get("kind")), mapping)(value)
 
 
 _SCENARIO = record(

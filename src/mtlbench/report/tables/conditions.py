@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,7 @@ def build(
         rules=(*rules(study, columns, named), ("Cells", quantity)),
         notes=(
             *_notes(about, named, rows),
+            *_chosen(study["rows"]),
             *([about_floor(study)] if any(row.floor for row in rows) else []),
             *marks,
             *filter(None, [kind_of_time(rows)]),
@@ -199,6 +201,26 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
     if "target" not in about:
         return "drop of the other tasks in % ↓"
     return formatting.metric(next(c for c in columns if c.primary and c.task == about["target"]))
+
+
+def _chosen(entries: Sequence[Record]) -> list[str]:
+    """Returns a note on the second runs that rows chose for an unseen task; none where there was no choice."""
+    lines = []
+    for label, of_row in by_label(entries).items():
+        found = [e["record"] for e in of_row if (e.get("record") or {}).get("kind") == "unseen_task"]
+        counts = Counter(_second(record) for record in found if len(record["tried"]) > 1)
+        if counts:
+            lines.append(f"{label}: " + ", ".join(f"{what} ({count})" for what, count in sorted(counts.items())))
+    start = "Second runs that the K examples chose, over conditions and seeds. "
+    return [start + "; ".join(lines) + "."] if lines else []
+
+
+def _second(record: Record) -> str:
+    """Describes the chosen second run by that in which it differs from others."""
+    one = record["tried"][record["best"]]
+    begun = f"gates of {one['related']}" if one.get("related") else f"draw {(one.get('draw') or 0) + 1} of the head"
+    several = len({other["steps"] for other in record["tried"]}) > 1
+    return begun + (f" and {one['steps']} steps" if several else "")
 
 
 def _notes(about: Record, named: NamedPair | None, rows: Sequence[ConditionRow]) -> tuple[str, ...]:
