@@ -145,7 +145,7 @@ def main() -> None:
     """Trains, then writes weights in half precision and the log beside them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=ENCODERS, help="which weights to make")
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--scenes", type=int, default=30000)
     parser.add_argument("--every", type=int, default=100, help="steps between two lines of the log")
     parser.add_argument("--cache", default=None, help="folder of rendered scenes")
