@@ -16,7 +16,7 @@ from mtlbench.report.dashboard.layout import dashboard, logged
 from mtlbench.report.dashboard.mirror import mirror
 from mtlbench.runs import keys
 from mtlbench.tracking import workspace
-from mtlbench.tracking.panels import Dashboard, Lines
+from mtlbench.tracking.panels import Dashboard, Lines, keys_of
 from mtlbench.training.loggers import read_rows
 from mtlbench.training.traces import WEIGHTS, left_behind
 from tests.support.command_line import mtlbench
@@ -68,10 +68,12 @@ def test_every_value_that_a_panel_points_to_was_logged(mini: Mini) -> None:
 
 def test_the_workspace_names_exactly_the_values_of_the_dashboard(mini: Mini) -> None:
     spec = json.loads(workspace.specification(mini.built, "someone", "mtlbench"))["spec"]["section"]
-    text = json.dumps(spec["panelBankConfig"])
-    assert all(json.dumps(key)[1:-1] in text or key in mini.built.columns for key in mini.built.keys())
-    named = {word for word in _texts(spec["panelBankConfig"]) if word in mini.history | mini.summary}
-    assert named <= mini.built.keys() | {keys.AXIS}
+    texts = _texts(spec["panelBankConfig"])
+    pointed = {key for section in mini.built.sections for panel in section.panels for key in keys_of(panel)}
+    assert pointed <= texts
+    assert texts & (mini.history | mini.summary) <= pointed | {keys.AXIS}
+    (shown,) = spec["runSets"]
+    assert [name.removeprefix("summary:") for name in shown["runFeed"]["columnOrder"][1:]] == list(mini.built.columns)
     assert [section["name"] for section in spec["panelBankConfig"]["sections"]] == [s.name for s in mini.built.sections]
     assert {s.name for s in mini.built.sections} >= EVERYWHERE | SECTIONS[mini.name]
     assert all(section["panels"] for section in spec["panelBankConfig"]["sections"])
