@@ -200,4 +200,7 @@ def test_a_run_is_trained_drawn_and_shown(folder: Path, monkeypatch: pytest.Monk
 
     study = read_input(folder / "results" / "flow")
     shown = exhibits(study, ["uniform"], [result.parent.name])
-    assert all(tile.source.startswith("data:image/png") for tile in shown[0].rows["flow"] + shown[0].rows["grey"])
+    assert all(
+        tile.source.startswith(("data:image/png", "data:image/webp"))
+        for tile in shown[0].rows["flow"] + shown[0].rows["grey"]
+    )

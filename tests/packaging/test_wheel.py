@@ -53,6 +53,8 @@ def test_the_wheel_holds_what_the_source_tree_holds(wheel: Path) -> None:
     for name in (
         "py.typed",
         "report/views/report.html.jinja",
+        "report/views/page.css",
+        "report/views/page.js",
         "report/published/pascal.csv",
         "experiments/digits.yaml",
     ):

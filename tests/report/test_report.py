@@ -131,7 +131,7 @@ def test_the_smallest_detectable_difference_is_printed():
     # Paired differences to uniform in points: ours 10, 0, 12.5 (std 6.614), single_task 0, -5, 5 (std 5).
     assert board.resolution.std == pytest.approx(((6.6144**2 + 25) / 2) ** 0.5, rel=1e-4)
     assert board.resolution.detectable == pytest.approx(3.2637 * board.resolution.std, rel=1e-3)
-    assert any("With 3 seeds, differences in Δm to uniform under 19.1 points" in note for note in board.notes)
+    assert any("With 3 seeds, differences in Δm from uniform of less than 19.1 points" in note for note in board.notes)
     assert any(
         "Two seeds hardly measure noise" in n for n in build(*study_of({k: v[:2] for k, v in table.items()})).notes
     )

@@ -67,7 +67,7 @@ def test_a_tie_names_nobody_as_the_winner_and_says_how_many_seeds_would_tell() -
     assert "Beyond noise, it is ahead of single_task, by 15.00 points." in found["Best method"]
     assert "Cannot be told from it: ours." in found["Against uniform"]
     assert (
-        f"With 3 seeds, a true difference in Δm to uniform of less than {board.resolution.detectable:.1f} points"
+        f"With 3 seeds, a true difference in Δm from uniform of less than {board.resolution.detectable:.1f} points"
         in (found["What cannot be told"])
     )
     assert "more than 100 seeds would tell them apart" in found["What cannot be told"]

@@ -188,7 +188,7 @@ def _resolution(board: Leaderboard, ranked: Sequence[Row]) -> Statement | None:
     if able.seeds is None:
         more = " Even 100 seeds would not show 1 point."
     text = (
-        f"With {able.n} seeds, a true difference in Δm to {able.reference} of less than {able.detectable:.1f} points "
+        f"With {able.n} seeds, a true difference in Δm from {able.reference} of less than {able.detectable:.1f} points "
         f"would be missed more often than one time in five.{more}"
     )
     pairs = compared({r.label: r.deltas for r in ranked if r.rank == 1}, ranked[0].label)
