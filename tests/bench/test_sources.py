@@ -121,7 +121,23 @@ def test_another_run_under_the_name_of_a_source_is_refused(store):
     shutil.copytree(folder / spec.sources["shape"]["run"], folder / spec.sources["far"]["run"])
     message = refusal(folder, spec)
     # The result there names another run, so its folder counts as damaged.
-    assert f"{spec.sources['far']['run']}: failed" in message
+    assert f"{spec.sources['far']['run']}: failed" in message and "it is of another run" in message
+
+
+def test_the_reason_for_a_failed_or_damaged_source_is_given(store):
+    folder, spec = store
+    run = RunFolder(folder, spec.sources["far"]["run"])
+    result, record = (run.path / "result.json").read_text(), (run.path / "spec.json").read_text()
+    (run.path / "result.json").write_text(result.replace('"steps": 1', '"steps": 2'))
+    message = refusal(folder, spec)
+    assert "does not match its digest" in message and message.count("--retry") == 1
+    (run.path / "result.json").unlink()
+    run.fail({"type": "DivergedError", "message": "The loss of far became NaN.\nmore", "time": 0.0})
+    message = refusal(folder, spec)
+    assert f"{run.run_id}: failed: The loss of far became NaN. Run the bench again with --retry" in message
+    (run.path / "result.json").write_text(result)
+    (run.path / "spec.json").write_text(record.replace('"seed": 0', '"seed": 1'))
+    assert f"{run.run_id}: its spec.json is absent or damaged. Run the bench again, which" in refusal(folder, spec)
 
 
 def test_damaged_weights_of_a_source_are_refused(store):

@@ -149,3 +149,18 @@ def test_a_run_in_the_place_of_another_is_no_result(project: Path) -> None:
     shutil.copy(runs["single_task"].path / "result.json", uniform(project).path / "result.json")
     answer = mtlbench(project, "report", "digits")
     assert answer.code == ExitCode.FAILED and "it is of another run" in " ".join(answer.text.split())
+
+
+def test_a_narrow_terminal_cuts_no_id_and_no_path(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = uniform(project)
+    (run.path / "examples.npz").unlink()
+    for columns in ("40", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        answer = mtlbench(project, "status", "digits", "--results", str(project / "results"), "--verify")
+        lines = answer.text.splitlines()
+        assert f"FAILED {run.run_id}: DamagedResult" in answer.text
+        assert sum(f"{run.path}/result.json" in line for line in lines) == 2, "once as failed, once as damaged"
+        for label, other in runs_of(project).items():
+            (line,) = [line for line in lines if f" {other.run_id} " in line and line.startswith(f" {label} ")]
+            assert line.split()[1:4] == ["0", other.run_id, "failed" if other.run_id == run.run_id else "done"]
+    assert [line.split()[-1] for line in lines if " done " in line] == ["left", "right", "sum", "ink", "segments"]

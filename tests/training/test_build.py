@@ -107,6 +107,14 @@ def test_a_period_of_zero_is_never(tmp_path):
     assert [(row["step"], "lr" in row) for row in rows] == [(3, True), (3, False)], "the last step, and the scores"
 
 
+def test_a_single_process_records_although_a_launcher_calls_it_another_rank(tmp_path, monkeypatch):
+    for name in ("LOCAL_RANK", "RANK"):
+        monkeypatch.setenv(name, "1")  # As in a job of torchrun or SLURM that starts benches side by side.
+    spec = toy_spec(TINY, steps=2, evaluate_every=0)
+    trained(spec, str(tmp_path))
+    assert [(row["step"], "lr" in row) for row in rows_of(tmp_path, spec)] == [(1, True), (2, True), (2, False)]
+
+
 def test_a_clock_leaves_out_its_first_window_and_the_time_between(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from mtlbench.runs.seal import is_sealed
 from mtlbench.runs.store import RunFolder
 
 UNSEALED = "not sealed"
+FOLDED = 16
+"""Characters that a folded column keeps at least."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +35,14 @@ def run(arguments: argparse.Namespace) -> int:
     root, record = study_of(Path(arguments.results), arguments.suite)
     states = states_of(root, record)
     console = Console(file=coloured_output())
-    console.print(escape(f"Suite {record['suite']} (version {inert(str(record.get('version')))}), {inert(str(root))}"))
+    console.print(
+        escape(f"Suite {record['suite']} (version {inert(str(record.get('version')))}), {inert(str(root))}"),
+        soft_wrap=True,
+    )
     _show_runs(console, root, record, states)
     for run_id, state in states.items():
         if state == "failed":
-            console.print(escape(f"FAILED {run_id}: {_reason(RunFolder(root, run_id))}"))
+            console.print(escape(f"FAILED {run_id}: {_reason(RunFolder(root, run_id))}"), soft_wrap=True)
     _show_stages(console, record, states)
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
@@ -47,26 +52,42 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show_runs(console: Any, root: Path, record: Mapping[str, Any], states: Mapping[str, str]) -> None:
     """Prints one line per run; a run that several rows use has one line."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("method", "seed", "run", "tasks", "state", "progress", box=None, header_style="bold")
     users: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["rows"]:
         for run_id in row["runs"]:
             users.setdefault(run_id, []).append(row)
+    lines = [("method", "seed", "run", "state", "progress", "tasks")]
     for run_id, (row, *others) in users.items():
         folder = RunFolder(root, run_id)
         spec = folder.spec()
         tasks = " ".join(spec.tasks if spec else record.get("run_tasks", {}).get(run_id, ()))
         label = row["label"] + (f" +{len(others)}" if others else "")
-        cells = (label, str(row["seed"]), run_id, tasks, states[run_id], _detail(folder, states[run_id]))
-        table.add_row(*(escape(inert(cell)) for cell in cells))
-    console.print(table)
+        lines.append((label, str(row["seed"]), run_id, states[run_id], _detail(folder, states[run_id]), tasks))
+    _print_uncut(console, [[inert(cell) for cell in line] for line in lines])
     if any(len(rows) > 1 for rows in users.values()):
         console.print("+n: n more rows use the run.")
     if any(_unsealed(RunFolder(root, run_id)) for run_id in users):
         console.print(f"{UNSEALED}: written by a version that stored no digest, so a change to it cannot be noticed.")
+
+
+def _print_uncut(console: Any, lines: Sequence[Sequence[str]]) -> None:
+    """Print a table, its head first; only the last column is folded in a narrow terminal, so that ids can be copied."""
+    from rich.cells import cell_len
+    from rich.markup import escape
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for head in lines[0][:-1]:
+        table.add_column(escape(head), no_wrap=True)
+    table.add_column(escape(lines[0][-1]), overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(escape, line))
+    whole = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    if whole > console.width:
+        last = max(cell_len(line[-1]) for line in lines)
+        table.width = max(console.width, whole - max(0, last - FOLDED))
+    console.print(table, crop=False)
 
 
 def _verify(console: Any, root: Path, states: Mapping[str, str]) -> int:
@@ -77,7 +98,7 @@ def _verify(console: Any, root: Path, states: Mapping[str, str]) -> int:
 
     faults = [fault for run_id in states for fault in faults_of(RunFolder(root, run_id))]
     for fault in faults:
-        console.print(escape(inert(f"DAMAGED {fault}")))
+        console.print(escape(inert(f"DAMAGED {fault}")), soft_wrap=True)
     console.print(f"Verified the files of {len(states)} runs: {len(faults) or 'no'} fault(s).")
     return len(faults)
 

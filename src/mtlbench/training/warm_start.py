@@ -88,13 +88,25 @@ def _read(root: Path, start: Mapping[str, Any]) -> tuple[RunSpec, dict[str, Tens
     folder = RunFolder(root, start["run"])
     source, result = folder.spec(), folder.result()
     if source is None or result is None or source.hash != start["hash"]:
-        found = folder.state() if source is None or source.hash == start["hash"] else "another run of that name"
-        raise StoreError(
-            f"A run that builds on another one needs it to be done. {folder.path}: {found}. Run the bench again: "
-            "missing runs are trained first."
-        )
+        found = _hindrance(folder, source, start["hash"])
+        raise StoreError(f"A run that builds on another one needs it to be done. {folder.path}: {found}")
     weights = checkpoint.final(folder.path, result)["state_dict"]
     return source, {k.removeprefix(NETWORK): v for k, v in weights.items() if k.startswith(NETWORK)}
+
+
+def _hindrance(folder: RunFolder, source: RunSpec | None, wanted: str) -> str:
+    """Return why a run cannot be built on, with the remedy."""
+    if source is not None and source.hash != wanted:
+        return "another run of that name. Run the bench again in an empty results folder."
+    state = folder.state()
+    if state == "done":
+        return "its spec.json is absent or damaged. Run the bench again, which writes it anew and trains nothing."
+    if state != "failed":
+        return f"{state}. Run the bench again: missing runs are trained first."
+    if damage := folder.damage():
+        return f"failed: {folder.told(damage)}"
+    reason = str((folder.error() or {}).get("message", "")).partition("\n")[0] or "no reason is known."
+    return f"failed: {reason} Run the bench again with --retry (RETRY=1), which trains it anew."
 
 
 @torch.no_grad()
