@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -109,7 +110,7 @@ class Trusted:
         if home.startswith("mtlbench.") and not home.endswith("__main__"):
             return
         allowed = any(module == name or module.startswith(f"{name}.") for name in self.names)
-        if not allowed and not any(point.module == module for point in metadata.entry_points(group=ENTRY_POINTS)):
+        if not allowed and not any(point.module == module for point in _entry_points()):
             top = module.partition(".")[0]
             raise MethodError(
                 f"A stored run imports only shipped code, entry points, and what you allow by name. It names {path!r}. "
@@ -149,9 +150,15 @@ def _files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_METHODS.glob("*/[!_]*.py"), key=lambda path: path.stem)}
 
 
+@functools.cache
+def _entry_points() -> tuple[metadata.EntryPoint, ...]:
+    """Return the methods of installed packages; looking through all packages takes longer than reading a suite."""
+    return tuple(metadata.entry_points(group=ENTRY_POINTS))
+
+
 def names() -> list[str]:
     """Return every name that `find` accepts, without importing torch."""
-    return sorted({*shipped(), *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
+    return sorted({*_files(), *(point.name for point in _entry_points())})
 
 
 def load(path: str, *, trusted: Trusted | None = None) -> Any:
@@ -234,7 +241,7 @@ def find(name: str, *, trusted: Trusted | None = None) -> type:
             if inspect.isclass(cls) and cls.__module__ == module.__name__ and issubclass(cls, Registered)
         ]
         return own[0]
-    for point in metadata.entry_points(group=ENTRY_POINTS):
+    for point in _entry_points():
         if point.name == name:
             with foreign_code(f"Importing {point.value}"):
                 return point.load()

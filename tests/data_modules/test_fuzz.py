@@ -45,7 +45,7 @@ fuzz = hypothesis.settings(
 # ---- lists ----------------------------------------------------------------------------------------------------------
 
 LINES = st.one_of(
-    st.text(max_size=12),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
     st.sampled_from(["0001", "0001 1", "b c", "b 0", "b -1", "# note", "", " 0002 ", "image 1", "image 2", "caf\xe9"]),
 )
 ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])

@@ -89,6 +89,7 @@ def simple(study: studies.Study, *, figures: bool = False) -> Iterator[None]:
             mock.patch.object(studies, "resolve", lambda *_: copy.deepcopy(study)),
             mock.patch.object(studies, "key_of", lambda *_: study.record["key"]),
             mock.patch("mtlbench.bench.scheduler.check_run", lambda spec: None),
+            mock.patch("os.fsync", lambda handle: None),
             *(mock.patch.object(html, name, lambda *_: {}) for name in FIGURES if not figures),
         ):
             stack.enter_context(patch)

@@ -50,7 +50,7 @@ def mtlbench(folder: Path, *words: str) -> Answer:
     """Runs a command in this process, which has imported torch already, with ``folder`` as the current one."""
     text = io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    places = list(sys.path)
+    places, known = list(sys.path), set(sys.modules)
     with contextlib.chdir(folder) if sys.version_info >= (3, 11) else _chdir(folder):
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             try:
@@ -61,8 +61,8 @@ def mtlbench(folder: Path, *words: str) -> Answer:
         signal.signal(number, handler)
     # The next command must not find modules that this one imported from its folder.
     sys.path[:] = places
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+    for name in sys.modules.keys() - known:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
     return Answer(code, text.getvalue())
 

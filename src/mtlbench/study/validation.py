@@ -218,6 +218,8 @@ def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
 
     if not isinstance(changes, Mapping):
         raise SuiteError(f"model of a method maps keys of the suite's model section to values; found {changes!r}.")
+    if not changes:
+        return model
     known = {field.name for field in fields(ModelSection)} - {"image_size"}
     faults = [unknown_name("key of a method's model", str(key), known) for key in changes if key not in known]
     if faults:
@@ -226,8 +228,7 @@ def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     options = changed.encoder_options
     if changed.encoder != model.encoder:
         encoder_exists(changed.encoder)
-    if changes:
-        check_options(changed.encoder, options)
+    check_options(changed.encoder, options)
     return changed
 
 

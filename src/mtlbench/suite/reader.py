@@ -5,6 +5,8 @@ Every fault of a file and of the overrides is reported at once, with its line.
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,17 +111,22 @@ def read(name: str, overrides: Sequence[str] = (), methods: Sequence[str] | None
         SuiteError: If there is no such suite.
     """
     path = locate(name)
-    config = OmegaConf.structured(Suite)
+    config = copy.deepcopy(_blank())
     reader = _Reader(config)
     reader.read_file(path)
     for text in overrides:
         reader.read_override(text)
     if methods:
         reader.choose(methods)
-    reader.check_values(str(path))
-    whole = not OmegaConf.missing_keys(config)
-    suite: Any = OmegaConf.to_object(config) if whole else None
+    missing = reader.check_values(str(path))
+    suite: Any = None if missing else OmegaConf.to_object(config)
     return Reading(suite, [cut(fault, 2000) for fault in reader.faults], reader.places, path)
+
+
+@functools.cache
+def _blank() -> DictConfig:
+    """Return a suite of defaults; a copy of it is made much faster than another one from the classes."""
+    return OmegaConf.structured(Suite)
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
@@ -216,19 +223,22 @@ class _Reader:
         by_label = {label.rpartition(":")[2]: entry for label, entry in by_label.items()} | by_label
         self.set(f"override 'methods={' '.join(names)}'", ("methods",), [by_label.get(name, name) for name in names])
 
-    def check_values(self, where: str) -> None:
-        for key in sorted(OmegaConf.missing_keys(self.config)):
+    def check_values(self, where: str) -> set[str]:
+        """Note every value that breaks a rule, and return the required keys that have none."""
+        missing = OmegaConf.missing_keys(self.config)
+        for key in sorted(missing):
             if key not in self.places:
                 self.faults.append(f"{where}: {key} is required and has no value.")
             elif key in ("version", "trainer.steps"):
                 # The wrong type was reported; with a stand-in the rest can be checked too.
                 OmegaConf.update(self.config, key, 1)
-        missing = OmegaConf.missing_keys(self.config)
+                missing.remove(key)
         self._check_lists(where)
         for key, fault in out_of_range(self.config):
             self._fault(key, where, f"{key} {fault}")
         self._check_names(where, missing)
         self._check_choices(where)
+        return missing
 
     def _check_choices(self, where: str) -> None:
         """Refuse words that name nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, is_dataclass
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
@@ -176,6 +177,9 @@ _NAMES: dict[Any, str] = {
 }
 
 
+_types_of = cache(get_type_hints)  # Evaluating a section's annotations takes longer than reading one of its values.
+
+
 def type_of(section: Any, key: str) -> str | None:
     """Returns the type of a key in plain words; None if the schema does not define it.
 
@@ -183,7 +187,7 @@ def type_of(section: Any, key: str) -> str | None:
         section: The dataclass of a section.
         key: A key of it.
     """
-    kind = get_type_hints(section).get(key) if is_dataclass(section) else None
+    kind = _types_of(section).get(key) if is_dataclass(section) else None
     choices = [choice for choice in get_args(kind) if choice is not type(None)]
     if type(None) in get_args(kind):
         kind = choices[0]

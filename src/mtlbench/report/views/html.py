@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,6 @@ TEMPLATE = "report.html.jinja"
 
 def render(study: ReportInput, board: tables.AnyBoard) -> str:
     """Returns the report as HTML. Every name and message in it is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ranked = isinstance(board, Leaderboard)
     series = read_series(study) if ranked else {}  # A curve is of one label; over conditions it would mix runs.
     plots = figures(board, series) if isinstance(board, Leaderboard) else conditions(board)
@@ -45,7 +39,7 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
         for title, figure in plots.items()
     }
     done = set(study.results) - {p.run for p in board.problems}
-    return environment.get_template(TEMPLATE).render(
+    return _template().render(
         board=board,
         heading="Leaderboard" if ranked else "Methods by conditions",
         table=tables.main(board, "html"),
@@ -59,6 +53,18 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
         exhibits=exhibits(study, [r.label for r in board.rows], done) if ranked else [],
         legends=_legends(study),
     )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE)
 
 
 _CONFIG = {"displayModeBar": False, "responsive": True}
