@@ -37,7 +37,7 @@ from tests.support.mutations import damaged_bytes, damaged_record
 
 INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "500"))
 WORDS = ("methods=[single_task, uniform, famo, pcgrad]",)
-FIGURES = ("figures", "affinity_figures", "sharing_figures", "usage_figures")
+FIGURES = ("figures", "tuning_figures", "affinity_figures", "sharing_figures", "usage_figures")
 COUNT = itertools.count(1)
 
 
@@ -90,6 +90,7 @@ def simple(study: studies.Study, *, figures: bool = False) -> Iterator[None]:
             mock.patch.object(studies, "key_of", lambda *_: study.record["key"]),
             mock.patch("mtlbench.bench.scheduler.check_run", lambda spec: None),
             mock.patch("os.fsync", lambda handle: None),
+            mock.patch.dict(os.environ, COLUMNS="240"),  # Tables that fit are laid out once.
             *(mock.patch.object(html, name, lambda *_: {}) for name in FIGURES if not figures),
         ):
             stack.enter_context(patch)
