@@ -56,7 +56,7 @@ def _change(draw: Callable[..., Any], owner: Any, key: Any) -> None:
         owner[draw(st.sampled_from(("x", "", "digest", "files", "\x1b", "a" * 200)))] = owner.pop(key)
     elif kind == "repeat" and isinstance(owner, list):
         owner.append(owner[key])
-    elif kind == "nudge" and isinstance(owner[key], (int, float)):
+    elif kind == "nudge" and isinstance(owner[key], (int, float)) and abs(owner[key]) < 1e300:
         owner[key] = owner[key] + draw(st.sampled_from((1, -1, 0.125, 1e-9)))
     else:
         owner[key] = copy.deepcopy(draw(st.sampled_from(HOSTILE)))  # A later change must not reach `HOSTILE`.
