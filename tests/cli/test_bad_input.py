@@ -74,8 +74,6 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "data.module=data_modules.digits:Digit"], ["Unknown class 'Digit'", "'Digits'"]),
         (["digits", "data.module=nowhere:Digits"], ["importable module", "nowhere"]),
         (["digits", "steps"], ["override 'steps'", "must have the form key.key=value"]),
-        (["digits", "model.encoder_options..x=3"], ["'model.encoder_options..x=3': each part of key.key=value"]),
-        (["digits", "data.options.train[0]=3"], ["each part of key.key=value must be one word without brackets"]),
         (["digits", "trainer.steps=many"], ["override 'trainer.steps=many'", "many", "must be a whole number"]),
         (["digits", "trainer.steps=0"], ["trainer.steps must be at least 1 and"]),
         (

@@ -250,6 +250,8 @@ def test_every_number_of_a_suite_has_a_range() -> None:
         ("title='???'", "stands for a value that is missing"),
         ('title="\\e[2J"', "control characters"),
         ("data={options: {a.b: 1}}", "without dots"),
+        ("model.encoder_options..x=3", "each part of key.key=value"),
+        ("data.options.train[0]=3", "one word without brackets"),
         ("tasks.left.optional=5", "must be true or false"),
         ("seeds=[[1]]", "must be a list of single values"),
         ("seeds=[null]", "must be a list of single values"),

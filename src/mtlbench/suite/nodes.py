@@ -56,6 +56,11 @@ def is_mapping(node: Node | None) -> TypeGuard[yaml.MappingNode]:
     return isinstance(node, yaml.MappingNode)
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value can be a key of a suite: one word without dots and brackets, which separate keys."""
+    return isinstance(value, str) and value != "" and not set(value) & set(".[]")
+
+
 def line_of(node: Node) -> int:
     """Return the line of a node, from 1."""
     return node.start_mark.line + 1

@@ -178,10 +178,6 @@ def load(name: str, overrides: Sequence[str] = ()) -> Suite:
     return found.suite
 
 
-def _is_key(key: Any) -> bool:
-    return isinstance(key, str) and key != "" and not set(key) & set(".[]")
-
-
 class _Reader:
     """Sets values in a structured configuration one by one and collects what does not fit."""
 
@@ -212,7 +208,7 @@ class _Reader:
         if not sign or not key:
             self.faults.append(f"{place}: must have the form key.key=value.")
             return
-        if not all(map(_is_key, key.split("."))):
+        if not all(map(nodes.is_key, key.split("."))):
             self.faults.append(f"{place}: each part of key.key=value must be one word without brackets.")
             return
         try:
@@ -309,7 +305,7 @@ class _Reader:
         seen: set[Any] = set()
         for key_node, value_node in node.value:
             where, key = place(key_node), key_node.value
-            if not _is_key(key):
+            if not nodes.is_key(key):
                 self.faults.append(f"{where}: a key must be one word without dots and brackets. Found {shown(key)!r}.")
                 continue
             if key in seen:
