@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtlbench.errors import DataError
+from mtlbench.errors import DataError, MethodError
 from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.method.forward import training_losses
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.tasks import Classification, Depth
 from mtlbench.training.build import build_method
@@ -56,6 +57,19 @@ def test_a_network_that_takes_any_size_but_predicts_maps_of_one() -> None:
         method(CNN, DEPTH)(black(2, 3, 32, 40))
     assert method(CNN, DEPTH)(black(2, 3, 16, 24))["depth"].shape == (2, 1, 16, 24)
     assert method(CNN, KIND)(black(2, 3, 32, 40))["kind"].shape == (2, 2), "whole images need no size"
+
+
+def test_one_image_that_batch_norm_sees_as_one_pixel_is_refused() -> None:
+    made = method({**CNN, "image_size": [32, 32]}, KIND).train()
+
+    def losses(images: int) -> Any:
+        targets = {"kind": torch.zeros(images, dtype=torch.int64)}
+        batch = {"image": black(images, 3, 32, 32), "targets": targets, "counts": {"kind": images}}
+        return training_losses(made.network, made.tasks, batch, lambda *_: {})
+
+    with pytest.raises(MethodError, match=r"BatchNorm.*one image on a rank, of 32 x 32 pixels.*trainer.batch_size"):
+        losses(1)
+    assert losses(2).sums[0].isfinite()
 
 
 def test_encoders_that_interpolate_their_positions_take_other_sizes() -> None:

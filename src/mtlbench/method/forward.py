@@ -36,14 +36,14 @@ def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch
     """Returns the losses of all tasks, and what ``regularise`` adds to them.
 
     Raises:
-        MethodError: If a task has no target in the batch, not even a blank one.
+        MethodError: If a task has no target in the batch, not even a blank one, or BatchNorm sees a single value.
     """
     sums: dict[str, Tensor] = {}
     regularisers: dict[str, Tensor] = {}
     representation = []
     for stream in streams(batch):
         names = [name for name in tasks if name in stream["targets"]]
-        outputs = network(stream["image"], names)
+        outputs = _predicted(network, stream["image"], names)
         if outputs.representation is not None:
             representation.append(outputs.representation)
         for name in names:
@@ -59,12 +59,25 @@ def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch
     return RankLosses([sums[name] for name in tasks], regularisers, representation)
 
 
+def _predicted(network: MTLNetwork, image: Tensor, names: Sequence[str]) -> Outputs:
+    try:
+        return network(image, names)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise MethodError(
+            "BatchNorm needs more than one value per channel in training. A batch of one image on a rank, of "
+            f"{image.shape[-2]} x {image.shape[-1]} pixels, reaches it as a map of one pixel. Use a larger "
+            "trainer.batch_size or model.image_size, a smaller trainer.accumulate, or an encoder without BatchNorm."
+        ) from error
+
+
 def loss_sums(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch, wanted: Sequence[str]) -> list[Tensor]:
     """Returns the loss sums of the wanted tasks alone, without regularisers, which may count statistics."""
     sums: dict[str, Tensor] = {}
     for stream in streams(batch):
         names = [name for name in wanted if name in stream["targets"]]
-        outputs = network(stream["image"], names) if names else Outputs({})
+        outputs = _predicted(network, stream["image"], names) if names else Outputs({})
         sums |= {name: _loss(tasks[name], name, outputs, stream["targets"][name]) for name in names}
     return [sums[name] for name in wanted]
 
