@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
+import errno
 import re
 import sys
 import sysconfig
@@ -102,6 +103,8 @@ def foreign_code(action: str) -> Iterator[None]:
     except MtlbenchError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise  # Not the code is at fault but the name that it was given.
         raise MethodError(
             f"Code that a suite names must run without errors. {action} raised {type(error).__name__}: "
             f"{shortened(str(error))}{place_of(error)}. Correct the code, or remove it from the suite."

@@ -13,6 +13,7 @@ from tests.support.command_line import mtlbench
 
 ESCAPE = "\x1b]0;owned\x07 \x1b[2J\u202e"
 RUN = "uniform-s0-12345678"
+LONG = "9" * 5000
 
 
 @pytest.fixture
@@ -71,6 +72,25 @@ def test_inert_keeps_lines_and_reaches_every_level() -> None:
 def test_the_id_of_a_run_is_one_part_of_a_path(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="one plain part"):
         RunFolder(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "digits", "--results", LONG],
+        ["bench", "digits", "--dry", "--results", LONG],
+        ["bench", "pascal", "--dry", f"data.root={LONG}"],
+        ["data", "pascal", "--verify", "--data", LONG],
+        ["predict", LONG, "a.png"],
+        ["compare", LONG, LONG],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_name_that_no_file_system_holds_is_refused_in_one_line(words: list[str], tmp_path: Path) -> None:
+    answer = mtlbench(tmp_path, *words)
+    assert answer.code == ExitCode.REFUSED and "999" in answer.text
+    assert "Traceback" not in answer.text and "Correct the code" not in answer.text
+    assert len([line for line in answer.text.splitlines() if "mtlbench: " in line]) == 1
 
 
 @pytest.mark.parametrize(

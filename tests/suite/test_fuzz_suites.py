@@ -201,6 +201,7 @@ def test_a_changed_file_is_refused_or_is_what_was_written(
 @SAFE
 @example(name="scenes", key=("search",), text="")
 @example(name="digits", key=("scenario", ".x"), text="1")
+@example(name="scenes", key=("data", "root"), text="9" * 5000)
 @given(name=st.sampled_from(["digits", "scenes"]), key=PLACES, text=RAW)
 def test_a_change_as_text_is_refused_or_is_what_was_written(name: str, key: tuple[str, ...], text: str) -> None:
     key = tuple(".".join(key).split("."))
@@ -208,8 +209,9 @@ def test_a_change_as_text_is_refused_or_is_what_was_written(name: str, key: tupl
     assert_sound(found)
     if found.suite and not found.faults and key != ("methods",) and "=" not in "".join(key):
         accepted = at(found.suite, key)
-        value = yaml.safe_load(text)
-        assert accepted == text.strip() or same(accepted, value) or no_search(key, value, accepted), (key, text)
+        if accepted != text.strip():  # Text is taken as it is written, also where YAML cannot read it.
+            value = yaml.safe_load(text)
+            assert same(accepted, value) or no_search(key, value, accepted), (key, text, accepted)
 
 
 @pytest.mark.parametrize("part", range(4))

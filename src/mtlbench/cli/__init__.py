@@ -12,10 +12,11 @@ import importlib
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from mtlbench import __version__
 from mtlbench.cli.output import reader_left, silence
-from mtlbench.errors import ExitCode, MtlbenchError, inert_output
+from mtlbench.errors import ExitCode, MtlbenchError, inert_output, shortened
 
 COMMANDS = {
     "init": "write a small working project: suite, data module, method, test",
@@ -36,6 +37,15 @@ COMMANDS = {
 """Every subcommand with its one line of help; its code is ``cli/<name>.py``."""
 
 
+_WRITABLE = ("Results must be writable.", "Free space or choose another folder with RESULTS= (--results).")
+_USABLE = ("The name of a file or folder must be one that the file system can hold.", "Give another name.")
+_RULES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), _WRITABLE),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), _USABLE),
+}
+"""Rule and remedy of errors of the operating system that the user can mend."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code, see `mtlbench.errors.ExitCode`."""
     with inert_output():
@@ -45,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     try:
+        Path(getattr(arguments, "results", "")).exists()  # Raises where the file system cannot hold such a name.
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
@@ -60,14 +71,11 @@ def _main(argv: Sequence[str]) -> int:
         silence()
         return ExitCode.BROKEN_PIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        rule, remedy = _RULES.get(error.errno or 0, ("", ""))
+        if not rule:
             return _unexpected()
-        where = error.filename or "A file"
-        print(
-            f"mtlbench: Results must be writable. {where}: {error.strerror}. Free space or choose another folder with "
-            "RESULTS= (--results).",
-            file=sys.stderr,
-        )
+        where = shortened(str(error.filename or "A file"))
+        print(f"mtlbench: {rule} {where}: {error.strerror}. {remedy}", file=sys.stderr)
         return ExitCode.REFUSED
     except Exception:
         return _unexpected()
