@@ -201,6 +201,7 @@ def test_a_changed_file_is_refused_or_is_what_was_written(
 @SAFE
 @example(name="scenes", key=("search",), text="")
 @example(name="digits", key=("scenario", ".x"), text="1")
+@example(name="digits", key=("scenario",), text="{<<: {a: 1}}")
 @example(name="scenes", key=("data", "root"), text="9" * 5000)
 @given(name=st.sampled_from(["digits", "scenes"]), key=PLACES, text=RAW)
 def test_a_change_as_text_is_refused_or_is_what_was_written(name: str, key: tuple[str, ...], text: str) -> None:

@@ -61,6 +61,13 @@ def is_key(value: Any) -> bool:
     return isinstance(value, str) and value != "" and not set(value) & set(".[]")
 
 
+def key_fault(node: Node) -> str | None:
+    """Return why a node is not the text of a key, or None; YAML reads 1, yes and << as something else."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
+        return None
+    return f"keys must be text. Write {node.value} in quotes." if node.id == "scalar" else "keys must be text."
+
+
 def line_of(node: Node) -> int:
     """Return the line of a node, from 1."""
     return node.start_mark.line + 1
@@ -139,8 +146,8 @@ def _faults(node: Node) -> Iterator[str]:
     elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
-                yield f"keys must be text. Write {key.value} in quotes." if key.id == "scalar" else "keys must be text."
+            if fault := key_fault(key):
+                yield fault
                 return
             if key.value in seen:
                 yield f"{key.value} is given twice."

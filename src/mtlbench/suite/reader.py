@@ -205,11 +205,8 @@ class _Reader:
     def read_override(self, text: str) -> None:
         key, sign, value = text.partition("=")
         place = f"override {cut(text)!r}"
-        if not sign or not key:
-            self.faults.append(f"{place}: must have the form key.key=value.")
-            return
-        if not all(map(nodes.is_key, key.split("."))):
-            self.faults.append(f"{place}: each part of key.key=value must be one word without brackets.")
+        if not sign or not all(map(nodes.is_key, key.split("."))):
+            self.faults.append(f"{place}: must have the form key.key=value. Each key is one word without brackets.")
             return
         try:
             node = nodes.compose(value)
@@ -305,6 +302,9 @@ class _Reader:
         seen: set[Any] = set()
         for key_node, value_node in node.value:
             where, key = place(key_node), key_node.value
+            if fault := nodes.key_fault(key_node):
+                self.faults.append(f"{where}: {fault}")
+                continue
             if not nodes.is_key(key):
                 self.faults.append(f"{where}: a key must be one word without dots and brackets. Found {shown(key)!r}.")
                 continue
