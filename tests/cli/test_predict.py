@@ -61,6 +61,18 @@ def test_arrays_have_the_size_of_the_photograph_and_the_form_of_targets(tmp_path
     assert not (out / "a.npz").exists()
 
 
+def test_photographs_of_one_name_do_not_overwrite_each_other(tmp_path: Path, write: Any) -> None:
+    images = []
+    for folder, value in (("dark", 0), ("light", 255), ("dark again", 0)):
+        (tmp_path / folder).mkdir()
+        images.append(str(tmp_path / folder / "a.png"))
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(images[-1])
+    out = write(tmp_path, images=images)
+    assert {path.name for path in out.iterdir()} == {f"a{n}.{end}" for n in ("", "-2", "-3") for end in ("png", "npz")}
+    found = [np.load(out / f"a{n}.npz")["depth"].mean() for n in ("", "-2", "-3")]
+    assert found[0] == found[2] != found[1]
+
+
 def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, write: Any) -> None:
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:, :16] = 255
