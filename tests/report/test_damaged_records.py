@@ -119,3 +119,6 @@ def test_shapes_by_hand() -> None:
     assert not shapes.record({}, {"b": shapes.whole})({"b": "x"})
     assert shapes.table([[1, None], [2.0, 3]]) and not shapes.table([[1], [2, 3]]) and not shapes.filled([[]])
     assert not shapes.listed(shapes.run)(["../x"]) and shapes.listed(shapes.run)(["x"])
+    row = {"label": "a", "seed": 0, "runs": [], "serving": {}}
+    assert shapes.ROW(row) and shapes.ROW({**row, "record": {"kind": "sharing"}})
+    assert not shapes.ROW({**row, "record": 3}) and not shapes.ROW({**row, "record": {"kind": "grouping"}})

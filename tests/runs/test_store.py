@@ -310,3 +310,39 @@ def test_specification_survives_its_file() -> None:
     (spec,) = specs("methods=[famo]")
     again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again.run_id == spec.run_id and again.to_json() == spec.to_json()
+
+
+def test_a_lock_that_is_gone_may_be_cleared(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, SPEC.run_id)
+    run.path.mkdir()
+    (run.path / "step-00000001.ckpt").touch()
+    run.clear_lock()
+    assert run.state() == "stale", "it goes on from its checkpoint"
+
+
+def test_rules_on_labels_take_the_place_of_earlier_ones() -> None:
+    cut = replace(SPEC, data={"module": "m"}).with_labels({"left": {"count": 1}})
+    assert cut.data == {"module": "m", "labels": {"left": {"count": 1}}}
+    assert cut.with_labels({"left": {"count": 2}}).data == {"module": "m", "labels": {"left": {"count": 2}}}
+    assert cut.with_labels({}).data == {"module": "m"}
+
+
+def test_without_proc_a_process_is_asked_for_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent:
+        def __init__(self, path: str) -> None:
+            pass
+
+        def exists(self) -> bool:
+            return False
+
+        def read_text(self) -> str:
+            raise FileNotFoundError
+
+    def kill(pid: int, number: int) -> None:
+        assert number == 0, "a signal that only asks"
+        if pid != 7:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(liveness, "Path", Absent)
+    monkeypatch.setattr(liveness.os, "kill", kill)
+    assert liveness.born(7) == "7" and liveness.born(8) is None

@@ -341,6 +341,7 @@ def test_several_related_tasks_need_a_split_to_choose_on(mine: Path) -> None:
         ("{encodr: resnet18}", ["Unknown key of a method's model 'encodr'", "'encoder'"]),
         ("{encoder: resnet81}", ["resnet81", "'resnet18'"]),
         ("wide", ["maps keys of the suite's model section"]),
+        ("{encoder_options: {img_size: 64}}", ["must not hold options that mtlbench sets itself. Found img_size"]),
     ],
 )
 def test_mistakes_in_a_methods_model_are_told(mine: Path, model: str, facts: list[str]) -> None:
