@@ -70,7 +70,7 @@ def test_only_rounding_is_excused(pool, tmp_path):
     """In one process, a change of the size of rounding grows beyond the difference of two ranks; in `uniform` not."""
     gaps = {}
     for name, balancer in (("mtlora", "pcgrad"), ("uniform", None)):
-        spec = toy_spec(name, balancer=balancer, local={"regularise": True})
+        spec = toy_spec(name, balancer=balancer, local={"regularise": True}, steps=28)
         one = trained(spec, str(tmp_path / name / "one"))
         near = trained(spec, str(tmp_path / name / "near"), nudge=contracts.ROUNDING)
         two = pool.call(trained, spec, str(tmp_path / name / "two"), world=2)[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mtlbench import suite as suites
 from mtlbench.bench.scheduler import Bench
@@ -51,7 +52,7 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     settings = [*SMALL, "trainer.steps=4"]
     study = studies.resolve(suites.load("digits", [*settings, METHODS]), studies.Local(), settings)
     Bench(root, study, Mostly(root)).run()
-    values = {key: json.loads(value) for key, value in (text.split("=", 1) for text in settings)}
+    values = {key: yaml.safe_load(value) for key, value in (text.split("=", 1) for text in settings)}
     short = f"seeds=1, settings={values!r}"
     assert PAGE.count(ASKED) == 1
     monkeypatch.chdir(tmp_path)
@@ -65,7 +66,7 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (
         "single_task" in shown[1] and "<table" in shown[1] and "\\toprule" in shown[7] and "yu2020gradient" in shown[8]
     )
-    assert "'segments': (2, 4, 20, 24)" in shown[9], "the network predicts"
+    assert "'segments': (2, 3, 24, 32)" in shown[9], "the network predicts"
     assert "application/vnd.plotly.v1+json" in made[6][1][0]["data"]
 
 

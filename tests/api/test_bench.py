@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mtlbench
 from mtlbench.api import bench as benches
@@ -17,7 +18,7 @@ from mtlbench.errors import MtlbenchError, SuiteError
 from tests.support.instant import OVERRIDES, finished, resolved
 
 SETTINGS = dict(text.split("=", 1) for text in OVERRIDES if not text.startswith("methods"))
-REQUEST = {"methods": ["single_task", "uniform"], "settings": {k: json.loads(v) for k, v in SETTINGS.items()}}
+REQUEST = {"methods": ["single_task", "uniform"], "settings": {k: yaml.safe_load(v) for k, v in SETTINGS.items()}}
 
 
 @pytest.fixture(scope="module")

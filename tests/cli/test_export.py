@@ -43,7 +43,7 @@ def shared(project: Path) -> Path:
 
 
 def images(count: int) -> Any:
-    return torch.randint(0, 256, (count, 3, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, 256, (count, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def test_every_form_predicts_what_the_run_predicts(project: Path, shared: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_task_leaves_alone_with_its_experts(project: Path) -> None:
     assert answer.code == 0, answer.text
     out = project / "shared" / "segments"
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.json", "model.safetensors"]
-    assert mtlbench.load_extracted(out)(images(2)).shape == (2, 4, 20, 24)
+    assert mtlbench.load_extracted(out)(images(2)).shape == (2, 3, 24, 32)
     card = (out / "README.md").read_text()
     assert "extracted at threshold 0.3" in card and "chen2023mod" in card and "mtlbench.load_extracted" in card
     with pytest.raises(StoreError, match="use mtlbench.load_extracted"):

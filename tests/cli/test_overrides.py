@@ -20,7 +20,9 @@ CHANGING = {
     "check": (["check", "data_modules.digits:Digits"], "val=0", "Split val is empty", ExitCode.FAILED),
 }
 """Command -> its words, a change, what shows that it arrived, and the exit code."""
-READING = ("status", "report", "video", "suites", "methods", "extract", "init")
+READING = (
+    "status", "report", "serve", "dashboard", "sync", "video", "suites", "methods", "extract", "export", "init",
+)  # fmt: skip
 """Commands that take no change."""
 OPEN = {"predict": ["run", "image"], "compare": ["folder"]}
 """Commands that take no change, but any number of files or folders of any name."""
@@ -57,7 +59,7 @@ def test_changes_apply_in_the_order_that_the_help_states() -> None:
 @pytest.mark.parametrize("command", [*READING, *OPEN])
 @pytest.mark.parametrize("form", [["trainer.steps=7"], ["--set", "trainer.steps=7"]], ids=["word", "set"])
 def test_a_command_that_reads_refuses_changes(command: str, form: list[str], tmp_path: Path) -> None:
-    words = {"suites": [], "init": ["folder"], **OPEN}.get(command, ["digits"])
+    words = {"suites": [], "init": ["folder"], "export": ["run", "--to", "folder"], **OPEN}.get(command, ["digits"])
     answer = mtlbench(tmp_path, command, *words, *form)
     assert answer.code == ExitCode.REFUSED, answer.text
     if command not in OPEN or form[0] == "--set":

@@ -32,7 +32,7 @@ def test_a_spec_by_hand_is_one_step_of_a_constant_rate():
     assert (spec.steps, spec.steps_per_epoch, spec.seed, spec.diagnose_every, spec.surgery) == (1, 1, 0, 0, "auto")
     assert spec.optimiser == {
         "name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9, "schedule": "constant", "warmup": 0,
-        "power": 0.9,
+        "power": 0.9, "encoder_rate": 1.0,
     }  # fmt: skip
     assert MTLMethod.PHASES is False and MTLMethod.roles(["a"]) == {}
 

@@ -33,7 +33,7 @@ from mtlbench.metrics import (
     SquaredError,
     delta_m,
 )
-from mtlbench.tasks import Depth, Edges, Saliency
+from mtlbench.tasks import Depth, Edges, Regression, Saliency
 
 IGNORE = 255
 
@@ -111,7 +111,7 @@ def make(kind):
         "depth": DepthError,
         "normals": NormalsError,
         "labels": Accuracy,
-        "number": SquaredError,
+        "number": lambda: SquaredError(Regression("number")),
         "loss": lambda: MeanLoss(Depth("far"), protocol="loss"),
     }[kind]()
 

@@ -272,7 +272,7 @@ def test_devices_and_data_folder_do_not_change_the_id() -> None:
     "override",
     [
         "seeds=[1]", "trainer.steps=151", "trainer.batch_size=16", "trainer.accumulate=2", "trainer.precision=64-true",
-        "trainer.clip=1", "trainer.evaluate_every=25", "optimiser.lr=0.1", "model.decoder_channels=8", "version=2",
+        "trainer.clip=1", "trainer.evaluate_every=25", "optimiser.lr=0.1", "model.decoder_channels=8", "version=1",
         "tasks.sum.scale=2", "data.options.train=100", "methods=[{name: famo, lr: 0.5}]",
         "methods=[{name: task_moe, balancer: famo}]",
     ],

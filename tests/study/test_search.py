@@ -19,6 +19,9 @@ from mtlbench.study.search_space import Space, space_of
 from tests.support.command_line import mtlbench
 from tests.support.searched import BEST_LR, DATA, distance, rows_of, searched, study_of, trials_of
 
+DIGITS = suites.load("digits", [])
+STEPS, WARMUP, EVALUATED = DIGITS.trainer.steps, DIGITS.optimiser.warmup, DIGITS.trainer.evaluate_every
+
 
 @pytest.fixture(autouse=True)
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +80,7 @@ def test_trial_0_has_the_declared_values(tmp_path: Path) -> None:
     for spec in resolve(suites.load("digits", asked), Local(), []).members:
         (run,) = trials_of(tmp_path, spec.label)[0]["runs"]
         assert run == spec.run_id and run in trained(executor)
-    assert trials_of(tmp_path, "dwa")[0]["values"] == {"lr": 0.002, "weight_decay": 0.01, "dwa.temperature": 2.0}
+    assert trials_of(tmp_path, "dwa")[0]["values"] == {"lr": 0.004, "weight_decay": 0.01, "dwa.temperature": 2.0}
     assert trials_of(tmp_path, "uniform")[0]["score"] == 0
 
 
@@ -189,12 +192,12 @@ def test_the_reference_must_not_fail(tmp_path: Path) -> None:
 def test_halving_trains_all_trials_for_a_third_and_a_third_of_them_in_full(tmp_path: Path) -> None:
     executor = searched(tmp_path, study_of("search.halving=true", "search.trials=9", methods="[uniform]"), by_rate)
     found = trials_of(tmp_path, "uniform")
-    short, full = [t for t in found if t["steps"] == 50], [t for t in found if t["steps"] == 150]
+    short, full = [t for t in found if t["steps"] == STEPS // 3], [t for t in found if t["steps"] == STEPS]
     assert len(short) == 9 and len(full) in (3, 4) and full[0]["number"] == 0
     best = sorted(short, key=lambda trial: -trial["score"])[:3]
     assert {t["number"] for t in full} == {0, *(t["number"] for t in best)}
-    runs = [spec for spec in executor.started if spec.trainer["steps"] == 50]
-    assert {(s.optimiser["warmup"], s.trainer["evaluate_every"]) for s in runs} == {(3, 50)}
+    runs = [spec for spec in executor.started if spec.trainer["steps"] == STEPS // 3]
+    assert {(s.optimiser["warmup"], s.trainer["evaluate_every"]) for s in runs} == {(WARMUP // 3, min(EVALUATED, STEPS // 3))}
     assert rows_of(tmp_path, "uniform")[0]["record"]["search"]["chosen"] == best[0]["number"]
 
 
@@ -338,8 +341,8 @@ def test_what_the_report_shows(tmp_path: Path) -> None:
     for words in ("6 trials per row", "lr log-uniform", "over uniform", "validation", "with seeds 100", "batches of 4"):
         assert words in rules
     rows = {row.label: row.cost.values for row in board.rows}
-    assert rows["dwa"]["search_seconds"] == 6 * 150 and rows["dwa"]["train_seconds"] == 150
-    assert rows["single_task"]["search_seconds"] == 6 * 5 * 150 and rows["single_task"]["train_seconds"] == 5 * 150
+    assert rows["dwa"]["search_seconds"] == 6 * STEPS and rows["dwa"]["train_seconds"] == STEPS
+    assert rows["single_task"]["search_seconds"] == 6 * 5 * STEPS and rows["single_task"]["train_seconds"] == 5 * STEPS
     texts = {path.name: path.read_text() for path in write(tmp_path)}
     best = rows_of(tmp_path, "dwa")[0]["record"]["search"]["values"]["lr"]
     assert "## Equal tuning" in texts["leaderboard.md"] and f"lr {best:g}" in texts["leaderboard.md"]

@@ -12,7 +12,7 @@ from mtlbench.suite.schema import YOUNGER
 
 
 def first(*overrides: str) -> RunSpec:
-    asked = read_request(cli._parse(["bench", "digits", "--methods", "uniform", *overrides]))
+    asked = read_request(cli._parse(["bench", "scenes_scratch", "--methods", "uniform", *overrides]))
     return resolve(asked.suite, asked.local, asked.overrides, asked.place).members[0]
 
 

@@ -38,6 +38,7 @@ SCENES = (
     "data.options.val=2",
     "data.options.test=2",
     "model.image_size=[16, 16]",
+    "model.weights=null",
     "tasks={semseg: {}, depth: {}}",
     "seeds=[0]",
     "named=[]",

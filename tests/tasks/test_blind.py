@@ -96,6 +96,13 @@ def test_a_number_is_the_mean() -> None:
     assert_close(fitted(Regression("a"), torch.tensor([1.0, NAN]), torch.tensor([4.0])), torch.tensor([2.5]).double())
 
 
+def test_a_standardised_number_is_the_mean_once_it_is_decoded() -> None:
+    task = Regression("a", mean=9.0, std=4.0)
+    found = fitted(task, torch.tensor([1.0, NAN]), torch.tensor([4.0]))
+    assert_close(found, torch.tensor([(2.5 - 9) / 4]).double())
+    assert_close(task.decode(found[None]), torch.tensor([2.5]).double())
+
+
 def test_a_class_is_the_most_frequent_one_with_its_share() -> None:
     found = fitted(Classification("a", classes=3), torch.tensor([0, 2, -1]), torch.tensor([2, -1]))
     assert_close(found.softmax(0), torch.tensor([1 / 3, 0, 2 / 3]).double(), atol=1e-5, rtol=0)

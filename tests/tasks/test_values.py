@@ -80,6 +80,18 @@ def test_a_batch_names_image_task_rule_and_value() -> None:
         Collate({"semseg": task})([wrong])
 
 
+def test_a_number_is_learned_as_a_deviation_and_scored_in_its_unit() -> None:
+    task, target = Regression("a", mean=9.0, std=4.0), torch.tensor([1.0, float("nan"), 15.0])
+    raw = torch.tensor([[-1.0], [7.0], [1.0]])  # Decoded: 5, 37, 13.
+    assert task.decode(raw).tolist() == [5.0, 37.0, 13.0]
+    assert task.loss(raw, target).item() == (-1 + 2) ** 2 + (1 - 1.5) ** 2
+    metric = task.metric()
+    metric.update(raw, target)
+    assert metric.compute() == {"rmse@1": pytest.approx(((5 - 1) ** 2 / 2 + (13 - 15) ** 2 / 2) ** 0.5)}
+    with pytest.raises(ValueError, match="std must be above 0. Found 0"):
+        Regression("a", std=0)
+
+
 def test_training_in_float64_takes_labels_of_either_float_type() -> None:
     task = Regression("mean")
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench import report
-from mtlbench.errors import StoreError
+from mtlbench.errors import StoreError, coloured_output
 from mtlbench.report.model import Leaderboard
 from mtlbench.study.record import states_of
 
@@ -99,7 +99,7 @@ class Results:
 
         from mtlbench.report.views.terminal import show_board
 
-        show_board(self.board, Console())
+        show_board(self.board, Console(file=coloured_output()))
 
     def to_markdown(self) -> str:
         """Returns the whole comparison as Markdown."""
