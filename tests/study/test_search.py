@@ -21,6 +21,7 @@ from tests.support.searched import BEST_LR, DATA, distance, rows_of, searched, s
 
 DIGITS = suites.load("digits", [])
 STEPS, WARMUP, EVALUATED = DIGITS.trainer.steps, DIGITS.optimiser.warmup, DIGITS.trainer.evaluate_every
+SHORT = round(STEPS / 3)
 
 
 @pytest.fixture(autouse=True)
@@ -192,12 +193,12 @@ def test_the_reference_must_not_fail(tmp_path: Path) -> None:
 def test_halving_trains_all_trials_for_a_third_and_a_third_of_them_in_full(tmp_path: Path) -> None:
     executor = searched(tmp_path, study_of("search.halving=true", "search.trials=9", methods="[uniform]"), by_rate)
     found = trials_of(tmp_path, "uniform")
-    short, full = [t for t in found if t["steps"] == STEPS // 3], [t for t in found if t["steps"] == STEPS]
+    short, full = [t for t in found if t["steps"] == SHORT], [t for t in found if t["steps"] == STEPS]
     assert len(short) == 9 and len(full) in (3, 4) and full[0]["number"] == 0
     best = sorted(short, key=lambda trial: -trial["score"])[:3]
     assert {t["number"] for t in full} == {0, *(t["number"] for t in best)}
-    runs = [spec for spec in executor.started if spec.trainer["steps"] == STEPS // 3]
-    assert {(s.optimiser["warmup"], s.trainer["evaluate_every"]) for s in runs} == {(WARMUP // 3, min(EVALUATED, STEPS // 3))}
+    runs = [spec for spec in executor.started if spec.trainer["steps"] == SHORT]
+    assert {(s.optimiser["warmup"], s.trainer["evaluate_every"]) for s in runs} == {(WARMUP // 3, min(EVALUATED, SHORT))}
     assert rows_of(tmp_path, "uniform")[0]["record"]["search"]["chosen"] == best[0]["number"]
 
 
