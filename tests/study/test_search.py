@@ -198,7 +198,8 @@ def test_halving_trains_all_trials_for_a_third_and_a_third_of_them_in_full(tmp_p
     best = sorted(short, key=lambda trial: -trial["score"])[:3]
     assert {t["number"] for t in full} == {0, *(t["number"] for t in best)}
     runs = [spec for spec in executor.started if spec.trainer["steps"] == SHORT]
-    assert {(s.optimiser["warmup"], s.trainer["evaluate_every"]) for s in runs} == {(WARMUP // 3, min(EVALUATED, SHORT))}
+    shortened = {(s.optimiser["warmup"], s.trainer["evaluate_every"]) for s in runs}
+    assert shortened == {(WARMUP // 3, min(EVALUATED, SHORT))}
     assert rows_of(tmp_path, "uniform")[0]["record"]["search"]["chosen"] == best[0]["number"]
 
 
