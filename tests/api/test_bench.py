@@ -110,7 +110,12 @@ except KeyboardInterrupt:
 
 def test_an_interrupt_reaches_the_command_once_and_waits_for_it() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", PARENT, WAITS], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-u", "-c", PARENT, WAITS],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in the background ignores interrupts, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
