@@ -383,25 +383,6 @@ def test_younger_options_change_the_fingerprint_only_where_they_are_used(tmp_pat
     assert len({plain, *(module(tmp_path, typical=share).fingerprint() for share in (0.5, 1.0))}) == 3
 
 
-def test_typical_colours_change_colours_only(rendered: Rendered) -> None:
-    typical = render(0, range(N), SIZE, SIZE, 1.0)
-    for name in ("semseg", "parts", "depth", "normals", "edges", "instance"):
-        assert np.array_equal(getattr(typical, name), getattr(rendered, name)), name
-    assert not np.array_equal(typical.image, rendered.image)
-
-
-def test_typical_colours_tell_classes_apart(rendered: Rendered) -> None:
-    tree, box = (SEMSEG_CLASSES.index(name) for name in ("tree", "box"))
-
-    def green(images: Rendered, label: int) -> float:
-        colours = images.image.transpose(0, 2, 3, 1)[images.semseg == label].astype(float)
-        return float((colours[:, 1] - colours[:, 2]).mean())  # green over blue
-
-    typical = render(0, range(N), SIZE, SIZE, 1.0)
-    assert green(typical, tree) > 20 > 0 > green(typical, box)
-    assert abs(green(rendered, tree) - green(rendered, box)) < 0.5 * (green(typical, tree) - green(typical, box))
-
-
 @pytest.mark.parametrize("options", [{"size": 4}, {"val": 0}, {"scene_seed": -1}, {"typical": 1.5}])
 def test_wrong_options_are_named(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="Scenes need"):

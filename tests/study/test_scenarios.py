@@ -4,75 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mtlbench import suite as suites
-from mtlbench.data import Samples
-from mtlbench.data_modules.digits import Digits
-from mtlbench.errors import MethodError, StoreError
-from mtlbench.runs.plan import Ending, Plan, one_run
+from mtlbench.runs.plan import Ending, Plan
 from mtlbench.runs.spec import RunSpec
-from mtlbench.runs.store import RunFolder
-from mtlbench.study import resolve as studies
 from mtlbench.study import scenarios
-from mtlbench.training import run, warm_start
-from mtlbench.training.build import build_with_network
-from mtlbench.training.load import load_run
 from tests.support.command_line import mtlbench, write_suite
-
-SUITE = """\
-name: mine
-version: 1
-data:
-  module: tests.study.test_scenarios:Three
-  options: {train: 40, val: 12}
-tasks: {left: {}, right: {}, ink: {}}
-model:
-  encoder: vit_tiny_patch16_224
-  encoder_options: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}
-  image_size: [24, 32]
-  decoder_channels: 8
-trainer: {steps: 3, batch_size: 4, log_every: 1, examples: 0}
-floor: false
-methods: [uniform, {name: task_moe, experts: 4}]
-"""
-LOW = "scenario={kind: low_resource, task: left, fractions: [0.1, 0.25, 1.0]}"
-UNSEEN = "scenario={kind: unseen_task, task: left, related: [right, ink], examples: [4, 8], steps: 2}"
-UNRELATED = "scenario={kind: unrelated_task, task: ink}"
-
-
-class Three(Digits):
-    """Digits with three splits: related tasks may be chosen on the second, scores are of the third."""
-
-    SPLITS = ("train", "val", "test")
-
-    def samples(self, split: str) -> Samples:
-        """Returns the first images of the validation split as test split."""
-        return super().samples("val" if split == "test" else split)
-
-    def train_dataloader(self) -> Any:
-        """Leaves a word for every training that starts."""
-        with Path("trainings").open("a") as file:
-            file.write("+".join(self.tasks) + "\n")
-        return super().train_dataloader()
+from tests.support.scenario_suite import LOW, SUITE, UNRELATED, UNSEEN, data_of, plan_of, resolved, scored
 
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
     write_suite(tmp_path, "mine", SUITE)
     return tmp_path
-
-
-def resolved(folder: Path, *overrides: str) -> studies.Study:
-    return studies.resolve(suites.load(str(folder / "mine.yaml"), overrides), studies.Local(), list(overrides))
 
 
 # ---- identity ------------------------------------------------------------------------------------------------------
@@ -96,7 +44,7 @@ def test_single_task_has_the_same_labels_and_trains_no_other_task(mine: Path) ->
     study = resolved(mine, "methods=[uniform, single_task]", LOW)
     by_label = {label: [c for c in study.cases if c.spec.label == label] for label in ("uniform", "single_task")}
     for together, apart in zip(*by_label.values(), strict=True):
-        (alone,) = next(_plan(apart.begin))
+        (alone,) = next(plan_of(apart.begin))
         assert list(alone.tasks) == ["left"] and len(together.spec.tasks) == 3
         assert alone.data.get("labels") == together.spec.data.get("labels") and apart.condition == together.condition
         kept = [_labels_of(spec) for spec in (alone, together.spec)]
@@ -105,7 +53,7 @@ def test_single_task_has_the_same_labels_and_trains_no_other_task(mine: Path) ->
 
 def _labels_of(spec: RunSpec) -> set[str]:
     """Returns the images that keep their label of `left`."""
-    samples = _data(spec).training_samples()
+    samples = data_of(spec).training_samples()
     return {s["id"] for s in (samples[i] for i in range(len(samples))) if "left" in s["targets"]}
 
 
@@ -118,30 +66,6 @@ def test_a_model_of_its_own(mine: Path) -> None:
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------
-
-
-def _plan(begin: Any) -> Plan:
-    """Returns the plan of a case, where `single_task` has one run per task."""
-
-    def of(spec: RunSpec) -> Plan:
-        if spec.method["name"] != "single_task":
-            return (yield from one_run(spec))
-        runs = {name: spec.with_tasks(name) for name in spec.tasks}
-        yield list(runs.values())
-        return {name: one.run_id for name, one in runs.items()}
-
-    return begin(of)
-
-
-def _scored(*values: float | None) -> list[dict[str, Any]]:
-    """Returns results with these scores of `left`, and scores on validation that say the opposite."""
-    return [
-        {
-            "scores": {} if value is None else {"left": {"accuracy@1": value}},
-            "validation": {"left": {"accuracy@1": 1 - (value or 0)}},
-        }
-        for value in values
-    ]
 
 
 def _ended(plan: Plan, results: list[dict[str, Any]]) -> Ending:
@@ -159,13 +83,13 @@ def test_gates_of_the_related_task_that_is_best_on_the_examples_themselves(
     mine: Path, values: tuple[float | None, ...], best: int
 ) -> None:
     few, _ = resolved(mine, "methods=[task_moe]", UNSEEN).cases
-    plan = _plan(few.begin)
+    plan = plan_of(few.begin)
     (first,) = next(plan)
     assert list(first.tasks) == ["right", "ink"] and first.trainer["steps"] == 3 and "labels" not in first.data
     parts = plan.send([{"task_gates": True}])
     assert [run.start["related"] for run in parts if run.start] == ["right", "right", "ink", "ink"]
     assert [r.data["labels"] for r in parts] == [{"left": {"count": 4, "fold": [fold, 2]}} for fold in (0, 1)] * 2
-    (final,) = plan.send(_scored(*values))
+    (final,) = plan.send(scored(*values))
     assert final.start and final.start["related"] == ("right", "ink")[best]
     assert final.data["labels"] == {"left": {"count": 4}}, "the chosen one is trained on all examples"
     assert {(r.start["run"], r.start["hash"]) for r in (*parts, final) if r.start} == {(first.run_id, first.hash)}
@@ -177,7 +101,7 @@ def test_gates_of_the_related_task_that_is_best_on_the_examples_themselves(
 
 def test_lower_is_better_where_the_metric_says_so(mine: Path) -> None:
     unseen = "scenario={kind: unseen_task, task: ink, related: [left, right], examples: [4], steps: 2}"
-    plan = _plan(resolved(mine, "methods=[uniform]", unseen).cases[0].begin)
+    plan = plan_of(resolved(mine, "methods=[uniform]", unseen).cases[0].begin)
     next(plan)
     protocol = plan.send([{}])[0].tasks["ink"]["protocols"][0]
     assert not protocol["higher_is_better"]
@@ -190,7 +114,7 @@ def test_every_method_tries_as_many_second_runs_on_the_same_labels(mine: Path) -
     methods = "methods=[uniform, {name: task_moe, experts: 4}, single_task]"
     seen = []
     for case in resolved(mine, methods, UNSEEN, "scenario.steps=[2, 1]", "scenario.folds=9").cases[::2]:
-        plan = _plan(case.begin)
+        plan = plan_of(case.begin)
         first = next(plan)
         gates = case.spec.label == "task_moe"
         parts = plan.send([{"task_gates": gates}] * len(first))
@@ -200,7 +124,7 @@ def test_every_method_tries_as_many_second_runs_on_the_same_labels(mine: Path) -
         assert [start.get("draw", 0) for start in starts] == [0, 1, 0, 1]
         sources = [spec.run_id for spec in first] if case.spec.label == "single_task" else [first[0].run_id] * 2
         assert [start["run"] for start in starts] == sources * 2
-        (final,) = plan.send(_scored(*[0.1] * 12, *[0.8] * 4))
+        (final,) = plan.send(scored(*[0.1] * 12, *[0.8] * 4))
         assert (final.trainer["steps"], (final.start or {})["draw"]) == (1, 1)
         seen.append([(run.trainer["steps"], run.data["labels"]) for run in (*parts, final)])
     assert seen[0] == seen[1] == seen[2]
@@ -208,7 +132,7 @@ def test_every_method_tries_as_many_second_runs_on_the_same_labels(mine: Path) -
 
 def test_one_candidate_needs_no_choice(mine: Path) -> None:
     one = "scenario={kind: unseen_task, task: left, related: [ink], examples: [1], steps: 2}"
-    plan = _plan(resolved(mine, "methods=[task_moe]", one).cases[0].begin)
+    plan = plan_of(resolved(mine, "methods=[task_moe]", one).cases[0].begin)
     next(plan)
     (final,) = plan.send([{"task_gates": True}])
     assert final.start and final.start["related"] == "ink" and "draw" not in final.start
@@ -219,10 +143,10 @@ def test_no_step_is_chosen_by_the_validation_split(mine: Path) -> None:
     """Where the suite keeps the best step, the first run does, on the tasks whose labels it has; others end last."""
     best = ("selection=best", "trainer.evaluate_every=1", "scenario.scratch=[uniform]")
     cases = resolved(mine, "methods=[uniform]", UNSEEN, *best).cases
-    plan = _plan(cases[0].begin)
+    plan = plan_of(cases[0].begin)
     (first,) = next(plan)
     parts = plan.send([{}])
-    (final,) = plan.send(_scored(0.1, 0.1, 0.2, 0.2))
+    (final,) = plan.send(scored(0.1, 0.1, 0.2, 0.2))
     assert first.trainer["selection"] == "best"
     assert {run.trainer["selection"] for run in (*parts, final, cases[1].spec)} == {"last"}
     assert {run.trainer["evaluate_every"] for run in parts} == {0} != {final.trainer["evaluate_every"]}
@@ -241,7 +165,7 @@ def test_the_second_run_has_a_schedule_and_arguments_of_its_own(mine: Path) -> N
     assert (uniform.trainer["steps"], uniform.optimiser["lr"], uniform.optimiser["warmup"]) == (2, 0.01, 2)
     assert (scratch.trainer["steps"], scratch.optimiser["lr"], scratch.optimiser["warmup"]) == (3, 0.001, 3)
     assert moe.method["arguments"]["balance"] == 0.0 and "balance" not in uniform.method["arguments"]
-    assert [spec.start for spec in next(_plan(cases[1].begin))] == [None]
+    assert [spec.start for spec in next(plan_of(cases[1].begin))] == [None]
     chosen = resolved(mine, UNSEEN, *more, "methods=[task_moe]").cases
     assert {case.spec.label for case in chosen} == {"task_moe"}, "uniform was not chosen this time"
 
@@ -265,199 +189,6 @@ def test_the_unrelated_task_may_be_another_one(mine: Path) -> None:
     about = study.record["scenario"]
     assert (about["base"], about["ignored"]) == ("without ink and right", ["ink", "right"])
     assert about["columns"] == ["+ ink", "+ right, shuffled labels"] == [case.condition for case in study.cases][1:]
-
-
-# ---- starting from another run -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, RunSpec, RunSpec, list[RunSpec]]]:
-    """A folder with a trained run on `right` and `ink`, its specification, one on 4 examples of `left`, and its parts.
-
-    The parts are the runs that hold out some of the examples.
-    """
-    root = tmp_path_factory.mktemp("first")
-    write_suite(root, "mine", SUITE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        plan = _plan(resolved(root, "methods=[{name: task_moe, experts: 4, gate: token_task}]", UNSEEN).cases[0].begin)
-        (spec,) = next(plan)
-        folder = RunFolder(root, spec.run_id)
-        assert folder.claim(spec) and run.train(spec, folder)
-        result = folder.result() or {}
-        assert result["task_gates"] is True and set(result["validation"]) == {"right", "ink"}
-        parts = plan.send([result])
-        (second,) = plan.send(_scored(0.5, 0.5, 0.5, 0.5))
-        yield root, spec, second, parts
-
-
-@pytest.fixture
-def first(whole: tuple[Path, RunSpec, RunSpec, list[RunSpec]]) -> tuple[Path, RunSpec, RunSpec]:
-    """The folder, the first run and the second."""
-    return whole[:3]
-
-
-def _method(spec: RunSpec) -> Any:
-    return build_with_network(spec)[0]
-
-
-def test_it_begins_with_exactly_the_weights_of_the_other_run(first: tuple[Path, RunSpec, RunSpec]) -> None:
-    root, spec, second = first
-    trained, fresh, method = load_run(root / spec.run_id, allow=["tests"]).method, _method(second), _method(second)
-    warm_start.begin(method, second, root, _method)
-    theirs, untouched, ours = (dict(m.network.named_parameters()) for m in (trained, fresh, method))
-    shared = {name for name in ours if "left" not in name}
-    heads = {name for name in ours if name.startswith("heads.left")}
-    gates = ours.keys() - shared - heads
-    assert heads and gates and shared <= theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in shared)
-    assert all(torch.equal(ours[name], untouched[name]) for name in heads), "a fresh head"
-    assert all(torch.equal(ours[name], theirs[name.replace("left", "right")]) for name in gates)
-    assert not any(torch.equal(ours[name], theirs[name.replace("left", "ink")]) for name in gates)
-
-
-def test_inherited_gates_route_as_the_related_task(first: tuple[Path, RunSpec, RunSpec]) -> None:
-    root, spec, second = first
-    trained, method = load_run(root / spec.run_id, allow=["tests"]).method, _method(second).eval()
-    warm_start.begin(method, second, root, _method)
-    image = torch.randint(0, 256, (5, 3, 24, 32), dtype=torch.uint8)
-    new, related, other = (
-        m.network(image, [task]).statistics["experts"]
-        for m, task in ((method, "left"), (trained, "right"), (trained, "ink"))
-    )
-    assert new.keys() == related.keys() and new
-    assert all(torch.equal(new[name].probability, related[name].probability) for name in new)
-    assert not any(torch.equal(new[name].probability, other[name].probability) for name in new)
-
-
-@pytest.mark.parametrize("freeze", [False, True])
-def test_it_trains_from_there(first: tuple[Path, RunSpec, RunSpec], freeze: bool, tmp_path: Path) -> None:
-    root, spec, second = first
-    second = replace(second, start={**(second.start or {}), "freeze": freeze})
-    folder = RunFolder(root, second.run_id)
-    assert folder.claim(second) and run.train(second, folder)
-    result = folder.result() or {}
-    assert set(result["validation"]) == set(result["scores"]) == {"left"}
-    begun, ended = _method(second), load_run(folder.path, allow=["tests"]).method
-    warm_start.begin(begun, second, root, _method)
-    moved = {
-        n for n, p in begun.network.named_parameters() if not torch.equal(p, dict(ended.network.named_parameters())[n])
-    }
-    routers = {n for n in dict(begun.network.named_parameters()) if ".router." in n}
-    assert moved - routers and routers and (moved & routers == set()) == freeze
-    (row,) = [
-        json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines() if '"loss/left"' in line
-    ][:1]
-    assert "loss/right" not in row
-
-
-def test_what_does_not_fit_is_refused(first: tuple[Path, RunSpec, RunSpec]) -> None:
-    root, _, second = first
-    begin = partial(warm_start.begin, build=_method)
-    for changes, message in (({"run": "absent"}, "absent: todo"), ({"hash": "0"}, "another run of that name")):
-        other = replace(second, start={**(second.start or {}), **changes})
-        with pytest.raises(StoreError, match=message):
-            begin(_method(other), other, root)
-    wide = replace(second, model={**second.model, "decoder_channels": 16})
-    with pytest.raises(MethodError, match=r"the same network in both runs.*neck"):
-        begin(_method(wide), wide, root)
-
-
-def test_another_draw_changes_the_fresh_head_alone(first: tuple[Path, RunSpec, RunSpec]) -> None:
-    root, _, second = first
-    found = []
-    for draw in (0, 1, 1, 2):
-        spec = replace(second, start={**(second.start or {}), "draw": draw})
-        method = _method(spec)
-        warm_start.begin(method, spec, root, _method)
-        found.append(dict(method.network.named_parameters()))
-    for name, value in found[0].items():
-        drawn = [not torch.equal(value, other[name]) for other in found[1:]]
-        assert torch.equal(found[1][name], found[2][name])
-        # What is drawn as a constant, a bias or a scale, is no other one in another draw.
-        assert any(drawn) == (name.startswith("heads.left") and value.std() > 0), name
-
-
-# ---- the choice among second runs ----------------------------------------------------------------------------------
-
-
-class Changed:
-    """Samples of which some have another label of `left`."""
-
-    def __init__(self, samples: Samples, changed: set[str]):
-        self.samples, self.changed = samples, changed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Any:
-        sample = self.samples[index]
-        change = {"left": (sample["targets"]["left"] + 1) % 10} if sample["id"] in self.changed else {}
-        return {**sample, "targets": {**sample["targets"], **change}}
-
-
-def _held_out(spec: RunSpec) -> tuple[set[str], set[str]]:
-    """Returns the ids of the images that a part trains on, and of those that it holds out."""
-    data = _data(spec)
-    kept = {s["id"] for s in (data.training_samples()[i] for i in range(len(data.training_samples())))}
-    held = data.scored_samples(data.scored_split())
-    return kept, {held[i]["id"] for i in range(len(held))}
-
-
-def _data(spec: RunSpec) -> Any:
-    return build_with_network(spec)[1]
-
-
-def _trained_on(spec: RunSpec, root: Path, patch: pytest.MonkeyPatch, changed: set[str]) -> dict[str, Any]:
-    """Returns the result of a part where validation and test must not be read, and some labels are others."""
-
-    def samples(self: Any, split: str) -> Any:
-        assert split == "train", f"the choice reads the labels of {split}"
-        return Changed(Digits.samples(self, split), changed)
-
-    folder = RunFolder(root, spec.run_id)
-    with patch.context() as inner:
-        inner.setattr(Three, "samples", samples)
-        assert folder.claim(spec) and run.train(spec, folder)
-    result = folder.result() or {}
-    shutil.rmtree(folder.path)
-    return result
-
-
-def test_a_choice_never_reads_the_labels_of_validation_or_test(
-    whole: tuple[Path, RunSpec, RunSpec, list[RunSpec]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, first, _, (part, *_) = whole
-    shutil.copytree(root / first.run_id, tmp_path / first.run_id)
-    kept, held = _held_out(part)
-    assert len(kept) == len(held) == 2 and not kept & held
-    result = _trained_on(part, tmp_path, monkeypatch, set())
-    assert (result["split"], result["validation"], result["images"]) == ("held_out", None, {"train": 40, "held_out": 2})
-    # Held-out labels decide the score and nothing else; labels that are trained on decide the weights.
-    other = _trained_on(part, tmp_path, monkeypatch, held)
-    assert other["weights_sha256"] == result["weights_sha256"]
-    trained = _trained_on(part, tmp_path, monkeypatch, kept)
-    assert trained["weights_sha256"] != result["weights_sha256"]
-    assert {each["scores"]["left"]["accuracy@1"] for each in (result, other)} <= {0.0, 0.5, 1.0}
-
-
-def test_a_part_is_scored_on_its_held_out_examples(
-    whole: tuple[Path, RunSpec, RunSpec, list[RunSpec]], tmp_path: Path
-) -> None:
-    root, first, _, (_, part, *_) = whole
-    shutil.copytree(root / first.run_id, tmp_path / first.run_id)
-    folder = RunFolder(tmp_path, part.run_id)
-    assert folder.claim(part) and run.train(part, folder)
-    method, data = load_run(folder.path, allow=["tests"]).method.eval(), _data(part)
-    held = _held_out(part)[1]
-    plain = data.samples("train")
-    right = []
-    for sample in (plain[i] for i in range(len(plain))):
-        if sample["id"] in held:
-            predicted = method(sample["image"][None], ["left"])["left"].argmax(1)
-            right.append(bool(predicted == sample["targets"]["left"]))
-    expected = sum(right) / len(right)
-    assert (folder.result() or {})["scores"] == {"left": {"accuracy@1": pytest.approx(expected)}}
 
 
 # ---- the whole way, and what is refused ----------------------------------------------------------------------------

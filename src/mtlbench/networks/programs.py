@@ -69,7 +69,7 @@ def write_onnx(network: nn.Module, size: Sequence[int], path: Path, names: Seque
     import onnxruntime
 
     with _tracing(network, "ONNX"), contextlib.redirect_stdout(io.StringIO()):
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             network,
             (_blank(2, size),),
             dynamo=True,
@@ -79,7 +79,6 @@ def write_onnx(network: nn.Module, size: Sequence[int], path: Path, names: Seque
             custom_translation_table=_translations(),
             verbose=False,
         )
-        assert program is not None
         program.save(str(path), external_data=False)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return _compared(
