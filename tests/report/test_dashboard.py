@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from mtlbench import report
-from mtlbench.cli.stored import states_of, study_of
+from mtlbench.cli.stored import study_of
 from mtlbench.report.dashboard.content import study_runs
 from mtlbench.report.dashboard.layout import dashboard, logged
 from mtlbench.report.dashboard.mirror import mirror
 from mtlbench.runs import keys
+from mtlbench.study.record import states_of
 from mtlbench.tracking import workspace
 from mtlbench.tracking.panels import Dashboard, Lines, keys_of
 from mtlbench.training.loggers import read_rows

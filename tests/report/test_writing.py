@@ -15,8 +15,8 @@ from rich.console import Console
 from mtlbench import cli
 from mtlbench.errors import StoreError
 from mtlbench.report import load, show, write
+from mtlbench.report.figures.scores import gains
 from mtlbench.report.figures.style import BETTER, UNCERTAIN, WORSE
-from mtlbench.report.figures.training import gains
 from tests.support.fake_study import plan, write_study
 
 

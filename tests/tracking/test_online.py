@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from mtlbench import report
-from mtlbench.cli.stored import states_of, study_of
+from mtlbench.cli.stored import study_of
 from mtlbench.report.dashboard.content import study_runs
 from mtlbench.report.dashboard.layout import dashboard, logged
 from mtlbench.report.dashboard.mirror import mirror
 from mtlbench.runs import keys
 from mtlbench.runs.store import RunFolder
+from mtlbench.study.record import states_of
 from mtlbench.testing import toy_spec
 from mtlbench.testing.toy import trained
 from mtlbench.tracking import sync, wandb_client, workspace
@@ -143,6 +144,15 @@ def test_an_interrupted_sending_leaves_no_row_twice(
     assert answer.code == 0 and "Sent 2 of 2 runs." in answer.text, answer.text
     assert steps(server, piece.run) == [1, 2, 3, 4], "the run's own records have one row more"
     assert sync.waiting(piece.path.parents[3]) == ([], 0)
+
+
+def test_processes_that_began_in_the_same_second_are_pieces_of_one_run(tmp_path: Path) -> None:
+    for place in ("run-20261128_133400-uniform-s0-1", "run-20261128_133400-uniform-s0-1-1"):
+        folder = tmp_path / "uniform-s0-1" / "wandb" / place
+        folder.mkdir(parents=True)
+        (folder / "run-uniform-s0-1.wandb").touch()
+    (piece,) = sync.pieces(tmp_path)
+    assert piece.run == "uniform-s0-1" and piece.path.parent.name.endswith("-1-1"), "the later one holds all rows"
 
 
 def test_a_server_that_fails_while_a_run_is_logged_gets_the_rest_later(

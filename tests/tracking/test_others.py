@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtlbench.tracking import others
-from mtlbench.tracking.base import About, Ending, Picture
+from mtlbench.tracking.base import About, Ending, Picture, TrackingError
 from mtlbench.tracking.tracker import Tracker
 from tests.support.command_line import mtlbench
 
@@ -114,5 +114,5 @@ def test_the_dashboard_says_how_to_install_what_it_needs(monkeypatch: pytest.Mon
     from mtlbench.tracking.panels import Dashboard
 
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(others.TrackingError, match=r"pip install 'mtlbench\[dashboards\]'"):
+    with pytest.raises(TrackingError, match=r"pip install 'mtlbench\[dashboards\]'"):
         workspace.specification(Dashboard("a", "a", (), ()), "e", "p")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mtlbench import report
 from mtlbench.errors import StoreError, coloured_output
 from mtlbench.report.model import Leaderboard
+from mtlbench.report.reader import read_plan
 from mtlbench.study.record import states_of
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class Results:
 
     def __init__(self, folder: Path, against: str = ""):
         self.folder = folder
-        plan = report.read_input(folder).plan
-        self._study, self.board = report.load(folder, states_of(folder, plan), against)
+        self._study, self.board = report.load(folder, states_of(folder, read_plan(folder)), against)
 
     def __repr__(self) -> str:
         lines = f"{len(self.board.rows)} methods, {len(self._study.results)} finished runs"
@@ -119,13 +119,13 @@ class Results:
 
     def plot_gains(self) -> go.Figure:
         """Plots the gain over the baseline per task, with 95 % intervals."""
-        from mtlbench.report.figures.training import gains
+        from mtlbench.report.figures.scores import gains
 
         return _drawn(gains(self._ranked("gains")), "gains, which need a finished baseline and another row")
 
     def plot_cost(self) -> go.Figure:
         """Plots Δm against seconds per step."""
-        from mtlbench.report.figures.training import cost
+        from mtlbench.report.figures.scores import cost
 
         return _drawn(cost(self._ranked("Δm")), "Δm and seconds per step of some row")
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
-from mtlbench.cli.stored import states_of
 from mtlbench.errors import DataError, ExitCode
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study import record as records
 from mtlbench.study import resolve as studies
+from mtlbench.study.record import states_of
 from mtlbench.study.resolve import Local
 from mtlbench.suite import Suite
 from mtlbench.tracking import others as tracking

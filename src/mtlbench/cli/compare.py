@@ -8,9 +8,9 @@ import io
 from pathlib import Path
 
 from mtlbench.cli.output import may_be_cut
-from mtlbench.cli.stored import states_of
 from mtlbench.errors import ExitCode, StoreError
 from mtlbench.runs.store import write_text
+from mtlbench.study.record import states_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from mtlbench.cli.arguments import add_results, add_suite
-from mtlbench.cli.stored import states_of, study_of
+from mtlbench.cli.stored import study_of
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import write_text
+from mtlbench.study.record import states_of
 
 EPILOG = "Needs the extra `dashboards`: pip install 'mtlbench[dashboards]'. See docs/howto/wandb.md."
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mtlbench.report.dashboard.layout import dashboard, logged
     from mtlbench.report.views.files import markdown
     from mtlbench.tracking import sync, wandb_client, workspace
-    from mtlbench.tracking.others import TrackingError
+    from mtlbench.tracking.base import TrackingError
 
     study, board = reports.load(root, states_of(root, record))
     built = dashboard(study, board, logged(study, study_runs(study, board)))

@@ -11,10 +11,11 @@ from typing import Any
 
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.output import may_be_cut
-from mtlbench.cli.stored import broken_off, failed_runs, states_of, study_of
+from mtlbench.cli.stored import broken_off, failed_runs, study_of
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import RunFolder, read_json, write_text
 from mtlbench.study import costs
+from mtlbench.study.record import states_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from mtlbench.cli.arguments import add_results, add_suite
-from mtlbench.cli.stored import states_of, study_of
+from mtlbench.cli.stored import study_of
 from mtlbench.errors import ExitCode, MtlbenchError
 from mtlbench.runs.store import read_json
+from mtlbench.study.record import states_of
 
 HOST = "127.0.0.1"
 """The page is for whoever sits at this machine. To see it from elsewhere, forward the port over SSH."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.cli.arguments import add_results, add_suite
-from mtlbench.cli.stored import broken_off, failed_runs, states_of, study_of
+from mtlbench.cli.stored import broken_off, failed_runs, study_of
 from mtlbench.errors import ExitCode, coloured_output, inert
 from mtlbench.runs.seal import is_sealed
 from mtlbench.runs.store import RunFolder
+from mtlbench.study.record import states_of
 
 UNSEALED = "not sealed"
 FOLDED = 16

@@ -10,7 +10,6 @@ from mtlbench import suite as suites
 from mtlbench.errors import StoreError, inert, unknown_name
 from mtlbench.runs.store import read_json
 from mtlbench.study.record import fault_of
-from mtlbench.study.record import states_of as states_of
 
 
 def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:

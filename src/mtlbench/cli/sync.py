@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Sends every run of a study that W&B logged offline and that was not sent yet."""
     root, _ = study_of(Path(arguments.results), arguments.suite)
     from mtlbench.tracking import sync, wandb_client
-    from mtlbench.tracking.others import TrackingError
+    from mtlbench.tracking.base import TrackingError
 
     unsent, running = sync.waiting(root)
     later = f" {running} run(s) are not finished; the same command sends them later." if running else ""

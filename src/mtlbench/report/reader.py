@@ -34,8 +34,8 @@ class ReportInput:
     errors: dict[str, dict[str, Any]]
 
 
-def read_input(folder: Path) -> ReportInput:
-    """Reads a results folder.
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Reads ``study.json`` of a results folder.
 
     Raises:
         StoreError: If it holds no study, or one of another format or version.
@@ -58,7 +58,16 @@ def read_input(folder: Path) -> ReportInput:
         raise StoreError(
             f"{path} must be as a bench writes it. It is damaged: {reason}. Run the suite again to write it anew."
         )
-    plan = inert(plan)
+    return inert(plan)
+
+
+def read_input(folder: Path) -> ReportInput:
+    """Reads a results folder.
+
+    Raises:
+        StoreError: See `read_plan`.
+    """
+    plan = read_plan(folder)
     runs = dict.fromkeys(run for e in plan["rows"] for run in [*e["runs"], *e["serving"].values()])
     folders = {run: RunFolder(folder, run) for run in runs}
     results = {run: inert(record) for run, each in folders.items() if (record := each.result())}

@@ -63,13 +63,9 @@ def is_key(value: Any) -> bool:
 
 def key_fault(node: Node) -> str | None:
     """Return why a node is not the text of a key, or None; YAML reads 1, yes and << as something else."""
-    if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
-        return None
-    return (
-        f"keys must be text. Write {node.value} in quotes."
-        if isinstance(node, yaml.ScalarNode)
-        else "keys must be text."
-    )
+    if not isinstance(node, yaml.ScalarNode):
+        return "keys must be text."
+    return None if node.tag == f"{_TAG}str" else f"keys must be text. Write {node.value} in quotes."
 
 
 def line_of(node: Node) -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtlbench.errors import MtlbenchError
 from mtlbench.runs.spec import RunSpec
 
 TRAINING, ROW, TRIAL, SUMMARY, EXTRACT = "training", "row", "trial", "summary", "extract"
 """Kinds of tracked runs: a training; a row of the leaderboard with one seed; a trial of a search; the study as a whole;
 an extracted network."""
+
+
+class TrackingError(MtlbenchError):
+    """A tracking tool is unknown, or its package is missing."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +102,23 @@ class Sink(ABC):
     @abstractmethod
     def close(self, code: int) -> None:
         """End the run; ``code`` is 0 for success."""
+
+
+def require(what: str, module: str, extra: str) -> Any:
+    """Return an optional module.
+
+    Args:
+        what: What needs it, in words.
+        module: Its name.
+        extra: Extra of mtlbench that installs it.
+
+    Raises:
+        TrackingError: If it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise TrackingError(
+            f"{what} needs the package {module.partition('.')[0]}, which is not installed ({error}). Install it: "
+            f"pip install 'mtlbench[{extra}]'"
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,15 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlbench.errors import MtlbenchError, unknown_name
-from mtlbench.tracking.base import About, Ending, Sink
+from mtlbench.errors import unknown_name
+from mtlbench.tracking.base import About, Ending, Sink, TrackingError, require
 from mtlbench.tracking.wandb_client import project
 
 VARIABLE = "MTLBENCH_TRACK"
-
-
-class TrackingError(MtlbenchError):
-    """A tracking tool is unknown, or its package is missing."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +51,6 @@ def check() -> None:
             )
         tool = SINKS[name]
         require(name, tool.module, tool.extra)
-
-
-def require(what: str, module: str, extra: str) -> Any:
-    """Return an optional module.
-
-    Args:
-        what: What needs it, in words.
-        module: Its name.
-        extra: Extra of mtlbench that installs it.
-
-    Raises:
-        TrackingError: If it cannot be imported.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise TrackingError(
-            f"{what} needs the package {module.partition('.')[0]}, which is not installed ({error}). Install it: "
-            f"pip install 'mtlbench[{extra}]'"
-        ) from error
 
 
 class TensorBoard(Sink):

@@ -18,7 +18,7 @@ from mtlbench.tracking.wandb_client import marker_of
 
 SEND_S = 600.0
 """Seconds that the sending of one run may take."""
-_PLACE = re.compile(r"(offline-)?run-(\d{8}_\d{6})-(.+)")
+_PLACE = re.compile(r"(offline-)?run-(\d{8}_\d{6})-.+")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def pieces(root: Path) -> Iterator[Piece]:
     newest: dict[str, Piece] = {}
     for path in sorted([*root.glob("wandb/*/*.wandb"), *root.glob("*/wandb/*/*.wandb")]):
         if found := _PLACE.fullmatch(path.parent.name):
-            piece = Piece(found[3], path, found[2], bool(found[1]))
-            if piece.run not in newest or newest[piece.run].began < piece.began:
+            # The file names the run. W&B adds a number to the folder of a process that began in the same second.
+            piece = Piece(path.stem.removeprefix("run-"), path, found[2], bool(found[1]))
+            if piece.run not in newest or newest[piece.run].began <= piece.began:
                 newest[piece.run] = piece
     yield from newest.values()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtlbench.runs.keys import AXIS
 from mtlbench.tracking import panels
-from mtlbench.tracking.others import TrackingError, require
+from mtlbench.tracking.base import TrackingError, require
 from mtlbench.tracking.panels import Axis, Dashboard, Panel, Section
 
 MOST_RUNS = 200

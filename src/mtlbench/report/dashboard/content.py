@@ -84,16 +84,16 @@ def tables(board: AnyBoard) -> dict[str, Table]:
 
 def figures(study: ReportInput, board: AnyBoard) -> dict[str, Any]:
     """Return the figures of the report that a tool cannot draw from values alone, by name."""
-    from mtlbench.report.figures import affinity, experts, series, sharing, training, tuning
+    from mtlbench.report.figures import affinity, experts, scores, series, sharing, training, tuning
 
     if isinstance(board, ConditionBoard):
         return _named("verdict", training.conditions(board))
     curves = series.read_series(study)
     tasks = [column.task for column in board.primary]
     drawn = {
-        "verdict": {f"delta_m minus that of {board.against}": _margins(board)},
-        "tasks": {"gain over the baseline per task": training.gains(board)},
-        "cost": {"delta_m against cost": training.cost(board)},
+        "verdict": {"delta_m of every seed": scores.seeds(board)},
+        "tasks": {"gain over the baseline per task": scores.gains(board)},
+        "cost": {"delta_m against cost": scores.cost(board)},
         "gradients": {"cosine between tasks": training.cosines(board, curves, tasks)},
         "experts": experts.usage_figures(experts.read_usage(study), curves),
         "grouping": affinity.affinity_figures(board.groupings),
@@ -101,30 +101,6 @@ def figures(study: ReportInput, board: AnyBoard) -> dict[str, Any]:
         "sharing": sharing.sharing_figures(sharing.read_sharing(study, board)),
     }
     return {name: figure for part, found in drawn.items() for name, figure in _named(part, found).items()}
-
-
-def _margins(board: Leaderboard) -> Any:
-    """Draw Δm minus that of the reference with its paired 95 % interval, best row first; None without any."""
-    import plotly.graph_objects as go
-
-    from mtlbench.report.figures.style import GRID, safe, shade, style
-
-    known = [(row.label, row.margin.estimate) for row in reversed(board.rows) if row.margin]
-    if not known:
-        return None
-    figure = go.Figure()
-    half = [found.high - found.mean if found.high is not None else 0 for _, found in known]
-    figure.add_scatter(
-        x=[found.mean for _, found in known],
-        y=[safe(label) for label, _ in known],
-        error_x={"array": half, "thickness": 1.4, "width": 4},
-        mode="markers",
-        marker={"size": 10, "color": [shade(found) for _, found in known]},
-        hovertemplate="%{y}: %{x:+.2f}<extra></extra>",
-    )
-    figure.add_vline(x=0, line_color=GRID)
-    figure.update_xaxes(title_text=f"Δm minus that of {safe(board.against)}, 95 % interval paired by seed")
-    return style(figure, 120 + 28 * len(known), legend=False)
 
 
 def _rows(study: ReportInput, board: AnyBoard) -> Iterator[Tracked]:

@@ -9,8 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mtlbench.report.figures.scores import cost as cost  # Callers find all figures of a leaderboard here.
-from mtlbench.report.figures.scores import gains as gains
 from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import Series, labels_with
 from mtlbench.report.figures.style import BIPOLAR, UNCERTAIN, describe, line, safe, style
