@@ -175,7 +175,7 @@ SHORTER = {
     "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
     "grouping_digits": ["tasks={left: {}, sum: {}, ink: {}}"],
     "low_resource": ["scenario.fractions=[0.5,1.0]"],
-    "unseen_task": ["scenario.examples=[3,4]", "scenario.steps=2"],
+    "unseen_task": ["scenario.examples=[4]", "scenario.steps=2"],
 }
 """Suites whose runs are many, with fewer of the same kinds."""
 
