@@ -20,7 +20,7 @@ SUITE = """\
 name: mine
 version: 1
 data:
-  module: tests.study.test_scenarios:Three
+  module: tests.support.scenario_suite:Three
   options: {train: 40, val: 12}
 tasks: {left: {}, right: {}, ink: {}, segments: {}}
 model:
