@@ -63,3 +63,29 @@ def test_an_encoder_without_mlps_is_refused():
 def test_a_wrong_argument_of_the_reference_is_named():
     with pytest.raises(MethodError, match="task_moe: .*expert"):
         DenseWide(MethodSpec(TASKS, MODEL), arguments={"expert": 4})
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """The dense network, and a model section whose weights are those of its encoder."""
+    dense = build_dense(TASKS, MODEL).eval()
+    torch.save(dense.encoder.trunk.model.state_dict(), tmp_path / "encoder.pt")
+    return dense, {**MODEL, "weights": str(tmp_path / "encoder.pt")}
+
+
+def test_pretrained_weights_fill_the_first_hidden_units(pretrained):
+    dense, model = pretrained
+    wide = DenseWide(MethodSpec(TASKS, model), as_large_as="moe").build_network().eval()
+    assert size(wide.encoder) > size(dense.encoder)
+    image = dense.encoder.normalise(torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8))
+    torch.testing.assert_close(wide.encoder(image), dense.encoder(image))
+    new = wide.state_dict()["encoder.trunk.model.blocks.0.mlp.fc1.weight"][4 * 48 :]
+    assert len(new) and new.abs().min(dim=1).values.max() > 0  # not zero as well, else they would never learn
+
+
+def test_a_reference_smaller_than_the_pretrained_network_is_refused(pretrained):
+    _, model = pretrained
+    method = DenseWide(MethodSpec(TASKS, model), as_large_as="mtlora")
+    method.__dict__["mlp_ratio"] = 2.0
+    with pytest.raises(MethodError, match="mtlora is smaller than the dense network"):
+        method.build_network()

@@ -8,12 +8,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtlbench import registry
 from mtlbench.errors import MethodError, SuiteError
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.dense import build_dense
+from mtlbench.networks.encoder import build_encoder
 
 _RULE = (
     "dense_wide widens the MLPs of a vision transformer by mlp_ratio. Choose a plain one as model.encoder, for example "
@@ -27,6 +29,9 @@ class DenseWide(MTLMethod):
     Rule: The network of `uniform`, with the MLPs of its vision transformer so wide that the number of trainable
     parameters is that of the reference: ``mlp_ratio`` of the encoder solves P(mlp_ratio) = P_reference. One hidden unit
     of all MLPs is the step. If experts do not beat this row, what helps is the number of parameters.
+
+    Pretrained weights fill the first hidden units of every MLP. The other units start with random incoming and zero
+    outgoing weights, so the wide encoder starts with the features of the pretrained one.
 
     Symbols: P number of trainable parameters.
 
@@ -86,8 +91,36 @@ class DenseWide(MTLMethod):
         return ratio
 
     def build_network(self) -> MTLNetwork:
-        """Returns the wide network."""
-        return build_dense(self.tasks, _widened(self.spec.model, self.mlp_ratio))
+        """Returns the wide network.
+
+        Raises:
+            MethodError: If pretrained MLPs are wider than those of a network as small as the reference.
+        """
+        model = dict(self.spec.model)
+        wide = build_dense(self.tasks, _widened({**model, "weights": None}, self.mlp_ratio))
+        if model.get("weights"):
+            pretrained = build_encoder(
+                model["encoder"],
+                image_size=tuple(model["image_size"]),
+                weights=model["weights"],
+                options=model.get("encoder_options"),
+            )
+            self._fill(wide.encoder, pretrained)
+        return wide
+
+    def _fill(self, wide: nn.Module, pretrained: nn.Module) -> None:
+        state = pretrained.state_dict()
+        with torch.no_grad():
+            for name, value in wide.state_dict().items():
+                source = state[name]
+                if any(ours < theirs for ours, theirs in zip(value.shape, source.shape, strict=True)):
+                    raise MethodError(
+                        f"dense_wide: {self.as_large_as} is smaller than the dense network, so pretrained weights "
+                        "do not fit. Name a larger reference, or set model.weights=null."
+                    )
+                if value.shape[1:] != source.shape[1:]:  # from hidden units: the new ones add nothing yet
+                    value.zero_()
+                value[tuple(slice(size) for size in source.shape)] = source
 
     def summary(self) -> dict[str, Any]:
         """Returns the balancer's summary, and how wide the network is."""
