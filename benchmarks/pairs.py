@@ -26,7 +26,7 @@ from mtlbench.tasks import Task
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.loggers import MetricsFile
 from mtlbench.training.malloc import keep_freed_memory
-from mtlbench.training.trainer import build_trainer, quiet_lightning
+from mtlbench.training.trainer import build_trainer
 
 
 class OneBatch(MTLDataModule):
@@ -94,7 +94,6 @@ def measure(
     method: MTLMethod, batch: Batch, *bare: Callable[[], None], blocks: int, block: int = 1
 ) -> list[tuple[float, ...]]:
     """Returns seconds per step of the framework and of each bare loop, for every block after the warm-up."""
-    quiet_lightning()
     keep_freed_memory()  # as in every run
     pairs = Pairs(bare, block)
     steps = (blocks + pairs.warmup) * block

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a quiet trainer, and two ranks that stay alive."""
+"""What all tests share: one thread, and two ranks that stay alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mtlbench.testing.rank_pool import RankPool
-from mtlbench.training.trainer import quiet_lightning
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,7 +16,6 @@ def _one_quiet_thread(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Decoded images of the tests' small sets are not for the user's cache.
     os.environ["MTLBENCH_CACHE"] = str(tmp_path_factory.mktemp("decoded"))
     torch.set_num_threads(1)
-    quiet_lightning()
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from mtlbench import testing
     from mtlbench.data import MTLDataModule
-    from mtlbench.training.trainer import quiet_lightning
 
-    quiet_lightning()
     torch.set_num_threads(1)
     if not (isinstance(thing, type) and issubclass(thing, (registry.Registered, MTLDataModule))):
         raise MethodError(f"`mtlbench check` needs a method, balancer or data module. {target!r} is {thing!r}.")

@@ -42,9 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     root = results_folder(arguments.results, asked.suite)
     from mtlbench.cli.progress import print_doubts
     from mtlbench.training.malloc import keep_freed_memory
-    from mtlbench.training.trainer import quiet_lightning
 
-    quiet_lightning()
     keep_freed_memory()
     asked.suite.trainer.budget.unit = "steps"  # Costs are those of the suite's own steps.
     study = studies.resolve(asked.suite, asked.local, asked.overrides, asked.place)

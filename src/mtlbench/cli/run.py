@@ -27,10 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     root = results_folder(arguments.results, asked.suite)
     from mtlbench.bench.scheduler import Bench
     from mtlbench.cli.progress import print_doubts
-    from mtlbench.training.trainer import quiet_lightning
     from mtlbench.training.worker import Seat, work
 
-    quiet_lightning()
     # The one method that was asked for, without the row of every study.
     study = studies.resolve(replace(asked.suite, floor=False), asked.local, asked.overrides, asked.place)
     print_doubts(study)

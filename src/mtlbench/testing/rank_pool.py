@@ -95,9 +95,6 @@ class RankPool:
 def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
     import torch
 
-    from mtlbench.training.trainer import quiet_lightning
-
-    quiet_lightning()
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

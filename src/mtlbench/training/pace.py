@@ -22,7 +22,7 @@ from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
 from mtlbench.training.build import build, build_with_network
 from mtlbench.training.cost import StepFlops, peak_memory
-from mtlbench.training.trainer import build_trainer, quiet_lightning
+from mtlbench.training.trainer import build_trainer
 
 COUNTED = 12
 """Steps of the training on which FLOPs are counted."""
@@ -203,7 +203,6 @@ def pairs(
 def peak_of(records: Sequence[dict[str, Any]], threads: int) -> float:
     """Return the largest peak memory in GiB of some runs over three steps each, in a process that does nothing else."""
     torch.set_num_threads(threads)
-    quiet_lightning()
     for record in records:
         with Paced(RunSpec.from_json(record), 3) as training:
             training.advance(3)

@@ -16,6 +16,7 @@ from mtlbench.training import checkpoint
 
 def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int, batches: int = 1) -> L.Trainer:
     """Returns the Trainer of a run. ``world`` ranks were started already, one process each."""
+    _quiet_lightning()
     trainer = spec.trainer
     cuda = torch.cuda.is_available()
     strategy: Strategy = SingleDeviceStrategy(torch.device("cuda", 0) if cuda else torch.device("cpu"))
@@ -47,7 +48,7 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
     )
 
 
-def quiet_lightning() -> None:
+def _quiet_lightning() -> None:
     """Silence warnings of Lightning about intended choices: our own evaluation, and our rule for buffers."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for text in ("You defined a `validation_step`", "`broadcast_buffers` is deprecated", "`isinstance\\(treespec"):

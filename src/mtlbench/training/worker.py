@@ -25,7 +25,6 @@ from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.heartbeat import Heartbeat
 from mtlbench.training.malloc import keep_freed_memory
 from mtlbench.training.run import train
-from mtlbench.training.trainer import quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,6 @@ def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    quiet_lightning()
     with inert_output():  # People read logs in a terminal.
         code = work(root, record, seat)
     sys.stdout.flush()
