@@ -110,6 +110,20 @@ def test_a_parameter_that_reaches_no_map_is_frozen():
     assert frozen == ["model.spare.weight", "model.spare.bias"]
 
 
+def test_networks_of_one_architecture_are_traced_once(monkeypatch):
+    def built(**options):
+        return build_encoder("vit_tiny_patch16_224", image_size=(32, 48), options={"embed_dim": 24, **options})
+
+    first = built(num_heads=2)
+    with monkeypatch.context() as patch:
+        patch.delattr(encoders, "_trace")
+        again = built(num_heads=2)
+        with pytest.raises(SuiteError, match="_trace"):
+            built(num_heads=3, depth=5)
+    assert again.channels == first.channels and again.channels is not first.channels
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in first.parameters()]
+
+
 def test_normalisation_is_the_pretrained_one_and_not_in_the_state():
     made = build_encoder("vit_tiny_patch16_224", image_size=(32, 32), options={"depth": 1})
     image = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)

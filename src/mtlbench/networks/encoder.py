@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,13 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trunk: Any, image_size: tuple[int, int]) -> None:
+    def __init__(self, trunk: Any, image_size: tuple[int, int], built_from: Hashable = None) -> None:
         """Wraps a timm network.
 
         Args:
             trunk: As made by ``timm.create_model(..., features_only=True)``.
             image_size: Height and width in pixels, used to find the parameters that affect a map.
+            built_from: What trunks of equal architecture have in common, so that only the first is traced; None traces.
 
         Raises:
             SuiteError: The patches do not tile the image.
@@ -74,7 +75,12 @@ class Encoder(nn.Module):
             )
         # Swin and related networks return (B, H, W, C).
         self.channels_last = getattr(trunk, "output_fmt", Format.NCHW) == Format.NHWC
-        self.channels, unused = _trace(trunk, image_size, self.channels_last)
+        key = (built_from, image_size, type(trunk), tuple((name, p.shape) for name, p in trunk.named_parameters()))
+        traced = _TRACES.get(key) or _trace(trunk, image_size, self.channels_last)
+        if built_from is not None:
+            _TRACES[key] = traced
+        channels, unused = traced
+        self.channels = list(channels)
         for name in unused:
             trunk.get_parameter(name).requires_grad_(False)
         config = trunk.pretrained_cfg
@@ -159,7 +165,7 @@ def build_encoder(
     elif weights is not None:
         trunk = _from_file(name, _file(weights), arguments)
     with _as_suite_error(f"Encoder {name!r} does not take images of {size}. Choose another `image_size`"):
-        return Encoder(trunk, image_size)
+        return Encoder(trunk, image_size, built_from=(name, repr(sorted(arguments.items()))))
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -248,6 +254,10 @@ def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
         return [len(strides) * (i + 1) // count - 1 for i in range(count)]
     coarse = [i for i, stride in enumerate(strides) if stride >= 4]
     return coarse[-MAPS:]
+
+
+_TRACES: dict[Hashable, tuple[list[int], list[str]]] = {}
+"""What `_trace` found, by architecture: a study builds the same network many times, and a trace costs most of it."""
 
 
 def _trace(trunk: Any, image_size: tuple[int, int], channels_last: bool) -> tuple[list[int], list[str]]:
