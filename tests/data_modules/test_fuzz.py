@@ -1,6 +1,6 @@
 """Damaged files and lists, drawn at random: each is read as meant or named, and no value outside its range passes.
 
-``MTLBENCH_FUZZ`` is the number of inputs of each test, by default 150.
+``MTLBENCH_FUZZ`` is the number of inputs of each test, by default 500.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from mtlbench.errors import DataError
 from mtlbench.tasks import BinaryMap, Depth, Normals, SemanticSegmentation, Task
 from mtlbench.tasks.taskonomy import SoftClassification
 
-COUNT = int(os.environ.get("MTLBENCH_FUZZ", "150"))
+COUNT = int(os.environ.get("MTLBENCH_FUZZ", "500"))
 fuzz = hypothesis.settings(
     max_examples=COUNT,
     deadline=None,
-    derandomize=COUNT == 150,
+    derandomize=COUNT == 500,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )

@@ -1,6 +1,6 @@
 """Shipped suites with values, keys and text that nobody meant: each is refused with a message, or is what was written.
 
-``MTLBENCH_FUZZ=5000`` tries that many inputs instead of 150.
+``MTLBENCH_FUZZ=5000`` tries that many inputs instead of 500.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mtlbench.study.validation import examine
 from mtlbench.suite.reader import Reading
 from tests.support.command_line import mtlbench
 
-INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "150"))
+INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "500"))
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 WHOLE = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
 SAFE = settings(
