@@ -37,7 +37,14 @@ from tests.support.mutations import damaged_bytes, damaged_record
 
 INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "500"))
 WORDS = ("methods=[single_task, uniform, famo, pcgrad]",)
-FIGURES = ("figures", "tuning_figures", "affinity_figures", "sharing_figures", "usage_figures")
+FIGURES = (
+    "score_figures",
+    "training_figures",
+    "tuning_figures",
+    "affinity_figures",
+    "sharing_figures",
+    "usage_figures",
+)
 COUNT = itertools.count(1)
 
 

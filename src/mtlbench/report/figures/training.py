@@ -9,7 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import Series, labels_with
 from mtlbench.report.figures.style import BIPOLAR, UNCERTAIN, describe, line, safe, style
 from mtlbench.report.model import ConditionBoard, Leaderboard
@@ -38,8 +37,8 @@ _COSINES = "Blue: two tasks pull the shared parameters the same way. Red: they c
 AllSeries = Mapping[str, Mapping[str, Series]]
 
 
-def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
-    """Returns every figure with data, by title: scores first, then what happened during training."""
+def training_figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
+    """Returns every figure of what happened during training with data, by title."""
     tasks = [c.task for c in board.primary]
     found = {
         "Training loss": curves(board, series, [f"loss/{t}" for t in tasks], tasks),
@@ -54,7 +53,7 @@ def figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figure]:
         "Gradient cosine between tasks, mean over training": cosines(board, series, tasks),
         "Gradient cosine between tasks, over training": cosines_over_time(board, series),
     }
-    return score_figures(board) | {title: figure for title, figure in found.items() if figure is not None}
+    return {title: figure for title, figure in found.items() if figure is not None}
 
 
 def conditions(board: ConditionBoard) -> dict[str, go.Figure]:

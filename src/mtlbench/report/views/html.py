@@ -17,7 +17,7 @@ from mtlbench.report.figures.gallery import exhibits
 from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import read_series
 from mtlbench.report.figures.sharing import read_sharing, sharing_figures
-from mtlbench.report.figures.training import conditions, drawn, figures
+from mtlbench.report.figures.training import conditions, drawn, training_figures
 from mtlbench.report.figures.tuning import tuning_figures
 from mtlbench.report.model import Leaderboard
 from mtlbench.report.reader import ReportInput, read_specs
@@ -48,7 +48,7 @@ _PROBLEMS = (
 
 def render(study: ReportInput, board: tables.AnyBoard) -> str:
     """Returns the report as HTML. Every name and message in it is escaped."""
-    figures = embedded.drawings(_figures(study, board))
+    scores, trainings = map(embedded.drawings, _figures(study, board))
     done = set(study.results) - {p.run for p in board.problems}
     shown = drawn(board, [row.label for row in board.rows], GALLERY) if isinstance(board, Leaderboard) else []
     return _template().render(
@@ -64,9 +64,9 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
         metrics=tables.every_metric(board),
         problems=problem_summary(board),
         faults=grid(_PROBLEMS, board.problems[:MOST]),
-        figures=figures,
-        early=_early(board),
-        library=embedded.library() if figures else "",
+        scores=scores,
+        trainings=trainings,
+        library=embedded.library() if scores or trainings else "",
         exhibits=exhibits(study, shown, done),
         shown=f"; {len(shown)} of {len(board.rows)} rows are shown" if len(shown) + 1 < len(board.rows) else "",
         legends=_legends(study),
@@ -91,25 +91,20 @@ def _template() -> jinja2.Template:
     return environment.get_template(TEMPLATE)
 
 
-def _figures(study: ReportInput, board: tables.AnyBoard) -> dict[str, go.Figure]:
-    """Returns every figure with data, by title."""
+def _figures(study: ReportInput, board: tables.AnyBoard) -> tuple[dict[str, go.Figure], dict[str, go.Figure]]:
+    """Returns the figures of scores and those of training, by title; the first stand before further tables."""
     usages = read_usage(study)
     if not isinstance(board, Leaderboard):  # A curve is of one label; over conditions it would mix runs.
-        return conditions(board) | usage_figures(usages, {})
+        return conditions(board), usage_figures(usages, {})
     labels = {*drawn(board, [row.label for row in board.rows]), *usages}
     series = read_series(study, labels)
-    return {
-        **figures(board, series),
+    return score_figures(board), {
+        **training_figures(board, series),
         **tuning_figures(board.tunings),
         **affinity_figures(board.groupings),
         **sharing_figures(read_sharing(study, board)),
         **usage_figures(usages, series),
     }
-
-
-def _early(board: tables.AnyBoard) -> int:
-    """Returns how many figures are about scores; they stand before the tables of differences and costs."""
-    return len(score_figures(board)) if isinstance(board, Leaderboard) else 1
 
 
 def _pinned(parts: Sequence[Part]) -> str:
