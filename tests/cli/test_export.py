@@ -7,16 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import onnxruntime
 import pytest
 import torch
 
 import mtlbench
 from mtlbench.errors import MethodError, StoreError
-from mtlbench.training.hub import check_hub, push
+from mtlbench.training.hub import check_hub
 from tests.support.command_line import SMALL
 from tests.support.command_line import mtlbench as command
+from tests.support.hub_server import hub as serving
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +162,19 @@ def test_nothing_is_uploaded_unless_asked(project: Path, hub: list[tuple[str, di
     (created, made), (uploaded, sent) = hub
     assert (created, made["repo_id"], made["private"], made["exist_ok"]) == ("create_repo", "me/net", True, True)
     assert (uploaded, sent["repo_id"], str(sent["folder_path"])) == ("upload_folder", "me/net", "shared/pushed")
+    assert sent["allow_patterns"] == ["model.safetensors", "model.json", "README.md"]
 
 
-def test_a_failed_upload_says_that_the_folder_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(StoreError, match=r"no route to host.*is complete; log in"):
-        push(tmp_path, "me/net")
+def test_after_a_failed_upload_the_command_fails_and_the_folder_is_whole(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as server:
+        server.trouble = {"create": 500}
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        words = ("--to", "shared/lost", "--weights-only", "--push", "me/net")
+        answer = command(project, "export", run_of(project, "uniform"), *words)
+    assert answer.code == 2 and "shared/lost is complete" in answer.text and "Uploaded" not in answer.text, answer.text
+    assert list(mtlbench.load_exported(project / "shared" / "lost")(images(1)))
 
 
 def test_without_the_client_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
-from mtlbench.report import write
+from mtlbench.report import load, text, write
 from mtlbench.report.views.runs import commands
 from tests.support.browser import CHROMIUM, Page, browser
 from tests.support.fake_study import plan, write_study
@@ -113,6 +114,12 @@ def test_how_to_repeat_names_code_changes_and_overrides() -> None:
     ]
 
 
+def test_the_page_holds_the_bibtex_that_the_command_prints(folder: Path) -> None:
+    printed = text(*load(folder), "bibtex")
+    assert printed.count("@") == 4, "two rows have no paper: single_task, and a method of the user's own"
+    assert f'<pre class="copy" tabindex="0">{escape(printed)}</pre>' in (folder / "report.html").read_text()
+
+
 # ---- in a browser ---------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +197,28 @@ def test_curves_have_a_legend_a_scale_and_smoothing(page: Page) -> None:
     raw, smooth = found["raw"], found["smooth"]
     assert smooth[0] == pytest.approx(raw[0]) and len(smooth) == len(raw)
     assert smooth[1] == pytest.approx((0.9 * 0.1 * raw[0] + 0.1 * raw[1]) / (1 - 0.9**2))
+
+
+def test_a_button_copies_the_bibtex(page: Page) -> None:
+    script = """const box = [...document.querySelectorAll("pre.copy")].find(box => box.textContent.includes("@inproc"));
+    const tools = box.previousElementSibling, written = [];
+    const wait = async () => { for (let i = 0; i < 200 && !tools.textContent.includes("."); i++)
+      await new Promise(r => setTimeout(r, 10)); };
+    const answer = async give => {
+      Object.defineProperty(navigator, "clipboard", { value: give, configurable: true });
+      tools.querySelector("output").textContent = "";
+      tools.querySelector("button").click();
+      await wait();
+      return tools.querySelector("output").textContent;
+    };
+    const allowed = await answer({ writeText: async text => { written.push(text); } });
+    document.execCommand = () => false;
+    const denied = await answer(undefined), selected = String(getSelection());
+    getSelection().removeAllRanges();
+    return { allowed, denied, text: box.textContent, written, selected };"""
+    found = page.run(script)
+    assert found["allowed"] == "Copied." and found["written"] == [found["text"]]
+    assert found["denied"].startswith("Selected.") and found["selected"].strip() == found["text"].strip()
 
 
 def test_another_cost_moves_the_points_and_names_never_overlap(page: Page) -> None:

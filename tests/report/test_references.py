@@ -24,15 +24,27 @@ def test_every_paper_of_a_method_has_an_entry_and_every_entry_a_method() -> None
     assert {name for name in registry.shipped() if not references.papers(name)} == WITHOUT
 
 
-def test_entries_are_whole_and_have_keys_of_their_own() -> None:
-    texts = dict(references.entries().values())
-    assert len(texts) == len(references.entries()) > 40
-    for key, text in texts.items():
-        fields = dict(re.findall(r"^  (\w+) = \{(.+)\},$", text, re.MULTILINE))
-        assert {"author", "title", "year"} <= fields.keys(), key
-        assert text.count("{") == text.count("}") and text.isascii()
+def test_every_entry_is_well_formed_and_no_key_or_paper_occurs_twice() -> None:
+    bib = Path(references.__file__).with_name("references.bib").read_text(encoding="utf-8")
+    found = re.findall(r"^@(\w+)\{(\w+),\n((?:  \w+ = \{.+\},\n)+)\}$", bib, re.MULTILINE)
+    assert len(found) == bib.count("@") > 40, "every entry has the form that is read"
+    assert "\n\n".join(f"@{kind}{{{key},\n{body}}}" for kind, key, body in found) + "\n" == bib
+    keys, places = [key for _, key, _ in found], []
+    for kind, key, body in found:
+        assert body.isascii() and _balanced(body), key
+        names = re.findall(r"^  (\w+) = ", body, re.MULTILINE)
+        fields = dict(re.findall(r"^  (\w+) = \{(.+)\},$", body, re.MULTILINE))
+        assert len(names) == len(fields) and {"author", "title", "year"} <= fields.keys(), key
+        assert {"inproceedings": "booktitle", "article": "journal", "misc": "eprint"}[kind] in fields, key
+        assert ("eprint" in fields) == (fields.get("archiveprefix") == "arXiv"), key
+        assert re.fullmatch(r"\d{4}\.\d{4,5}", fields.get("eprint", "0000.0000")), key
+        assert all(name.count(",") == 1 for name in fields["author"].split(" and ")), key
         surname = re.sub(r"\W", "", fields["author"].split(",")[0]).lower()
         assert re.match(rf"{surname.split('-')[0][:4]}\w*{fields['year']}\w+", key), key
+        places += [fields[name] for name in ("eprint", "doi", "url") if name in fields]
+    assert keys == sorted(set(keys)), "entries are sorted, and their keys are unique"
+    assert sorted(places) == sorted(references.entries()), "each entry is found by exactly one address"
+    assert len(places) == len(set(places)) == len(keys)
 
 
 def test_the_key_of_a_method_is_its_paper() -> None:
@@ -71,3 +83,12 @@ def test_a_name_of_others_cannot_begin_an_entry(tmp_path: Path) -> None:
     (folder / "study.json").write_text(json.dumps(record))
     text = references.bibtex(load(folder)[0])
     assert "@" not in text and "% misc{evil, x: a method of your own; add its paper here\n" in text
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for sign in text:
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        if depth < 0 or (sign == "\n" and depth):
+            return False
+    return depth == 0

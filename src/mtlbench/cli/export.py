@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.push:
         from mtlbench.training.hub import push
 
-        print(f"Uploaded to {push(out, arguments.push)}")
+        print(f"Uploaded to {push(out, arguments.push, [*files, CARD])}")
     return ExitCode.DONE
 
 

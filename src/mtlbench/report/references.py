@@ -17,6 +17,8 @@ from typing import Any
 from mtlbench import registry
 from mtlbench.report.reader import ReportInput, read_specs
 
+Specs = Mapping[str, Mapping[str, Any]]
+
 _LINK = re.compile(
     r"https://arxiv\.org/abs/(\d+\.\d+)|arXiv:(\d+\.\d+)|https://doi\.org/([^\s),;]+)|(https?://[^\s),;]+)"
 )
@@ -52,9 +54,14 @@ def references_of(study: ReportInput) -> dict[str, list[str]]:
     return {name: _keys(name) for name in _methods(study)}
 
 
-def bibtex(study: ReportInput) -> str:
-    """Returns the papers of the methods of a study as BibTeX; see `cited`."""
-    return cited(_methods(study))
+def bibtex(study: ReportInput, specs: Specs | None = None) -> str:
+    """Returns the papers of the methods of a study as BibTeX; see `cited`.
+
+    Args:
+        study: The study.
+        specs: ``spec.json`` per run id, if they have been read already.
+    """
+    return cited(_methods(study, specs))
 
 
 def cited(methods: Iterable[str]) -> str:
@@ -74,10 +81,11 @@ def _keys(method: str) -> list[str]:
     return [known[paper][0] for paper in papers(method) if paper in known]
 
 
-def _methods(study: ReportInput) -> list[str]:
+def _methods(study: ReportInput, specs: Specs | None = None) -> list[str]:
     """Returns the names of methods in the order of the rows, those that plans trained and balancers last."""
     rows = [entry["method"] for entry in study.plan["rows"]]
-    return list(dict.fromkeys([*rows, *(name for spec in read_specs(study).values() for name in methods_of(spec))]))
+    found = read_specs(study) if specs is None else specs
+    return list(dict.fromkeys([*rows, *(name for spec in found.values() for name in methods_of(spec))]))
 
 
 def methods_of(spec: Mapping[str, Any]) -> Iterator[str]:

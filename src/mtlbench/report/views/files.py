@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
@@ -94,8 +95,12 @@ def latex(board: tables.AnyBoard) -> str:
     """Returns a LaTeX table for the package booktabs, with the settings of the comparison in comments above it."""
     parts = tables.main(board, "latex")
     align = "".join("l" if p.text else "r" for p in parts)
-    comments = [f"% {word}: {' '.join(text.split())}" for word, text in board.rules]
-    rows = [" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in zip(*(p.cells for p in parts), strict=True)]
+    comments = [_TEX_NEEDS, *(f"% {word}: {' '.join(text.split())}" for word, text in board.rules)]
+    lines = [
+        " & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in zip(*(p.cells for p in parts), strict=True)
+    ]
+    # A bracket or an asterisk after the end of a line would be an argument of the command that ends it.
+    rows = [f"{{}}{line}" if line.startswith(("[", "*")) else line for line in lines]
     head = " & ".join(_tex(p.head) for p in parts) + r" \\"
     below = [rf"\multicolumn{{{len(parts)}}}{{p{{\linewidth}}}}{{\footnotesize {_tex(t)}}} \\" for t in board.footnotes]
     body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule", *below]
@@ -185,12 +190,28 @@ def _md_cell(cell: Cell) -> str:
     return f"{text}{cell.mark} {cell.spread}".strip()
 
 
+_TEX_NEEDS = (
+    r"% Needs \usepackage{booktabs}. A wide table fits as \resizebox{\linewidth}{!}{\begin{tabular}...\end{tabular}} "
+    r"with \usepackage{graphicx}."
+)
+
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
     "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$", "–": "--",
-    "†": r"$^\dagger$",
+    "|": r"\textbar{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "Δ": r"$\Delta$",
+    "Σ": r"$\Sigma$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "²": "$^2$",
+    "−": "$-$", "–": "--", "…": r"\ldots{}", "†": r"$^\dagger$", "\u00a0": "~",
 }  # fmt: skip
+
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu "
+    "nu xi pi rho sigma tau upsilon phi chi psi omega"
+)
+
+_TEX |= {
+    unicodedata.lookup(f"GREEK SMALL LETTER {'LAMDA' if name == 'lambda' else name}"): rf"$\{name}$"
+    for name in _GREEK.split()
+}
 
 
 def _tex(text: str) -> str:

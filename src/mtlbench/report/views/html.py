@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from mtlbench.report import references
 from mtlbench.report.columns import Part, TableColumn, grid, problem_summary
 from mtlbench.report.figures.affinity import affinity_figures
 from mtlbench.report.figures.experts import read_usage, usage_figures
@@ -50,6 +51,7 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
     """Returns the report as HTML. Every name and message in it is escaped."""
     scores, trainings = map(embedded.drawings, _figures(study, board))
     done = set(study.results) - {p.run for p in board.problems}
+    specs = read_specs(study)
     shown = drawn(board, [row.label for row in board.rows], GALLERY) if isinstance(board, Leaderboard) else []
     return _template().render(
         board=board,
@@ -70,8 +72,9 @@ def render(study: ReportInput, board: tables.AnyBoard) -> str:
         exhibits=exhibits(study, shown, done),
         shown=f"; {len(shown)} of {len(board.rows)} rows are shown" if len(shown) + 1 < len(board.rows) else "",
         legends=_legends(study),
-        runs=all_runs(study, board, read_specs(study)),
+        runs=all_runs(study, board, specs),
         commands=commands(study.plan),
+        papers=references.bibtex(study, specs),
         citation=citation(study.plan),
         # Both files are the package's own, and neither holds the end of its element.
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),

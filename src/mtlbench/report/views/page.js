@@ -60,6 +60,32 @@ function filterable(table) {
   });
 }
 
+// ---- texts to copy --------------------------------------------------------------------------------------------------
+
+function copyable(box) {
+  const tools = document.createElement("div"), button = document.createElement("button");
+  const output = document.createElement("output");
+  tools.className = "tools";
+  button.type = "button";
+  button.textContent = "Copy";
+  tools.append(button, output);
+  box.before(tools);
+  button.addEventListener("click", async () => {
+    output.textContent = await copied(box) ? "Copied." : "Selected. Press Ctrl+C or ⌘C to copy.";
+  });
+}
+
+// Some browsers deny a local file the clipboard; the text is then selected, so that one key copies it.
+async function copied(box) {
+  try {
+    await navigator.clipboard.writeText(box.textContent);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(box);
+    return document.execCommand("copy");
+  }
+}
+
 // ---- figures --------------------------------------------------------------------------------------------------------
 
 async function unpack(text) {
@@ -205,6 +231,7 @@ function free(p, half, taken, width, height) {
 
 document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll("table.filterable").forEach(filterable);
+document.querySelectorAll("pre.copy").forEach(copyable);
 
 const figures = [...document.querySelectorAll("figure.plot")];
 const seen = new IntersectionObserver(entries => {
