@@ -59,7 +59,8 @@ class Merging(MTLMethod):
         runs = [_short(spec, scale).with_sources(**alone) for scale in scales]
         results = yield runs
         gains = [_gain(spec, result, singles) if chosen else None for result in results]
-        best = max(range(len(runs)), key=lambda i: -math.inf if gains[i] is None else gains[i])
+        known = [-math.inf if gain is None else gain for gain in gains]
+        best = known.index(max(known))
         note = "" if chosen else "The data has no further split: λ is the default."
         record = {"kind": "merging", "scales": scales, "gains": gains, "scale": scales[best], "note": note}
         return Ending(dict.fromkeys(spec.tasks, runs[best].run_id), record)
