@@ -18,6 +18,7 @@ from tests.support.jacobians import jacobian
 ORDER_MATTERS = {
     "pcgrad": "It visits the other tasks in a random order drawn by position.",
     "gradvac": "It visits the other tasks in a random order drawn by position.",
+    "pcd": "Its primary task is named by position.",
 }
 """Rules that are not equivariant by definition."""
 

@@ -15,6 +15,8 @@ from mtlbench.networks.blocks import full_precision
 from mtlbench.tasks import Task
 
 Regularise = Callable[[Outputs, Batch], Mapping[str, Tensor]]
+Predict = Callable[[Tensor, Sequence[str]], Outputs]
+"""A network, or what stands for one."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch
     return RankLosses([sums[name] for name in tasks], regularisers, representation)
 
 
-def _predicted(network: MTLNetwork, image: Tensor, names: Sequence[str]) -> Outputs:
+def _predicted(network: Predict, image: Tensor, names: Sequence[str]) -> Outputs:
     try:
         return network(image, names)
     except ValueError as error:
@@ -72,7 +74,7 @@ def _predicted(network: MTLNetwork, image: Tensor, names: Sequence[str]) -> Outp
         ) from error
 
 
-def loss_sums(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch, wanted: Sequence[str]) -> list[Tensor]:
+def loss_sums(network: Predict, tasks: Mapping[str, Task], batch: Batch, wanted: Sequence[str]) -> list[Tensor]:
     """Returns the loss sums of the wanted tasks alone, without regularisers, which may count statistics."""
     sums: dict[str, Tensor] = {}
     for stream in streams(batch):

@@ -18,6 +18,7 @@ from mtlbench.data import Batch
 from mtlbench.data.contract import streams
 from mtlbench.errors import DataError, MethodError
 from mtlbench.method import step
+from mtlbench.method.forward import RankLosses, training_losses
 from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
 from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
@@ -88,6 +89,10 @@ class MTLMethod(L.LightningModule, Registered):
     def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Returns further scalar losses by name; their gradient is added and never takes part in balancing."""
         return {}
+
+    def rank_losses(self, batch: Batch) -> RankLosses:
+        """Returns this rank's loss sums and regularisers of a batch, on whose graph gradients are taken."""
+        return training_losses(self.network, self.tasks, batch, self.regularisation)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns scalar tensors by name that are recorded whenever losses are, for example the load of experts."""

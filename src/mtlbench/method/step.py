@@ -23,11 +23,11 @@ from mtlbench.balancing.gradients.update import NonFinite, Update
 from mtlbench.balancing.losses import ReducedLosses, reduce_losses
 from mtlbench.data import Batch
 from mtlbench.errors import DivergedError
-from mtlbench.method.forward import label_counts, loss_sums, scales, training_losses
+from mtlbench.method.forward import RankLosses, label_counts, loss_sums, scales
 from mtlbench.method.lookahead import change_by, descent_by, moved
 from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
-from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.base import MTLNetwork
 from mtlbench.seeding import reseed, seed_of
 from mtlbench.tasks import Task
 
@@ -68,8 +68,8 @@ class Trained(Protocol):
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """See `MTLMethod.combine_losses`."""
 
-    def regularisation(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """See `MTLMethod.regularisation`."""
+    def rank_losses(self, batch: Batch) -> RankLosses:
+        """See `MTLMethod.rank_losses`."""
 
 
 # ---- the order of a step --------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def total_loss(method: Trained, state: StepState) -> Tensor:
     """Returns the value that Lightning back-propagates; `backward` may take it apart again."""
     # Dropout and the like are a function of (seed, step, rank): resuming needs no saved generator.
     reseed(_noise_seed(method, state), method.device)
-    found = training_losses(method.network, method.tasks, state.batch, method.regularisation)
+    found = method.rank_losses(state.batch)
     state.representation = found.representation
     reduced = reduce_losses(torch.stack(found.sums), label_counts(method.tasks, state.batch), scales(method.tasks))
     # One tensor per task to the end: through a stack, every row's backward pass would visit all heads.

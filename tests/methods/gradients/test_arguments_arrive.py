@@ -13,16 +13,20 @@ from tests.support.jacobians import jacobian
 
 TASKS, STEPS = 4, 7
 OTHER = {
-    "alignment": "rmse", "alpha": 3.0, "beta": 0.3, "beta_sigma": 0.9, "c": 0.7, "every": 3, "forms": [
-        "classification", "regression", "regression", "regression",
-    ], "gamma": 0.05, "gamma_sigma": 0.9, "heads": "weighted", "initial": 0.5, "lambda_": 1.0, "leak": 0.5,
-    "lower_bound": 0.1, "lr": 0.2, "max_norm": 0.1, "momentum": 0.1, "mu": 0.2, "normalise": "l2", "optimiser": "sgd",
-    "per_lr": False, "reg": 0.3, "rescale": "linear", "rho": 0.7, "robust_step_size": 0.5, "scale": "mean",
-    "sigma": 0.5, "skip_first": True, "steps": 2, "temperature": 0.5, "update_every": 3, "warmup_epochs": 1,
-    "weight_decay": 0.1, "weights": [0.5, 2.0, 1.0, 0.5],
+    "alignment": "rmse", "alpha": 3.0, "base_epoch": 3, "beta": 0.3, "beta_sigma": 0.9, "c": 0.7,
+    "concentration": 9.0, "eps": 50.0, "every": 3,
+    "forms": ["classification", "regression", "regression", "regression"], "gamma": 0.05, "gamma_sigma": 0.9,
+    "groups": 3, "heads": "weighted", "initial": 0.5, "lambda_": 1.0, "leak": 0.5, "lower_bound": 0.1, "lr": 0.2,
+    "max_norm": 0.1, "momentum": 0.1, "mu": 0.2, "n_byzantine": 1, "n_selected": 2, "normalise": "l2",
+    "optimiser": "sgd", "per_lr": False, "primary": 2, "reference": [-1.0, 0.25, 0.5, 0.0], "reg": 0.3,
+    "rescale": "linear", "rho": 0.7, "robust_step_size": 0.5, "rule": "cagrad", "scale": "mean", "sigma": 0.5,
+    "skip_first": True, "steps": 2, "tau": 0.6, "temperature": 0.5, "theta": 0.5, "trim": 0, "update_every": 3,
+    "warmup_epochs": 1, "weight_decay": 0.1, "weights": [0.5, 2.0, 1.0, 0.5],
 }  # fmt: skip
 OWN = {
     ("gls", "scale"): "raw", ("scale_invariant", "scale"): "raw", ("stch", "scale"): "raw",
+    ("cosmos", "lambda_"): 8.0, ("cosmos", "scale"): "raw", ("pbi", "scale"): "raw", ("igb", "scale"): "raw",
+    ("go4align", "scale"): "raw", ("cr_mogm", "alpha"): 0.2,
     ("moco", "normalise"): True, ("gradnorm", "heads"): "unit",
 }  # fmt: skip
 RULES = [name for name in registry.shipped() if issubclass(registry.find(name), Balancer)]

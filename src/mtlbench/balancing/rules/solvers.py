@@ -110,6 +110,38 @@ def conflict_averse(gramian: Array, c: float, precision: float = DOUBLE) -> Arra
     return mean + change * min(1.0, radius / (float(np.linalg.norm(points @ change)) or radius))
 
 
+def best_in_cone(gramian: Array, c: float, precision: float = DOUBLE) -> Array:
+    """Returns weights (T,) of the d with ‖d‖ = ‖ḡ‖ and cos(ḡ, d) ≥ c that maximises min_i ⟨g_i, d⟩; ḡ is the mean.
+
+    If the shortest convex combination of the gradients lies in the cone, d is parallel to it. Otherwise d lies on the
+    boundary, d / ‖d‖ = c ḡ / ‖ḡ‖ + √(1 - c²) u with u orthogonal to ḡ. If no direction in the cone gains more than
+    rounding errors for every task, d is ḡ.
+
+    Args:
+        gramian: (T, T).
+        c: Least cosine, in [0, 1].
+        precision: Relative rounding ε of the gradients.
+
+    Example:
+        >>> best_in_cone(np.array([[1.0, -1.0], [-1.0, 2.0]]), 0.9).round(6).tolist()
+        [0.667945, 0.45]
+    """
+    mean = np.full(len(gramian), 1 / len(gramian))
+    length, norms = _length(gramian, mean), lengths(gramian)
+    least = max(STATIONARY, 30 * precision**0.5) * norms.min()
+    if c == 1 or least == 0 or length <= least:
+        return mean
+    shortest = min_norm(gramian)
+    size = _length(gramian, shortest)
+    if size <= least:  # No direction at all gains more for every task.
+        return mean
+    if mean @ gramian @ shortest >= c * length * size:
+        return length / size * shortest
+    found = _on_the_boundary(gramian, mean, length, c, precision)
+    gain = float((gramian @ found).min()) / length
+    return found if gain > least else mean
+
+
 def alpha_fair(gramian: Array, alpha: float, precision: float = DOUBLE) -> Array:
     """Returns the w (T,) > 0 with M w = w^(-1/α), which minimises a convex function; 0 for zero gradients.
 
@@ -218,6 +250,32 @@ def _worst_pair(gramian: Array, products: Array, radius: float) -> Array:
         return _pair(slope)
     area = max(gramian[0, 0] * gramian[1, 1] - gramian[0, 1] ** 2, 0.0)
     return _pair((slope * np.sqrt(area / (1 - slope**2)) + gramian[1, 1] - gramian[0, 1]) / apart)
+
+
+def _on_the_boundary(gramian: Array, mean: Array, length: float, c: float, precision: float) -> Array:
+    """Returns weights (T,) of the best d on the boundary of the cone, of length ‖ḡ‖."""
+    along = gramian @ mean / length  # ⟨g_i, ḡ⟩ / ‖ḡ‖
+    across = gramian - np.outer(along, along)  # Gramian of the parts g_i⊥ orthogonal to ḡ
+    points, radius = _points(across), float(np.sqrt(1 - c**2))
+    norms = np.linalg.norm(points, axis=0)
+    some = norms > 0
+    units = points[:, some] / norms[some]
+
+    def turn(gain: float) -> tuple[Array, float]:
+        """Returns the shortest u with ⟨g_i, d⟩ ≥ gain for all i, and 1 / (1 + ‖u‖²)."""
+        return _least_change(units, (gain - c * along[some]) / (radius * norms[some]))
+
+    low, high = float((c * along).min()), float((c * along + radius * norms).min())
+    best = high
+    if turn(high)[1] < 0.5:  # ‖u‖ would be above 1.
+        best = brentq(lambda gain: turn(gain)[1] - 0.5, low, high, xtol=0.1 * DOUBLE * norms.max(), rtol=4 * DOUBLE)
+    u = turn(best)[0]
+    shares = np.zeros_like(mean)
+    size = float(np.linalg.norm(u))
+    if size > 0:
+        shares[some] = _small_weights(points[:, some], u / size, precision)
+    # Σ shares_i g_i⊥ = u and g_i⊥ = g_i - along_i ḡ / ‖ḡ‖.
+    return length * (radius * shares + (c - radius * shares @ along) / length * mean)
 
 
 def _best_in_ball(points: Array, mean: Array, radius: float, precision: float) -> Array:
