@@ -10,7 +10,7 @@ import torch
 from mtlbench import registry
 from mtlbench.method import MTLMethod
 from mtlbench.networks.experts.routing_losses import RoutingWeights
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from tests.support import architectures, expert_methods
 
 DESCRIBED = {name: [0.1 * index, 1.0] for index, name in enumerate(expert_methods.TASKS)}
