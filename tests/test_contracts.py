@@ -11,6 +11,7 @@ import torch
 
 from mtlbench import registry, suite
 from mtlbench.data import MTLDataModule
+from mtlbench.data.inputs import VECTORS
 from mtlbench.method import MTLMethod
 from mtlbench.runs.plan import Ending
 from mtlbench.runs.spec import RunSpec
@@ -32,6 +33,9 @@ COMPOSITIONS = [
     ("kd_mtl", "mgda_ub"),
 ]
 
+ON_VECTORS = ["uniform", "pcgrad", "famo", "mgda_ub", "mmoe", "ple", "moe", "task_moe"]
+"""One of every kind of step, and every network that is not built on feature maps."""
+
 
 def failures(findings):
     return [f"{finding.check}: {finding.detail}" for finding in findings if not finding.ok]
@@ -41,6 +45,11 @@ def failures(findings):
 def test_method(name, pool):
     findings = check_method(name, pool)
     assert len(findings) == 4 and not failures(findings)
+
+
+@pytest.mark.parametrize("name", ON_VECTORS)
+def test_method_on_vectors(name, pool):
+    assert not failures(check_method(name, pool, inputs=VECTORS))
 
 
 @pytest.mark.parametrize(("name", "balancer"), COMPOSITIONS)

@@ -16,7 +16,7 @@ from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
 from mtlbench.networks.dense import build_dense
 from mtlbench.networks.experts import mutual_information
 from mtlbench.networks.experts.network import ExpertNetwork
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.runs.store import RunFolder
 from mtlbench.tasks import Depth
 from mtlbench.testing import ToyData, toy_spec, trained

@@ -13,7 +13,7 @@ from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.experts import GATES, ExpertLayer
 from mtlbench.networks.experts import network as expert_network
 from mtlbench.networks.experts.network import ExpertNetwork
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.networks.flops import forward_flops
 from mtlbench.tasks import Classification, Depth, Normals
 from mtlbench.testing import check_network

@@ -13,7 +13,7 @@ from mtlbench.networks.dense import build_dense
 from mtlbench.networks.encoder import build_encoder, shipped, weights_identity
 from mtlbench.networks.encoder_stages import Stages
 from mtlbench.networks.experts.network import ExpertNetwork
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.networks.feature_exchange import ExchangeNetwork
 from mtlbench.tasks import Depth, SemanticSegmentation
 

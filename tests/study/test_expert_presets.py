@@ -11,7 +11,7 @@ from mtlbench import suite as suites
 from mtlbench.data_modules.miniatures import MINIATURES
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.experts.network import ExpertNetwork
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.networks.flops import forward_flops
 from mtlbench.study.resolve import Local, resolve
 from mtlbench.tasks import Depth

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mtlbench.data.contract import Batch, Sample
+from mtlbench.data.inputs import extent, input_fault, inputs_of, stacked
 from mtlbench.errors import DataError, SuiteError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task, form_fault
@@ -117,22 +118,21 @@ class Collate:
         """Returns the batch of the module's docstring.
 
         Raises:
-            DataError: Images differ in size, or a target breaks a rule of its task.
+            DataError: Inputs differ in form, or an input or a target breaks a rule.
         """
-        shapes = {tuple(sample["image"].shape) for sample in samples}
-        if len(shapes) > 1:
-            ids = ", ".join(sample["id"] for sample in samples[:4])
-            raise DataError(f"Images of one batch must have one size. Found {sorted(shapes)} among {ids}.")
-        image = torch.stack([sample["image"] for sample in samples])
         new = {sample["id"] for sample in samples} - self._seen
+        for sample in samples if new else ():
+            if fault := input_fault(sample):
+                raise DataError(f"{sample['id']}: {fault}. Correct what the data module returns.")
+        inputs = stacked(samples)
         targets = {name: self._stacked(samples, name, task, new) for name, task in self.tasks.items()}
         self._seen |= new
         counts = {name: task.count(targets[name]) for name, task in self.tasks.items()}
-        return {"image": image, "targets": targets, "counts": counts, "id": [sample["id"] for sample in samples]}
+        return Batch(inputs=inputs, targets=targets, counts=counts, id=[sample["id"] for sample in samples])
 
     @staticmethod
     def _stacked(samples: Sequence[Sample], name: str, task: Task, new: Collection[str]) -> torch.Tensor:
-        height, width = samples[0]["image"].shape[-2:]
+        height, width = extent(inputs_of(samples[0]))
         found = [sample["targets"].get(name) for sample in samples]
         for sample, target in zip(samples, found, strict=True):
             if target is not None and (fault := form_fault(task, target, height, width)):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 Sample = dict[str, Any]
 
 
-Batch = dict[str, Any]
+class Batch(dict[str, Any]):
+    """What a method receives; its keys are described in `mtlbench.data.module`."""
+
+    def __missing__(self, key: str) -> Any:
+        if key == "image" and "inputs" in self:
+            warnings.warn("Read batch['inputs']: batch['image'] is its former name.", DeprecationWarning, stacklevel=2)
+            return self["inputs"]
+        raise KeyError(key)
 
 
 class Samples(Protocol):
@@ -17,6 +25,6 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def streams(batch: Batch) -> list[Batch]:
+def streams(batch: Any) -> list[Any]:
     """Returns the plain batches inside a batch: one, or one per stream."""
     return list(batch["streams"].values()) if "streams" in batch else [batch]

@@ -2,13 +2,15 @@
 
 **Sample** (what a data set returns for an index)::
 
-    {"image": uint8 (3, H, W), RGB,
+    {"inputs": inputs,                   # a tensor, or any nesting of tensors in mappings and lists
      "targets": {task: target},          # a missing label is simply absent
      "id": str}
 
+Data sets of images write ``"image"`` in place of ``"inputs"``: uint8 (3, H, W), RGB. Only images have dense tasks.
+
 **Batch** (what a method receives)::
 
-    {"image": uint8 (B, 3, H, W),
+    {"inputs": inputs,                   # those of the samples with a new first axis: uint8 (B, 3, H, W) for images
      "targets": {task: (B, ...)},        # every task of the run; missing labels hold the task's blank
      "counts": {task: int},              # valid elements of this batch, as plain integers: no device sync
      "id": [str] * B}
@@ -35,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
 from mtlbench.data.contract import Sample, Samples
+from mtlbench.data.inputs import IMAGES
 from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
 from mtlbench.errors import DataError
 from mtlbench.seeding import seed_of
@@ -102,6 +105,7 @@ class MTLDataModule(L.LightningDataModule):
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
         clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
+        INPUTS: What the inputs are: `mtlbench.data.inputs.IMAGES` or `VECTORS`. The encoder must take them.
         RENAMED: Option -> the name under which it enters a run's identity, for options that had another name when runs
             were first stored.
         labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.
@@ -110,6 +114,7 @@ class MTLDataModule(L.LightningDataModule):
     VERSION: ClassVar[int] = 1
     TASKS: ClassVar[Mapping[str, Task]]
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
+    INPUTS: ClassVar[str] = IMAGES
     RENAMED: ClassVar[Mapping[str, str]] = {}
     clip_length: int = 1
 
@@ -178,6 +183,13 @@ class MTLDataModule(L.LightningDataModule):
     @abstractmethod
     def samples(self, split: str) -> Samples:
         """Returns the samples of one split, labels of `self.tasks` only, without augmentation."""
+
+    def input_sizes(self) -> dict[str, int]:
+        """Returns the sizes that an encoder must know to take the inputs, for example ``{"features": 103}``.
+
+        Default: none. The size of images is `model.image_size` of the suite.
+        """
+        return {}
 
     def originals(self, split: str) -> Samples:
         """Returns the samples as their files hold them, for `verify`. Default: those of `samples`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mtlbench.data import MTLDataModule, Sample, Samples
+from mtlbench.data.inputs import extent, input_fault, inputs_of
 from mtlbench.errors import DataError
 from mtlbench.tasks import IGNORE, BinaryMap, Edges, SemanticSegmentation, Task, form_fault
 
@@ -97,12 +98,12 @@ class _Seen:
 
 def faults_of(sample: Sample, tasks: Mapping[str, Task]) -> list[str]:
     """Returns the faults of a sample's form and values, one per line; see `mtlbench.data`."""
-    image = sample["image"]
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        return [f"{sample['id']}: an image is uint8 (3, H, W). Found {image.dtype} {tuple(image.shape)}."]
+    if fault := input_fault(sample):
+        return [f"{sample['id']}: {fault}."]
+    size = extent(inputs_of(sample))
     faults = []
     for name, target in sample["targets"].items():
-        fault = form_fault(tasks[name], target, *image.shape[-2:]) or tasks[name].fault(target[None])
+        fault = form_fault(tasks[name], target, *size) or tasks[name].fault(target[None])
         if fault:
             faults.append(f"{sample['id']}: {name}: {fault}.")
     return faults

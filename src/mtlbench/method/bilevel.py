@@ -17,6 +17,7 @@ from mtlbench import distributed
 from mtlbench.balancing.gradients.rows import filled
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
+from mtlbench.data.inputs import inputs_of, length, rows_of
 from mtlbench.method.forward import loss_sums
 from mtlbench.method.lookahead import moved
 from mtlbench.networks.base import MTLNetwork
@@ -37,22 +38,22 @@ def halves(batch: Batch, tasks: Mapping[str, Task]) -> tuple[Batch, Batch] | Non
     rank, world = distributed.rank(), distributed.world_size()
     parts: tuple[list[Batch], list[Batch]] = [], []
     for stream in streams(batch):
-        places = torch.arange(len(stream["image"])) * world + rank
+        places = torch.arange(length(stream)) * world + rank
         first = places < len(places) * world // 2
         for part, chosen in zip(parts, (first, ~first), strict=True):
             part.append(_selected(stream, chosen, tasks))
-    if len(streams(batch)[0]["image"]) < 2:
+    if length(streams(batch)[0]) < 2:
         return None  # The same on all ranks, whose shares are equally large.
     names = list(batch["streams"]) if "streams" in batch else None
-    one, two = ({"streams": dict(zip(names, part, strict=True))} if names else part[0] for part in parts)
+    one, two = (Batch(streams=dict(zip(names, part, strict=True))) if names else part[0] for part in parts)
     return one, two
 
 
 def _selected(stream: Batch, chosen: Tensor, tasks: Mapping[str, Task]) -> Batch:
-    rows = chosen.nonzero()[:, 0].to(stream["image"].device)
-    targets = {name: target[rows] for name, target in stream["targets"].items()}
+    rows = chosen.nonzero()[:, 0]
+    targets = {name: target[rows.to(target.device)] for name, target in stream["targets"].items()}
     counts = {name: tasks[name].count(target) for name, target in targets.items() if name in tasks}
-    return {"image": stream["image"][rows], "targets": targets, "counts": counts}
+    return Batch(inputs=rows_of(inputs_of(stream), rows), targets=targets, counts=counts)
 
 
 class PartLosses:

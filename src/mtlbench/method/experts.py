@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.data import Batch
+from mtlbench.data.inputs import length
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.optimisers import set_apart
 from mtlbench.networks.base import MTLNetwork, Outputs
@@ -15,7 +16,7 @@ from mtlbench.networks.experts import mutual_information
 from mtlbench.networks.experts.mlp import STACKED_BIASES
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.routing_losses import RoutingWeights, StepStatistics, StepTables, routing_losses
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.runs import keys
 
 
@@ -56,7 +57,7 @@ class ExpertMethod(MTLMethod):
         statistics, layers = outputs.statistics["experts"], cast(ExpertNetwork, self.network).layers
         part, last = self._part()
         tasks = list(outputs.predictions)
-        tables = self._statistics.add(statistics, tasks, len(batch["image"]), batch["counts"], part)
+        tables = self._statistics.add(statistics, tasks, length(batch), batch["counts"], part)
         if tables is None:
             return {}
         losses = routing_losses(tables, layers, self.weights)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
+from mtlbench.data.inputs import extent, inputs_of, leaves
 from mtlbench.errors import MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
 from mtlbench.tasks import Task
 
 Regularise = Callable[[Outputs, Batch], Mapping[str, Tensor]]
-Predict = Callable[[Tensor, Sequence[str]], Outputs]
+Predict = Callable[[Any, Sequence[str]], Outputs]
 """A network, or what stands for one."""
 
 
@@ -45,7 +47,7 @@ def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch
     representation = []
     for stream in streams(batch):
         names = [name for name in tasks if name in stream["targets"]]
-        outputs = _predicted(network, stream["image"], names)
+        outputs = _predicted(network, inputs_of(stream), names)
         if outputs.representation is not None:
             representation.append(outputs.representation)
         for name in names:
@@ -61,17 +63,23 @@ def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch
     return RankLosses([sums[name] for name in tasks], regularisers, representation)
 
 
-def _predicted(network: Predict, image: Tensor, names: Sequence[str]) -> Outputs:
+def _predicted(network: Predict, inputs: Any, names: Sequence[str]) -> Outputs:
     try:
-        return network(image, names)
+        return network(inputs, names)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise MethodError(
-            "BatchNorm needs more than one value per channel in training. A batch of one image on a rank, of "
-            f"{image.shape[-2]} x {image.shape[-1]} pixels, reaches it as a map of one pixel. Use a larger "
+            f"BatchNorm needs more than one value per channel in training. {_alone(inputs)}. Use a larger "
             "trainer.batch_size or model.image_size, a smaller trainer.accumulate, or an encoder without BatchNorm."
         ) from error
+
+
+def _alone(inputs: Any) -> str:
+    height, width = extent(leaves(inputs)[0][0])
+    if not height:
+        return "A batch on a rank has one sample"
+    return f"A batch of one image on a rank, of {height} x {width} pixels, reaches it as a map of one pixel"
 
 
 def loss_sums(network: Predict, tasks: Mapping[str, Task], batch: Batch, wanted: Sequence[str]) -> list[Tensor]:
@@ -79,7 +87,7 @@ def loss_sums(network: Predict, tasks: Mapping[str, Task], batch: Batch, wanted:
     sums: dict[str, Tensor] = {}
     for stream in streams(batch):
         names = [name for name in wanted if name in stream["targets"]]
-        outputs = _predicted(network, stream["image"], names) if names else Outputs({})
+        outputs = _predicted(network, inputs_of(stream), names) if names else Outputs({})
         sums |= {name: _loss(tasks[name], name, outputs, stream["targets"][name]) for name in names}
     return [sums[name] for name in wanted]
 

@@ -16,7 +16,8 @@ from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.gradients.update import Update, needs_of
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.errors import DataError, MethodError
+from mtlbench.data.inputs import inputs_of
+from mtlbench.errors import MethodError
 from mtlbench.method import step
 from mtlbench.method.forward import RankLosses, training_losses
 from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
@@ -24,6 +25,8 @@ from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
+from mtlbench.networks.families import family_of
+from mtlbench.networks.family import Model
 from mtlbench.registry import Registered
 from mtlbench.runs.plan import Plan, one_run
 from mtlbench.runs.spec import RunSpec
@@ -40,10 +43,12 @@ class MTLMethod(L.LightningModule, Registered):
             keyword arguments with the paper's default.
 
     Attributes:
+        ENCODERS: Families of encoders that the network can be built on; empty for any.
         PHASES: Whether training has phases, so that only its end is a result: `selection: best` is refused.
     """
 
     TAKES: ClassVar[tuple[str, ...]] = ("spec",)
+    ENCODERS: ClassVar[tuple[str, ...]] = ()
     PHASES: ClassVar[bool] = False
 
     network: MTLNetwork
@@ -189,29 +194,20 @@ class MTLMethod(L.LightningModule, Registered):
         schedule = build_schedule(optimiser, self.spec.optimiser, self.spec.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Returns the raw predictions of (B, 3, H, W) uint8 images for the named tasks, or all.
+    def forward(self, inputs: Any, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Returns the raw predictions of the named tasks, or of all.
+
+        Args:
+            inputs: As the data module's batches hold them: images are (B, 3, H, W) uint8.
+            tasks: Names of the tasks.
 
         Raises:
-            DataError: The images have another form, or not the size on which the network was trained.
+            DataError: The inputs have another form, or not the size on which the network was trained.
         """
-        if not isinstance(image, Tensor):
-            raise DataError(f"Images are a tensor. Found {type(image).__name__}. Give torch.from_numpy(x) of an array.")
-        if image.dtype != torch.uint8:
-            raise DataError(f"Images are uint8, 0..255. Found {image.dtype}. Give (x * 255).round().to(torch.uint8).")
-        if image.ndim != 4 or image.shape[1] != 3 or not image.numel():
-            raise DataError(
-                f"Images have the shape (B, 3, H, W), RGB. Found {tuple(image.shape)}. Give x[None] of a single image, "
-                "x.permute(0, 3, 1, 2) of images whose last axis is colour, and three equal channels of grey ones."
-            )
-        found = self.network(image, list(tasks or self.tasks)).predictions
-        size = image.shape[-2:]
-        other = next((p.shape[-2:] for n, p in found.items() if self.tasks[n].dense and p.shape[-2:] != size), None)
-        if other is not None:
-            raise DataError(
-                f"This network predicts maps of {tuple(other)} (height, width), so images have that size. Found "
-                f"{tuple(size)}. Resize the images, as `mtlbench predict` does, and the predictions back."
-            )
+        family = family_of(self.spec.model.get("encoder", Model.encoder))
+        family.check(inputs)
+        found = self.network(inputs, list(tasks or self.tasks)).predictions
+        family.check_maps(inputs, {name: p for name, p in found.items() if self.tasks[name].dense})
         return found
 
     # ---- training: Lightning's hooks in its order ------------------------------------------------------------------
@@ -268,7 +264,7 @@ class MTLMethod(L.LightningModule, Registered):
     def _measure(self, metrics: nn.ModuleDict, batch: Batch) -> None:
         for stream in streams(batch):
             names = [name for name in self.tasks if name in stream["targets"]]
-            for name, prediction in self.network(stream["image"], names).predictions.items():
+            for name, prediction in self.network(inputs_of(stream), names).predictions.items():
                 cast(Metric, metrics[name]).update(full_precision(prediction), stream["targets"][name])
 
     def scores(self, *, final: bool) -> dict[str, dict[str, float]]:

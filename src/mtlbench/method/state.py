@@ -34,7 +34,7 @@ class StepState:
         stepped: Whether the optimiser has stepped since.
     """
 
-    batch: Batch = field(default_factory=dict)
+    batch: Batch = field(default_factory=Batch)
     micro_index: int = 0
     step: int = 0
     representation: list[Tensor] = field(default_factory=list)

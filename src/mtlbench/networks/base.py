@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.family import InputEncoder
 
 
 @dataclass
@@ -39,11 +39,12 @@ class MTLNetwork(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+    def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks.
 
         Args:
-            image: (B, 3, H, W) uint8, RGB. The network normalises it itself, on the device.
+            inputs: What the data module's batches hold. Images are (B, 3, H, W) uint8, RGB; the network normalises
+                them itself, on the device.
             tasks: Names of the tasks to predict.
         """
 
@@ -73,7 +74,7 @@ class MTLNetwork(nn.Module, ABC):
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the encoders, which pretrained weights may have set."""
-        return [p for module in self.modules() if isinstance(module, Encoder) for p in module.parameters()]
+        return [p for module in self.modules() if isinstance(module, InputEncoder) for p in module.parameters()]
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Returns the trainable parameters that only this task reaches, in a fixed order."""

@@ -31,6 +31,11 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def pooled(x: Tensor) -> Tensor:
+    """Returns the mean of a map (B, C, h, w) over its places, or the features (B, C) themselves."""
+    return x.mean((2, 3)) if x.ndim == 4 else x
+
+
 def full_precision(x: Tensor) -> Tensor:
     """Casts a tensor to at least float32, because losses, metrics and resampling need more precision than autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,19 +1,20 @@
-"""A network that does not look at the image: one fixed prediction per task."""
+"""A network that does not look at its inputs: one fixed prediction per task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mtlbench.data.inputs import leaves
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.tasks import Task
 
 
 class Constant(nn.Module):
-    """The same prediction for every image.
+    """The same prediction for every sample.
 
     Args:
         shape: (channels, H, W) or (channels,).
@@ -23,10 +24,10 @@ class Constant(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Returns (B, *shape) for (B, 3, H, W) images."""
-        # `image.shape[0]`, because `len` would fix the number of images in an exported program.
-        return self.value.expand(image.shape[0], *self.value.shape).clone()
+    def forward(self, inputs: Any) -> Tensor:
+        """Returns (B, *shape) for the inputs of B samples."""
+        # `shape[0]`, because `len` would fix the number of samples in an exported program.
+        return self.value.expand(leaves(inputs)[0].shape[0], *self.value.shape).clone()
 
 
 class ConstantNetwork(MTLNetwork):
@@ -46,9 +47,9 @@ class ConstantNetwork(MTLNetwork):
         )
         self.register_buffer("fitted", torch.tensor(False))
 
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+    def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
-        return Outputs({task: self.constants[task](image) for task in tasks})
+        return Outputs({task: self.constants[task](inputs) for task in tasks})
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:
         """Returns the module of the task's prediction."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.errors import SuiteError, unknown_name
-from mtlbench.networks.blocks import full_precision, per_task, resize
+from mtlbench.networks.blocks import full_precision, per_task, pooled, resize
 from mtlbench.tasks import Task
 
 UPSAMPLING = ("bilinear", "learned")
@@ -102,11 +102,11 @@ class DenseHead(nn.Sequential):
 
 
 class VectorHead(nn.Linear):
-    """Predicts values per image by a linear layer on the mean of the neck's map."""
+    """Predicts values per sample by a linear layer on the neck's features, or on the mean of its map."""
 
     def forward(self, shared: Tensor) -> Tensor:
         """Returns (B, outputs), at least float32."""
-        return full_precision(super().forward(shared.mean((2, 3))))
+        return full_precision(super().forward(pooled(shared)))
 
 
 def head_factor(upsampling: str, neck: Neck) -> int:

@@ -14,9 +14,10 @@ import timm
 import torch
 from timm.layers import Format
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlbench.errors import DataError, SuiteError, unknown_name
+from mtlbench.networks.family import InputEncoder
 from mtlbench.networks.stem_vit import StemFeatures
 
 MAPS = 4
@@ -35,7 +36,7 @@ RESERVED = (
 """Options of timm that the encoder sets itself; those of the second line would load weights outside the identity."""
 
 
-class Encoder(nn.Module):
+class Encoder(InputEncoder):
     """Maps images to features at several scales (CNN) or at several depths on one scale (vision transformer).
 
     Every trainable parameter affects a map. Other parameters of the timm network are frozen, because DDP waits for the
@@ -93,22 +94,22 @@ class Encoder(nn.Module):
             # Not persistent, because they are constants of the architecture and not weights.
             self.register_buffer(name, torch.tensor(config[name]).view(3, 1, 1), persistent=False)
 
-    def normalise(self, image: Tensor) -> Tensor:
+    def normalise(self, inputs: Tensor) -> Tensor:
         """Scales an image to [0, 1] and standardises it as the pretrained weights expect.
 
         Args:
-            image: (B, 3, H, W) uint8, RGB.
+            inputs: (B, 3, H, W) uint8, RGB.
 
         Raises:
             DataError: The encoder does not take images of this size.
         """
-        size = tuple(image.shape[-2:])
+        size = tuple(inputs.shape[-2:])
         if self.only_size is not None and size != self.only_size:
             raise DataError(
                 f"This encoder takes images of one size, {self.only_size} (height, width): that of `model.image_size`. "
                 f"Found {size}. Resize the images, as `mtlbench predict` does, or train with the size of the images."
             )
-        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return (inputs.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def embed(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns a vision transformer's tokens before its first block, and the maps so far: those of a stem, if any.
@@ -122,13 +123,13 @@ class Encoder(nn.Module):
         model = self.trunk.model
         return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image)))), []
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         """Returns feature maps, each (B, channels[i], ~H / strides[i], ~W / strides[i]).
 
         Args:
-            image: (B, 3, H, W) float, normalised.
+            inputs: (B, 3, H, W) float, normalised.
         """
-        maps = self.trunk(image)
+        maps = self.trunk(inputs)
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 
 

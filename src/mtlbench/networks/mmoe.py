@@ -12,14 +12,13 @@ from torch.nn import functional as F
 
 from mtlbench.errors import MethodError
 from mtlbench.networks.base import Outputs
-from mtlbench.networks.blocks import per_task
-from mtlbench.networks.decoder import ConvBlock
+from mtlbench.networks.blocks import per_task, pooled
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.tasks import Task
 
 
 class SoftmaxGate(nn.Module):
-    """softmax(W mean(x)), which gives one mixture per image."""
+    """softmax(W mean(x)), which gives one mixture per sample."""
 
     def __init__(self, width: int, experts: int) -> None:
         """Builds the gate.
@@ -35,7 +34,7 @@ class SoftmaxGate(nn.Module):
         """Returns non-negative weights (B, E) that sum to 1, at least float32.
 
         Args:
-            x: (B, width, h, w).
+            x: (B, width, h, w), or (B, width).
         """
         return _precisely(self.linear, x).softmax(1)
 
@@ -108,19 +107,20 @@ def selector_entropy(selectors: Tensor) -> Tensor:
 
 
 def mix(weights: Tensor, experts: Tensor) -> Tensor:
-    """Returns Σ_e weights_e · experts_e: (B, C, h, w).
+    """Returns Σ_e weights_e · experts_e: (B, C, h, w), or (B, C).
 
     Args:
         weights: (B, E).
-        experts: (B, E, C, h, w).
+        experts: (B, E, C, h, w), or (B, E, C).
     """
-    return (weights.to(experts.dtype)[:, :, None, None, None] * experts).sum(1)
+    return (weights.to(experts.dtype).view(*weights.shape, *[1] * (experts.ndim - 2)) * experts).sum(1)
 
 
 class MMoENetwork(DenseNetwork):
-    """`DenseNetwork` with E convolution blocks after the neck. Each head reads the mixture of its task's gate.
+    """`DenseNetwork` with E blocks of its family after the neck. Each head reads the mixture of its task's gate.
 
-    `Outputs.representation` is the bank (B, E + 1, C, h, w): the neck's map followed by the outputs of the experts.
+    `Outputs.representation` is the bank (B, E + 1, C, h, w), or (B, E + 1, C): the neck's output followed by those of
+    the experts.
     `Outputs.statistics["gates"]` holds the weights (B, E) by task.
     """
 
@@ -152,12 +152,12 @@ class MMoENetwork(DenseNetwork):
         super().__init__(tasks, decoder_channels=decoder_channels, **model)
         if not experts >= 1:
             raise MethodError(f"experts must be at least 1. Found {experts}. The default is 3.")
-        self.experts = nn.ModuleList(ConvBlock(decoder_channels, decoder_channels) for _ in range(experts))
+        self.experts = nn.ModuleList(self.family.block(decoder_channels) for _ in range(experts))
         self.gates = per_task("gate", tasks, lambda _: gate(decoder_channels, experts))
 
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+    def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
-        shared = self.shared_map(image)
+        shared = self.shared_map(inputs)
         # Gates read the neck's map through the bank too, so that the bank carries all gradients to shared parameters.
         bank = torch.stack([shared, *(expert(shared) for expert in self.experts)], 1)
         gates = {task: self.gates[task](bank[:, 0]) for task in tasks}
@@ -176,5 +176,5 @@ class MMoENetwork(DenseNetwork):
 def _precisely(linear: nn.Linear, x: Tensor) -> Tensor:
     """Returns the layer's output for the mean of a map, computed in at least float32 even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
-        pooled = x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3))
-        return F.linear(pooled, linear.weight, linear.bias)
+        mean = pooled(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return F.linear(mean, linear.weight, linear.bias)

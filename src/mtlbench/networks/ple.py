@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mtlbench.errors import MethodError
 from mtlbench.networks.base import Outputs
 from mtlbench.networks.blocks import per_task
-from mtlbench.networks.decoder import ConvBlock
 from mtlbench.networks.dense import DenseNetwork
 from mtlbench.networks.mmoe import SoftmaxGate, mix
 from mtlbench.tasks import Task
@@ -24,13 +23,24 @@ class Extraction(nn.Module):
     private: Any
     gates: Any
 
-    def __init__(self, level: int, tasks: Sequence[str], width: int, shared: int, private: int, *, last: bool) -> None:
+    def __init__(
+        self,
+        level: int,
+        tasks: Sequence[str],
+        width: int,
+        block: Callable[[int], nn.Module],
+        shared: int,
+        private: int,
+        *,
+        last: bool,
+    ) -> None:
         """Builds the level.
 
         Args:
             level: Index of the level, which enters the seeds of the modules that tasks own.
             tasks: Names of all T tasks.
             width: Channels of all maps.
+            block: Builds an expert of a width.
             shared: Number of shared experts.
             private: Number of experts of each task.
             last: Whether this is the last level, which needs no common map.
@@ -38,7 +48,7 @@ class Extraction(nn.Module):
         super().__init__()
 
         def experts(count: int) -> nn.ModuleList:
-            return nn.ModuleList(ConvBlock(width, width) for _ in range(count))
+            return nn.ModuleList(block(width) for _ in range(count))
 
         self.shared = experts(shared)
         self.shared_gate = None if last else SoftmaxGate(width, shared + len(tasks) * private)
@@ -102,12 +112,13 @@ class PLENetwork(DenseNetwork):
             )
         self.names, self.has_private = list(tasks), private > 0
         self.levels = nn.ModuleList(
-            Extraction(i, self.names, decoder_channels, shared, private, last=i == levels - 1) for i in range(levels)
+            Extraction(i, self.names, decoder_channels, self.family.block, shared, private, last=i == levels - 1)
+            for i in range(levels)
         )
 
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+    def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
-        common = self.shared_map(image)
+        common = self.shared_map(inputs)
         own = dict.fromkeys(self.names, common)
         for level in self.levels[:-1]:
             common, own = level(common, own, self.names)

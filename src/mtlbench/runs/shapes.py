@@ -96,7 +96,8 @@ def mapping(value: Any) -> bool:
 SPEC = record(
     {"suite": text, "label": text, "seed": whole, "method": mapping, "tasks": named(mapping),
      "data": record({}, {"module": text, "options": mapping, "labels": mapping}),
-     "model": record({}, {"encoder": text, "encoder_options": mapping, "image_size": listed(whole)}),
+     "model": record({}, {"encoder": text, "encoder_options": mapping, "image_size": listed(whole),
+                          "inputs": named(whole)}),
      "optimiser": mapping, "trainer": mapping},
     {"local": mapping, "start": mapping, "sources": named(named(text))},
 )  # fmt: skip

@@ -107,10 +107,10 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     removed = _drop_absent(data, tasks)
     _check_counts(suite, data, place)
     scenario = _checked_scenario(found, data, tasks)
-    shared = _shared_parts(suite, local, data, tasks, root)
+    shared, sizes = _shared_parts(suite, local, data, tasks, root), data.input_sizes()
 
     def parts(model: ModelSection) -> dict[str, Any]:
-        return _with_model(shared, model)
+        return _with_model(shared, model, sizes)
 
     budget = suite.trainer.budget
     every = specs_of(suite, found.methods, parts)
@@ -235,11 +235,19 @@ def _used(section: dict[str, Any], defaults: Any) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in YOUNGER or value != getattr(defaults, key)}
 
 
-def _with_model(shared: Mapping[str, Any], model: ModelSection) -> dict[str, Any]:
-    """Returns the parts of a run with its model. The content of the weights is identity; their path is local."""
-    from mtlbench.networks.encoder import weights_identity
+def _with_model(shared: Mapping[str, Any], model: ModelSection, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the parts of a run with its model and the sizes of its inputs.
 
-    identity = {**_used(asdict(model), ModelSection()), "weights": weights_identity(model.encoder, model.weights)}
+    The content of the weights is identity; their path is local.
+    """
+    from mtlbench.networks.families import family_of
+
+    name, used = model.encoder.rpartition(":")[2], _used(asdict(model), ModelSection())
+    identity = {**used, "weights": family_of(model.encoder).weights_identity(name, model.weights)}
+    if sizes:
+        identity["inputs"] = dict(sizes)
+    if not model.image_size:
+        del identity["image_size"]
     return {**shared, "model": _plain(identity), "local": {**shared["local"], "weights": model.weights}}
 
 

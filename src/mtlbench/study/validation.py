@@ -15,7 +15,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.study import scenarios, search
 from mtlbench.study.costs import UNITS
 from mtlbench.study.scenarios import Scenario, Scope
-from mtlbench.suite import ModelSection, Suite, changed_section
+from mtlbench.suite import ModelSection, Suite, changed_section, takes_images
 
 Place = Callable[[str], str]
 """Returns where a dotted key was given: ``file:line``, an override, or the key itself."""
@@ -76,6 +76,8 @@ def examine(suite: Suite, devices: int, place: Place) -> Examined:
     tasks = _tasks(suite, module, faults) if module else {}
     for option, value in suite.data.options.items() if module else ():
         faults.catch(f"data.options.{option}", lambda o=option, v=value: check_option(o, v, module))  # type: ignore[misc]
+    if module:
+        faults.catch("model.encoder", lambda: _check_inputs(suite, module))
     methods = [
         faults.catch(f"methods.{index}", lambda entry=entry: _method_entry(entry, suite, len(tasks), devices))  # type: ignore[misc]
         for index, entry in enumerate(suite.methods)
@@ -97,10 +99,10 @@ def check_run(spec: RunSpec) -> None:
     Raises:
         MethodError: If the rule cannot be made for so many tasks, or looks at a part that the network does not have.
     """
-    import torch
-
     from mtlbench.balancing.base import overrides
     from mtlbench.method import MethodSpec, MTLMethod
+    from mtlbench.networks.families import family_of
+    from mtlbench.networks.family import Model
     from mtlbench.training.build import build_method, build_tasks, data_class
 
     tasks = build_tasks(spec, data_class(spec.data["module"]))
@@ -116,9 +118,9 @@ def check_run(spec: RunSpec) -> None:
             method.configure_model()
     if not looks:
         return
-    image = torch.zeros(1, 3, *spec.model["image_size"], dtype=torch.uint8)
+    model = Model(**{**spec.model, "weights": None})
     with foreign_code(f"Predicting with the network of {spec.label}"):
-        outputs = method.network.eval()(image, list(tasks))
+        outputs = method.network.eval()(family_of(model.encoder).example(model), list(tasks))
     for fault in method.update.view_refusals([outputs.representation]):
         raise MethodError(f"{spec.label}: {fault}")
 
@@ -143,6 +145,18 @@ def _data_module(path: str) -> Any:
     from mtlbench.training.build import data_class
 
     return data_class(path)
+
+
+def _check_inputs(suite: Suite, module: Any) -> None:
+    """Refuses an encoder that does not take the inputs of the data module."""
+    from mtlbench.networks.families import FAMILIES, family_of
+
+    if (takes := family_of(suite.model.encoder).takes) != module.INPUTS:
+        others = [f"{name}:..." for name, family in FAMILIES.items() if family.takes == module.INPUTS]
+        raise SuiteError(
+            f"model.encoder must take the inputs of the data. {suite.model.encoder} takes {takes}, and "
+            f"{suite.data.module} has {module.INPUTS}. Choose {' or '.join(others) or 'other data'}."
+        )
 
 
 def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
@@ -194,8 +208,22 @@ def _method_entry(entry: Any, suite: Suite, tasks: int, devices: int) -> MethodE
             f"{name} is trained in phases, and only their end is a result. The suite has selection: best, which may "
             "keep an earlier step. Set selection: last."
         )
+    _check_family(record, model)
     short = record["name"] if balancer is None else f"{record['name']}+{record['balancer']['name']}"
     return MethodEntry(str(label or short), record, model, frozenset(given))
+
+
+def _check_family(record: Mapping[str, Any], model: ModelSection) -> None:
+    """Refuses a method whose network cannot be built on the encoder's family."""
+    from mtlbench.networks.families import family_of
+
+    family = family_of(model.encoder).name
+    allowed = getattr(registry.find(record["path"]), "ENCODERS", ())
+    if allowed and family not in allowed:
+        raise SuiteError(
+            f"{record['name']} needs an encoder of the family {' or '.join(allowed)}. Found {model.encoder}, of the "
+            f"family {family}. Leave the method out."
+        )
 
 
 def _tuned_weights(
@@ -214,7 +242,7 @@ def _tuned_weights(
 
 def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     """Returns the suite's model with the changes of one method; encoder options are added to the suite's."""
-    from mtlbench.networks.encoder import check_options, encoder_exists
+    from mtlbench.networks.families import family_of
 
     if not isinstance(changes, Mapping):
         raise SuiteError(f"model of a method maps keys of the suite's model section to values; found {changes!r}.")
@@ -225,10 +253,16 @@ def _changed_model(model: ModelSection, changes: Any) -> ModelSection:
     if faults:
         raise SuiteError("\n".join(faults))
     changed = changed_section(model, changes)
-    options = changed.encoder_options
+    family = family_of(changed.encoder)
+    if takes_images(changed.encoder) != takes_images(model.encoder):
+        raise SuiteError(
+            f"All methods of a suite take the same inputs. Its encoder is {model.encoder}, and this method has "
+            f"{changed.encoder}. Choose another of its family."
+        )
+    name = changed.encoder.rpartition(":")[2]
     if changed.encoder != model.encoder:
-        encoder_exists(changed.encoder)
-    check_options(changed.encoder, options)
+        family.check_encoder(name)
+    family.check_options(name, changed.encoder_options)
     return changed
 
 
@@ -299,13 +333,18 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
     from mtlbench.data import check_division
     from mtlbench.method.optimisers import OPTIMISERS, SCHEDULES
     from mtlbench.networks.decoder import UPSAMPLING
-    from mtlbench.networks.encoder import check_options, encoder_exists
+    from mtlbench.networks.families import family_of
 
     trainer, optimiser = suite.trainer, suite.optimiser
 
     def best_needs_evaluation() -> None:
         if suite.selection == "best" and not trainer.evaluate_every:
             raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
+
+    name = suite.model.encoder.rpartition(":")[2]
+
+    def encoder_takes_options() -> None:
+        family_of(suite.model.encoder).check_options(name, suite.model.encoder_options)
 
     def budget_is_known() -> None:
         _known("unit of trainer.budget", trainer.budget.unit, UNITS)
@@ -314,8 +353,8 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
 
     return {
         "trainer.budget": budget_is_known,
-        "model.encoder": lambda: encoder_exists(suite.model.encoder),
-        "model.encoder_options": lambda: check_options(suite.model.encoder, suite.model.encoder_options),
+        "model.encoder": lambda: family_of(suite.model.encoder).check_encoder(name),
+        "model.encoder_options": encoder_takes_options,
         "model.upsampling": lambda: _known("upsampling", suite.model.upsampling, UPSAMPLING),
         "optimiser.name": lambda: _known("optimiser", optimiser.name, OPTIMISERS),
         "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),

@@ -9,9 +9,11 @@ from mtlbench.suite.schema import (
     Suite,
     TaskSection,
     TrainerSection,
+    takes_images,
 )
 
 __all__ = [
     "DataSection", "ModelSection", "OptimiserSection", "Reading", "SearchSection", "Suite", "TaskSection",
     "TrainerSection", "available", "changed_section", "folders", "load", "locate", "options_of", "read",
+    "takes_images",
 ]  # fmt: skip

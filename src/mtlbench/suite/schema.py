@@ -42,6 +42,8 @@ PERIOD = Range(0, 10**9)
 
 def ranged(default: Any, allowed: Range) -> Any:
     """Returns a field with a default and the values that it may have."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"range": allowed})
     return field(default=default, metadata={"range": allowed})
 
 
@@ -62,10 +64,18 @@ class TaskSection:
     optional: bool = False
 
 
+def takes_images(encoder: str) -> bool:
+    """Returns whether ``model.encoder`` names an encoder of images: one of timm's, with or without its family."""
+    family, colon, _ = encoder.rpartition(":")
+    return not colon or family == "timm"
+
+
 @dataclass
 class ModelSection:
     """The network: any timm encoder, pretrained weights (``timm``, ``mtlbench:<name>``, a file, or null), decoder.
 
+    ``encoder``: timm's name, or ``family:name`` for other inputs than images, for example ``mlp:residual``.
+    ``image_size``: height and width of images; other families have none.
     ``upsampling``: how dense predictions get to the size of the image, ``bilinear`` or ``learned``.
     """
 
@@ -73,7 +83,7 @@ class ModelSection:
     encoder_options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     decoder_channels: int = ranged(64, Range(1, 65536))
-    image_size: list[int] = ranged(MISSING, Range(1, 16384))
+    image_size: list[int] = ranged([], Range(1, 16384))
     upsampling: str = "bilinear"
 
 

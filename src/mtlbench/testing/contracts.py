@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mtlbench import registry
 from mtlbench.data import Collate, MTLDataModule, Sample
+from mtlbench.data.inputs import IMAGES, VECTORS, extent, input_fault, inputs_of, leaves
 from mtlbench.method import MethodSpec
 from mtlbench.runs.spec import RunSpec
 from mtlbench.tasks import Task
 from mtlbench.testing.rank_pool import RankPool
-from mtlbench.testing.toy import ToyData, sourced, toy_spec, trained
+from mtlbench.testing.toy import TOYS, sourced, toy_spec, trained
 from mtlbench.training.build import build_method
 
 TOLERANCE = 1e-9
@@ -72,6 +73,7 @@ def check_method(
     arguments: Mapping[str, Any] | None = None,
     *,
     balancer: str | None = None,
+    inputs: str = IMAGES,
 ) -> list[Finding]:
     """Runs the contract tests on a method or balancer.
 
@@ -83,17 +85,18 @@ def check_method(
         pool: Pool of two ranks. If None, a pool is started and closed here.
         arguments: Hyper-parameters that differ from the defaults.
         balancer: Balancer for a method that takes one.
+        inputs: Kind of inputs of the toy data, `mtlbench.data.inputs.IMAGES` or `VECTORS`.
     """
     own = pool or RankPool(2)
     try:
         with tempfile.TemporaryDirectory() as folder:
             spec = functools.partial(
-                toy_spec, target, arguments=arguments, balancer=balancer, local={"regularise": True}
+                toy_spec, target, arguments=arguments, balancer=balancer, inputs=inputs, local={"regularise": True}
             )
             # Two checks compare with the uninterrupted run, which is trained once.
             straight = functools.cache(lambda: _trained_alone(spec(), folder + "/one"))
             checks: dict[str, Callable[[], str | None]] = {
-                "parameters are shared or owned, never both": lambda: _ownership(spec()),
+                "parameters are shared or owned, never both": lambda: _ownership(spec(), inputs),
                 "one task alone trains": lambda: _one_task(spec(steps=3, tasks=["shape"]), folder),
                 "two ranks equal one process": lambda: _ranks(spec(), straight(), folder, own),
                 "stop and resume is bit-identical": lambda: _resume(spec(), straight(), folder),
@@ -112,18 +115,20 @@ def _find(name: str, check: Callable[[], str | None]) -> Finding:
     return Finding(name, fault is None, fault or "")
 
 
-def _ownership(spec: RunSpec) -> str | None:
-    method = build_method(spec.method, MethodSpec(dict(ToyData.TASKS), spec.model))
+def _ownership(spec: RunSpec, inputs: str) -> str | None:
+    tasks = dict(TOYS[inputs][0].TASKS)
+    method = build_method(spec.method, MethodSpec(tasks, spec.model))
     method.configure_model()
-    return check_network(method.network, ToyData.TASKS)
+    return check_network(method.network, tasks, torch.randn(4, 6) if inputs == VECTORS else None)
 
 
-def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
+def check_network(network: Any, tasks: Mapping[str, Task], inputs: Any = None) -> str | None:
     """Checks by gradients that a network's parameters are shared or owned; returns the fault, or None.
 
     Args:
-        network: An `MTLNetwork` for 16 × 24 images.
+        network: An `MTLNetwork`.
         tasks: Its tasks.
+        inputs: A batch of inputs. Default: four random images of 16 × 24 pixels.
     """
     names = list(tasks)
     shared = network.shared_parameters(names)
@@ -136,8 +141,8 @@ def check_network(network: Any, tasks: Mapping[str, Task]) -> str | None:
             "set or in several. Return each in exactly one set."
         )
     label = {id(p): name for name, p in network.named_parameters()}
-    image = torch.randint(0, 256, (4, 3, 16, 24), dtype=torch.uint8)
-    outputs = network(image, names)
+    inputs = torch.randint(0, 256, (4, 3, 16, 24), dtype=torch.uint8) if inputs is None else inputs
+    outputs = network(inputs, names)
     auxiliary = {name: [p for _, p in outputs.auxiliary.get(name, ())] for name in names}
     predictions = {name: [outputs.predictions[name], *auxiliary[name]] for name in names}
     for name in names:
@@ -233,13 +238,13 @@ def _samples(data: MTLDataModule) -> str | None:
 
 
 def _sample_fault(sample: Sample, data: MTLDataModule) -> str | None:
-    image = sample["image"]
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        return f"image must be uint8 (3, H, W). Found {image.dtype} {tuple(image.shape)}."
+    if fault := input_fault(sample, data.INPUTS):
+        return f"{fault}."
+    size = extent(inputs_of(sample))
     for name, target in sample["targets"].items():
         if name not in data.tasks:
             return f"Targets must be tasks of this run. Found {name!r}. Return those in self.tasks only."
-        blank = data.tasks[name].blank(*image.shape[-2:])
+        blank = data.tasks[name].blank(*size)
         if target.shape != blank.shape or target.dtype != blank.dtype:
             wanted, found = (f"{t.dtype} {tuple(t.shape)}" for t in (blank, target))
             return f"target {name} must be {wanted}. Found {found}."
@@ -249,13 +254,20 @@ def _sample_fault(sample: Sample, data: MTLDataModule) -> str | None:
 def _repeatable(data: MTLDataModule) -> str | None:
     sample = data.samples("train")[0]
     again = [data.augment(data.samples("train")[0], np.random.default_rng(7)) for _ in range(2)]
-    if not torch.equal(sample["image"], data.samples("train")[0]["image"]):
+    if not _equal(sample, data.samples("train")[0]):
         return "Reading must be deterministic. samples('train')[0] differs between two readings."
     for key in again[0]["targets"]:
         if not torch.equal(again[0]["targets"][key].nan_to_num(), again[1]["targets"][key].nan_to_num()):
             return f"augment gives different {key} with equal generators. Draw from the generator only."
-    same = torch.equal(again[0]["image"], again[1]["image"])
-    return None if same else "augment gives different images with equal generators. Draw from the generator only."
+    if _equal(*again):
+        return None
+    return "augment gives different inputs with equal generators. Draw from the generator only."
+
+
+def _equal(one: Sample, other: Sample) -> bool:
+    """Returns whether two samples have equal inputs."""
+    pairs = zip(leaves(inputs_of(one)), leaves(inputs_of(other)), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def _batch(data: MTLDataModule) -> str | None:

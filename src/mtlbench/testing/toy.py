@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from mtlbench import registry
 from mtlbench.data import Collate, MTLDataModule, Sample, Samples, StepBatches
+from mtlbench.data.inputs import IMAGES, VECTORS
 from mtlbench.method import DEFAULT_OPTIMISER, MTLMethod
 from mtlbench.networks.base import Outputs
 from mtlbench.networks.experts import global_mean
@@ -54,6 +55,18 @@ class ToyData(MTLDataModule):
         """Returns samples that depend only on split and index."""
         return _ToySamples(split, self.size if split == "train" else 7, self)
 
+    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns an image with its labels."""
+        image = generator.integers(0, 256, (3, 16, 24), dtype=np.uint8)
+        bright = image.mean(0)
+        targets = {
+            "kind": torch.tensor(int(bright.mean() * 7) % 3),
+            "shape": torch.from_numpy(np.digitize(bright, [90, 128, 160]).astype(np.int64)),
+            "far": torch.from_numpy((1 + bright / 128)[None].astype(np.float32)),
+            "mean": torch.tensor(float(bright.mean() / 32)),
+        }
+        return {"image": torch.from_numpy(image)}, targets
+
     def train_dataloader(self) -> DataLoader:
         """Returns the data in order, so that labels can be absent on a chosen rank and step."""
         trainer: Any = self.trainer
@@ -89,22 +102,13 @@ class _ToySamples:
 
     def __getitem__(self, index: int) -> Sample:
         generator = np.random.default_rng(seed_of("toy", self.split, index))
-        image = generator.integers(0, 256, (3, 16, 24), dtype=np.uint8)
-        bright = image.mean(0)
-        kind = int(bright.mean() * 7) % 3
-        shape = np.digitize(bright, [90, 128, 160]).astype(np.int64)
-        targets = {
-            "kind": torch.tensor(kind),
-            "shape": torch.from_numpy(shape),
-            "far": torch.from_numpy((1 + bright / 128)[None].astype(np.float32)),
-            "mean": torch.tensor(float(bright.mean() / 32)),
-        }
+        inputs, targets = self.data.sample(generator)
         if self.data.ragged and self.split == "train":
             targets = {name: value for name, value in targets.items() if self._labelled(name, index, generator)}
-            if "far" in targets:
+            if "far" in targets and targets["far"].ndim:
                 targets["far"][:, : index % 9] = 255.0
         kept = {name: value for name, value in targets.items() if name in self.data.tasks}
-        return {"image": torch.from_numpy(image), "targets": kept, "id": f"{self.split}-{index}"}
+        return {**inputs, "targets": kept, "id": f"{self.split}-{index}"}
 
     def _labelled(self, name: str, index: int, generator: np.random.Generator) -> bool:
         step, position = divmod(index, self.data.batch_size)
@@ -115,17 +119,77 @@ class _ToySamples:
         return bool(generator.random() < 0.8)
 
 
-def toy_spec(target: str, *, steps: int = 20, arguments: Mapping[str, Any] | None = None, **changes: Any) -> RunSpec:
+class ToyVectors(ToyData):
+    """Random vectors of 6 numbers; labels are missing where `ToyData` misses those of its tasks of the same names."""
+
+    TASKS: ClassVar[Mapping[str, Task]] = {
+        "kind": Classification("kind", classes=3),
+        "shape": Classification("shape", classes=4),
+        "far": Regression("far", scale=2.0),
+        "mean": Regression("mean"),
+    }
+    INPUTS: ClassVar[str] = VECTORS
+
+    def input_sizes(self) -> dict[str, int]:
+        """Returns the length of the vectors."""
+        return {"features": 6}
+
+    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns a vector with its labels."""
+        x = generator.standard_normal(6).astype(np.float32)
+        bright = float(x.sum())
+        targets = {
+            "kind": torch.tensor(int(abs(bright) * 7) % 3),
+            "shape": torch.tensor(int(np.digitize(bright, [-1, 0, 1]))),
+            "far": torch.tensor(float(x[0] - x[1])),
+            "mean": torch.tensor(bright),
+        }
+        return {"inputs": torch.from_numpy(x)}, targets
+
+
+TOYS: Mapping[str, tuple[type[ToyData], Mapping[str, Any]]] = {
+    IMAGES: (
+        ToyData,
+        {
+            "encoder": "vit_tiny_patch16_224",
+            "image_size": [16, 24],
+            "decoder_channels": 8,
+            "encoder_options": {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        },
+    ),
+    VECTORS: (
+        ToyVectors,
+        {
+            "encoder": "mlp:residual",
+            "decoder_channels": 8,
+            "encoder_options": {"width": 16, "depth": 2},
+            "inputs": {"features": 6},
+        },
+    ),
+}
+"""Kind of inputs -> toy data, and the section ``model`` of its runs."""
+
+
+def toy_spec(
+    target: str,
+    *,
+    steps: int = 20,
+    arguments: Mapping[str, Any] | None = None,
+    inputs: str = IMAGES,
+    **changes: Any,
+) -> RunSpec:
     """Returns a run of a method or balancer on the toy data, in float64, with clipping.
 
     Args:
         target: A name or ``module:Class``.
         steps: Optimiser steps.
         arguments: Hyper-parameters that differ from the defaults.
+        inputs: Kind of inputs, a key of `TOYS`.
         **changes: Entries of the trainer section, and ``tasks``, ``ragged``, ``seed``, ``balancer``, ``local``.
     """
     cls = registry.find(target)
-    names = changes.pop("tasks", list(ToyData.TASKS))
+    toy, model = TOYS[inputs]
+    names = changes.pop("tasks", list(toy.TASKS))
     balancer = changes.pop("balancer", None)
     method: dict[str, Any] = {
         "name": target.rpartition(":")[2],
@@ -142,14 +206,12 @@ def toy_spec(target: str, *, steps: int = 20, arguments: Mapping[str, Any] | Non
         label=target,
         seed=changes.pop("seed", 0),
         method=method,
-        tasks={name: ToyData.TASKS[name].describe() for name in names},
-        data={"module": "mtlbench.testing.toy:ToyData", "options": {"ragged": changes.pop("ragged", True)}},
-        model={
-            "encoder": "vit_tiny_patch16_224",
-            "image_size": [16, 24],
-            "decoder_channels": 8,
-            "encoder_options": {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        tasks={name: toy.TASKS[name].describe() for name in names},
+        data={
+            "module": f"mtlbench.testing.toy:{toy.__name__}",
+            "options": {"ragged": changes.pop("ragged", True)},
         },
+        model=dict(model),
         optimiser={**DEFAULT_OPTIMISER, "lr": 0.01},
         local={**local, **changes.pop("local", {})},
         trainer={

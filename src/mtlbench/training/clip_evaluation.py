@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mtlbench.data import Collate, MTLDataModule
+from mtlbench.data.inputs import inputs_of
 from mtlbench.networks.sharing.video import Frame, VideoTask, play
 from mtlbench.networks.sharing.video_scores import VideoScores
 
@@ -78,7 +79,7 @@ def measure(ways: Sequence[Way], data: MTLDataModule, free: Player, clips: int) 
     for first in range(0, clips, TOGETHER):
         some = range(first, min(first + TOGETHER, clips))
         batches = [collate([samples[clip * length + t] for clip in some]) for t in range(length)]
-        images = [batch["image"] for batch in batches]
+        images = [inputs_of(batch) for batch in batches]
         truth = [frame.predictions for frame in free(images)]
         for way, score in zip(ways, scores, strict=True):
             for batch, frame, apart in zip(batches, way.player(images), truth, strict=True):

@@ -9,10 +9,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from mtlbench.data import Batch
 from mtlbench.method import MTLMethod
 from mtlbench.method.forward import label_counts
+from mtlbench.networks.families import family_of
+from mtlbench.networks.family import Model
 from mtlbench.networks.flops import FlopCounter, cost_alone, counting, forward_flops
 from mtlbench.training.evaluation import evaluating
 
@@ -91,12 +94,13 @@ def cost_of(method: MTLMethod, seconds: float, world: int, flops: StepFlops, ste
 
 
 def prediction_cost(method: MTLMethod) -> dict[str, Any]:
-    """Return parameters, and FLOPs per image, of all tasks together and of every task alone."""
-    image = torch.zeros(1, 3, *method.spec.model["image_size"], dtype=torch.uint8, device=method.device)
+    """Return parameters, and FLOPs per sample, of all tasks together and of every task alone."""
+    model = Model(**method.spec.model)
+    inputs = move_data_to_device(family_of(model.encoder).example(model), method.device)
     with evaluating(method):
-        alone = {task: cost_alone(method.network, image, task) for task in method.tasks}
+        alone = {task: cost_alone(method.network, inputs, task) for task in method.tasks}
         return {
-            "flops": forward_flops(method.network, image, list(method.tasks)),
+            "flops": forward_flops(method.network, inputs, list(method.tasks)),
             "flops_alone": {task: flops for task, (flops, _) in alone.items()},
             "parameters": sum(p.numel() for p in method.network.parameters() if p.requires_grad),
             "parameters_active": {task: round(count) for task, (_, count) in alone.items()},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mtlbench.data.contract import streams
+from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError
 from mtlbench.networks.experts.extracted import describe, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes
@@ -102,7 +103,7 @@ def _batches(loaded: LoadedRun, task: str) -> Iterator[tuple[Any, Any]]:
     for batch in loaded.data.eval_dataloader(loaded.data.SPLITS[-1]):
         for stream in streams(batch):
             if task in stream["targets"]:
-                yield stream["image"], stream["targets"][task]
+                yield inputs_of(stream), stream["targets"][task]
 
 
 def _score(loaded: LoadedRun, network: ExpertNetwork, task: str) -> dict[str, float]:

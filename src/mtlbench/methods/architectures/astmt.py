@@ -40,6 +40,7 @@ class ASTMT(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/single tasking"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"reduction": [4, 16]}
 
     def __init__(self, spec: MethodSpec, *, reduction: int = 16) -> None:

@@ -50,6 +50,7 @@ class CrossStitch(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/cross-talk"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"stitch_lr": [1.0, 10.0, 100.0]}
 
     network: ColumnNetwork

@@ -50,6 +50,7 @@ class InvPT(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/prediction distillation"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"auxiliary": [0.3, 1.0], "heads": [1, 2, 4]}
 
     def __init__(self, spec: MethodSpec, *, auxiliary: float = 1.0, heads: int = 2) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from mtlbench.method import MTLMethod
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.mtan import MTANNetwork
@@ -38,6 +40,7 @@ class MTAN(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/shared trunk"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
 
     def build_network(self) -> MTLNetwork:
         """Returns the network with masks."""

@@ -46,6 +46,7 @@ class MTINet(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/prediction distillation"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"auxiliary": [0.3, 1.0]}
 
     def __init__(self, spec: MethodSpec, *, auxiliary: float = 1.0) -> None:

@@ -47,6 +47,7 @@ class MTLoRA(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/shared trunk"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"rank": [16, 64], "task_rank": [4, 16]}
 
     def __init__(

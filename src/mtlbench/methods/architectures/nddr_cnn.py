@@ -49,6 +49,7 @@ class NDDRCNN(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/cross-talk"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"nddr_lr": [1.0, 10.0, 100.0]}
 
     network: ColumnNetwork

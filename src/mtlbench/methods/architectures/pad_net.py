@@ -44,6 +44,7 @@ class PADNet(MTLMethod):
     """
 
     TAXONOMY = "architectures/computer vision/prediction distillation"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"auxiliary": [0.3, 1.0]}
 
     def __init__(self, spec: MethodSpec, *, auxiliary: float = 1.0) -> None:

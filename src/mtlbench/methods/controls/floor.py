@@ -1,4 +1,4 @@
-"""Floor: for every task the best prediction that ignores the image, fitted on the training labels."""
+"""Floor: for every task the best prediction that ignores the input, fitted on the training labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtlbench.tasks import Task
 
 
 class Floor(MTLMethod):
-    """What a score is worth: a method that is not better than this has not used the image.
+    """What a score is worth: a method that is not better than this has not used the input.
 
     Rule: ŷ_i = the constant that suits the score of task i on the training labels, at every position of a dense task:
     the mean of numbers, depth and unit vectors; the median where the score is an absolute error; the most frequent
@@ -43,14 +43,18 @@ class Floor(MTLMethod):
 
     def build_network(self) -> MTLNetwork:
         """Returns one fixed prediction per task."""
-        return ConstantNetwork(self.tasks, self.spec.model["image_size"])
+        return ConstantNetwork(self.tasks, self._image_size)
+
+    @property
+    def _image_size(self) -> Sequence[int]:
+        return self.spec.model.get("image_size", (0, 0))
 
     def on_fit_start(self) -> None:
         """Fits the predictions, unless they come from a checkpoint."""
         network = cast(ConstantNetwork, self.network)
         if not network.fitted:
             batches = self.trainer.datamodule.fitting_dataloader()  # type: ignore[attr-defined]
-            network.settle(fit(self.tasks, batches, self.spec.model["image_size"]))
+            network.settle(fit(self.tasks, batches, self._image_size))
 
     @classmethod
     def plan(cls, spec: RunSpec) -> Plan:
@@ -67,7 +71,7 @@ def fit(tasks: Mapping[str, Task], batches: Iterable[Batch], image_size: Sequenc
     Args:
         tasks: Tasks by name.
         batches: This rank's share of the training split.
-        image_size: Height and width of images.
+        image_size: Height and width of images; (0, 0) if inputs have no pixels.
 
     Raises:
         MethodError: If a kind of task has none.

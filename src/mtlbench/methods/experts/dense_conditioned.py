@@ -12,7 +12,7 @@ from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.experts import ExpertMethod
 from mtlbench.networks.base import Outputs
 from mtlbench.networks.experts.routing_losses import RoutingWeights
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 
 
 class DenseConditioned(ExpertMethod):

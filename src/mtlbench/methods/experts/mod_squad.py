@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mtlbench.method import MethodSpec
 from mtlbench.method.experts import ExpertMethod
 from mtlbench.networks.experts.routing_losses import RoutingWeights
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 
 
 class ModSquad(ExpertMethod):
@@ -61,6 +61,7 @@ class ModSquad(ExpertMethod):
 
     VERSION: ClassVar[int] = 3
     TAXONOMY = "architectures/conditional"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"mutual_information": [0.0005, 0.001, 0.003, 0.005, 0.01, 0.03]}
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mtlbench.method import MethodSpec
 from mtlbench.method.experts import ExpertMethod
 from mtlbench.networks.experts.routing_losses import RoutingWeights
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 
 
 class MoE(ExpertMethod):

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtlbench import registry
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
+from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.optimisers import set_apart
@@ -71,6 +72,7 @@ class ComputationSharing(MTLMethod):
     """
 
     TAXONOMY = "architectures/learned"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     PHASES: ClassVar[bool] = True
     SEARCH: ClassVar[dict[str, Any]] = {"sparsity": [1.1, 4.3, 17.0], "closeness": [0.05, 0.17, 0.5]}
 
@@ -169,7 +171,7 @@ class ComputationSharing(MTLMethod):
             return {"open gates": share * self.sparsity * self.network.deltas.openness()}
         if self._state.step < self.sparsify_from:
             return {}
-        base = self.network.base(batch["image"])
+        base = self.network.base(inputs_of(batch))
         return {"distance": share * self.closeness * activation_distance(outputs.statistics["trace"], base)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -183,7 +185,7 @@ class ComputationSharing(MTLMethod):
         """Adds a batch to the metrics, and to those of every threshold."""
         super().test_step(batch, batch_idx)
         for stream in streams(batch):
-            self.curve.update(self.network, stream["image"], stream["targets"])
+            self.curve.update(self.network, inputs_of(stream), stream["targets"])
 
     def scores(self, *, final: bool) -> dict[str, dict[str, float]]:
         """Returns the scores at the run's own threshold, and stores the curve of a tested split."""

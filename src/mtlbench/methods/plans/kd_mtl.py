@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlbench import distributed, registry
 from mtlbench.data import Batch
+from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.optimisers import set_apart
@@ -62,13 +63,14 @@ class KDMTL(MTLMethod):
         >>> KDMTL.roles(["depth", "normals"])  # a teacher each
         {'depth': ('depth',), 'normals': ('normals',)}
         >>> method.use_sources({"depth": method.network, "normals": method.network})  # its own, for the example
-        >>> batch = {"image": torch.zeros(2, 3, 32, 48, dtype=torch.uint8)}
-        >>> outputs = method.network(batch["image"], ["depth", "normals"])
+        >>> batch = {"inputs": torch.zeros(2, 3, 32, 48, dtype=torch.uint8)}
+        >>> outputs = method.network(batch["inputs"], ["depth", "normals"])
         >>> sorted(method.regularisation(outputs, batch))
         ['distillation/depth', 'distillation/normals']
     """
 
     TAXONOMY = "optimisation/knowledge distillation"
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
     SEARCH: ClassVar[dict[str, Any]] = {"weight": [0.3, 1.0, 3.0]}
 
     network: TappedNetwork
@@ -148,7 +150,7 @@ class KDMTL(MTLMethod):
         found = {}
         for task in outputs.predictions:
             with torch.no_grad():
-                target = taps(self._teachers[task], batch["image"])
+                target = taps(self._teachers[task], inputs_of(batch))
             distance = self.adapters(task, outputs.statistics["taps"], target)
             self._distances[task] = distance.detach()
             found[keys.DISTILLATION.key(task=task)] = self.weights[task] * distance

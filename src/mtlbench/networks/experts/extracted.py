@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mtlbench.errors import StoreError, shortened
 from mtlbench.networks.experts.extraction import Kept
 from mtlbench.networks.experts.network import ExpertNetwork
-from mtlbench.networks.experts.vit import ExpertOptions
+from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.networks.programs import PROGRAM, write_program
 
 FORMAT = 1

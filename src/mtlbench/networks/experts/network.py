@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
-from mtlbench.networks.decoder import Neck, build_heads, head_factor
-from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
-from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT
+from mtlbench.networks.experts.perceptron import ExpertPerceptron
+from mtlbench.networks.experts.trunk import ExpertOptions, ExpertTrunk
+from mtlbench.networks.experts.vit import ExpertViT
+from mtlbench.networks.families import family_of
+from mtlbench.networks.family import Model
+from mtlbench.networks.vectors import VectorEncoder
 from mtlbench.tasks import Task
 
 TOKENS_PER_PASS = 4096
@@ -34,43 +37,26 @@ class ExpertNetwork(MTLNetwork):
         separate: Whether tasks run one by one.
     """
 
-    def __init__(
-        self,
-        tasks: Mapping[str, Task],
-        options: ExpertOptions,
-        *,
-        image_size: Sequence[int],
-        encoder: str = "vit_tiny_patch16_224",
-        encoder_options: Mapping[str, Any] | None = None,
-        weights: str | None = None,
-        decoder_channels: int = 64,
-        upsampling: str = "bilinear",
-    ) -> None:
+    def __init__(self, tasks: Mapping[str, Task], options: ExpertOptions, **model: Any) -> None:
         """Builds the network.
 
         Args:
             tasks: Tasks by name.
             options: Placement of experts and routing.
-            image_size: Height and width of images in pixels.
-            encoder: timm's name of a plain vision transformer.
-            encoder_options: Further arguments of ``timm.create_model``.
-            weights: None (random), ``"timm"``, ``"mtlbench:<name>"`` or a path; see `build_encoder`.
-            decoder_channels: Channels of neck and heads.
-            upsampling: ``"bilinear"``, or ``"learned"`` for heads that predict every pixel of the neck's grid.
+            model: The keys of a suite's ``model`` section, see `Model`. The encoder is a plain vision transformer, by
+                default timm's ``vit_tiny_patch16_224``, or a perceptron of residual blocks.
 
         Raises:
-            SuiteError: The encoder is not a plain vision transformer, or cannot be built.
+            SuiteError: The encoder has no blocks that experts fit into, or cannot be built.
             MethodError: An option is outside its range.
         """
         super().__init__()
-        height, width = image_size
-        made = build_encoder(encoder, image_size=(height, width), weights=weights, options=encoder_options)
+        described = Model(**{"encoder": "vit_tiny_patch16_224", **model})
         # The neck is drawn right after the encoder, as in `DenseNetwork`: both start from its weights.
-        neck = Neck(made.channels, made.strides, decoder_channels)
-        self.encoder = ExpertViT(made, list(tasks), options)
-        self.neck = neck
-        factor = head_factor(upsampling, neck)
-        self.heads = build_heads(tasks, decoder_channels, (height, width), factor)
+        parts = family_of(described.encoder).parts(tasks, described)
+        trunk: type[Any] = ExpertPerceptron if isinstance(parts.encoder, VectorEncoder) else ExpertViT
+        self.encoder: ExpertTrunk = trunk(parts.encoder, list(tasks), options)
+        self.neck, self.heads = parts.neck, parts.heads
         self.separate = False
 
     @property
@@ -83,9 +69,9 @@ class ExpertNetwork(MTLNetwork):
         """The router of every sparse layer."""
         return [layer.router for layer in self.layers.values()]
 
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+    def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
-        tokens, early = self.encoder.begin(image)
+        tokens, early = self.encoder.begin(inputs)
         if not self.encoder.aware:
             return self._alike(tokens, early, tasks)
         predictions: dict[str, Tensor] = {}

@@ -1,0 +1,114 @@
+"""The inputs of samples and batches: an 8-bit image, or any nesting of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlbench.errors import DataError
+
+IMAGES, VECTORS = "images", "vectors"
+"""Kinds of inputs, which data modules have and encoders take."""
+
+
+def inputs_of(holder: Mapping[str, Any]) -> Any:
+    """Returns the inputs of a sample or of a batch, which may be called ``image`` if they are images.
+
+    Raises:
+        DataError: There are none.
+    """
+    for key in ("inputs", "image"):
+        if key in holder:
+            return holder[key]
+    raise DataError(
+        f"A sample holds `inputs`, or `image` if it is an 8-bit image. Found {', '.join(holder) or 'none'}."
+    )
+
+
+def extent(inputs: Any) -> tuple[int, int]:
+    """Returns height and width of an image (3, H, W); (0, 0) for inputs without pixels."""
+    if isinstance(inputs, Tensor) and inputs.ndim == 3:
+        return inputs.shape[1], inputs.shape[2]
+    return 0, 0
+
+
+def leaves(inputs: Any) -> list[Any]:
+    """Returns the leaves of nested mappings and sequences, in order."""
+    if isinstance(inputs, Mapping):
+        return [leaf for value in inputs.values() for leaf in leaves(value)]
+    if isinstance(inputs, list | tuple):
+        return [leaf for value in inputs for leaf in leaves(value)]
+    return [inputs]
+
+
+def length(batch: Mapping[str, Any]) -> int:
+    """Returns the number of samples of a batch."""
+    return len(batch["id"]) if "id" in batch else len(leaves(inputs_of(batch))[0])
+
+
+def rows_of(inputs: Any, rows: Tensor) -> Any:
+    """Returns some samples of a batch's inputs, by their indices."""
+    if isinstance(inputs, Mapping):
+        return {key: rows_of(value, rows) for key, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return [rows_of(value, rows) for value in inputs]
+    return inputs[rows.to(inputs.device)]
+
+
+def input_fault(sample: Mapping[str, Any], kind: str = "") -> str | None:
+    """Finds what is wrong with the inputs of a sample: the rule and the fact; None if nothing is.
+
+    Args:
+        sample: A sample.
+        kind: What the data module says that its inputs are, for example `IMAGES`; ``""`` if that is not known.
+    """
+    inputs = inputs_of(sample)
+    if kind == IMAGES or "image" in sample:
+        good = isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 3 and inputs.shape[0] == 3
+        return None if good else f"an image is uint8 (3, H, W). Found {_form(inputs)}"
+    for leaf in leaves(inputs):
+        if not isinstance(leaf, Tensor):
+            return f"inputs are tensors, in any nesting. Found {_form(leaf)}"
+        if leaf.is_floating_point() and not leaf.isfinite().all():
+            return f"inputs are finite. Found {float(leaf[~leaf.isfinite()][0])}"
+    if kind == VECTORS and not (isinstance(inputs, Tensor) and inputs.ndim == 1 and inputs.is_floating_point()):
+        return f"a vector is floating point (features,). Found {_form(inputs)}"
+    return None
+
+
+def stacked(samples: Sequence[Mapping[str, Any]]) -> Any:
+    """Returns the inputs of a batch: those of its samples, with a new first axis on every tensor.
+
+    Raises:
+        DataError: The inputs of the samples differ in form.
+    """
+    found = [inputs_of(sample) for sample in samples]
+    image = "image" in samples[0]
+    forms = {str(tuple(one.shape)) if image else _form(one) for one in found}
+    if len(forms) > 1:
+        what, ids = "Images" if image else "Inputs", ", ".join(sample["id"] for sample in samples[:4])
+        raise DataError(f"{what} of one batch must have one size. Found {', '.join(sorted(forms))} among {ids}.")
+    return _stack(found)
+
+
+def _stack(found: Sequence[Any]) -> Any:
+    first = found[0]
+    if isinstance(first, Mapping):
+        return {key: _stack([one[key] for one in found]) for key in first}
+    if isinstance(first, list | tuple):
+        return [_stack(parts) for parts in zip(*found, strict=True)]
+    return torch.stack(list(found))
+
+
+def _form(inputs: Any) -> str:
+    """Returns type and shape in words, which are equal for inputs that can be stacked."""
+    if isinstance(inputs, Mapping):
+        return f"{{{', '.join(f'{key}: {_form(value)}' for key, value in inputs.items())}}}"
+    if isinstance(inputs, list | tuple):
+        return f"[{', '.join(map(_form, inputs))}]"
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
+    return type(inputs).__name__

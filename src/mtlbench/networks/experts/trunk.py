@@ -1,0 +1,248 @@
+"""The blocks of an encoder with sparse experts, which run for the samples of several tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+
+from mtlbench.errors import MethodError, SuiteError, unknown_name
+from mtlbench.networks.blocks import per_task, seeded
+from mtlbench.networks.experts import ExpertAttention, ExpertLayer, ExpertMlp, LayerStatistics, TaskRouter
+from mtlbench.networks.experts.mlp import INITS, two_layers
+from mtlbench.networks.experts.routing import TaskEmbedding
+from mtlbench.networks.family import InputEncoder
+
+PLACES = {
+    "every": lambda depth: range(depth),
+    "odd": lambda depth: range(1, depth, 2),
+    "even": lambda depth: range(0, depth, 2),
+    "none": lambda depth: range(0),
+}
+"""Named choices of the blocks that get experts. Blocks count from 0."""
+
+Place = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class ExpertOptions:
+    """Placement of experts and routing of tokens to them.
+
+    Attributes:
+        experts: MLP experts per layer, E.
+        top_k: MLP experts per token, k. An expert's hidden width is that of the dense MLP divided by k, so that active
+            FLOPs are equal.
+        placement: Blocks with MLP experts: a key of `PLACES` or indices.
+        attention_experts: Attention experts per layer; None for twice the number of heads.
+        attention_top_k: Attention experts per token; None for the number of heads. An expert has width 2 · D / heads.
+        attention_placement: Blocks with attention experts.
+        gate: Inputs of the routers; see `TaskRouter`.
+        noise: Standard deviation of the noise on the routers' logits, in training only.
+        renormalise: See `TaskRouter`.
+        task_tokens: Initial standard deviation of a learned vector per task that is added to every token before every
+            block; 0 for no such vector.
+        init: Initialisation of MLP experts: ``"random"``, or ``"split"`` or ``"copy"`` of the encoder's own MLP; see
+            `ExpertMlp.upcycle`.
+        descriptions: Vectors of the tasks, for the gate ``"description"``.
+    """
+
+    experts: int = 8
+    top_k: int = 2
+    placement: Place = "odd"
+    attention_experts: int | None = None
+    attention_top_k: int | None = None
+    attention_placement: Place = "none"
+    gate: str = "token_task"
+    noise: float = 0.0
+    renormalise: bool | None = None
+    task_tokens: float = 0.0
+    init: str = "random"
+    descriptions: Mapping[str, Sequence[float]] | None = None
+
+
+class ExpertTrunk(nn.Module, ABC):
+    """Runs the blocks of an encoder, some of them with experts.
+
+    `begin` runs the blocks that do not depend on the task once. `finish` runs the others on G · B rows, the samples of
+    G tasks one task after the other.
+
+    Attributes:
+        layers: Sparse layers by name, ``block<i>.attention`` or ``block<i>.mlp``, in the order of the forward pass.
+        aware: Whether features depend on the task.
+    """
+
+    def __init__(self, encoder: InputEncoder, width: int, tasks: Sequence[str], options: ExpertOptions) -> None:
+        """Replaces attention and MLPs of the encoder's blocks.
+
+        Args:
+            encoder: Encoder with blocks.
+            width: Features D of a token.
+            tasks: Names of all tasks.
+            options: Placement and routing.
+
+        Raises:
+            MethodError: A value is outside its range.
+        """
+        super().__init__()
+        self.encoder: Any = encoder
+        blocks = self.blocks
+        if not 0 <= options.task_tokens < float("inf"):
+            raise MethodError(f"task_tokens, a standard deviation, must be >= 0. Found {options.task_tokens}.")
+        marked = tasks if options.task_tokens else ()
+        self.embeddings = per_task("task tokens", marked, lambda _: TaskEmbedding(width, options.task_tokens))
+        attention = blocks_of("attention_placement", options.attention_placement, len(blocks))
+        mlps = blocks_of("placement", options.placement, len(blocks))
+        if not attention and not mlps and not options.task_tokens:
+            raise MethodError("At least one block must get experts. Set `placement` or `attention_placement`.")
+        for index in attention:
+            with seeded(f"block{index}.attention"):
+                blocks[index].attn = _attention_layer(getattr(blocks[index], "attn", None), tasks, options)
+        for index in mlps:
+            with seeded(f"block{index}.mlp"):
+                blocks[index].mlp = _mlp_layer(blocks[index].mlp, tasks, options)
+        # Blocks before the first sparse one are common to all tasks, unless a task's vector is added to every block.
+        self.aware = options.task_tokens > 0 or options.gate != "agnostic"
+        self.first = 0 if options.task_tokens else min((*attention, *mlps))
+        self.layers = dict(_named_layers(blocks))
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Any:
+        """The encoder's blocks."""
+
+    @abstractmethod
+    def begin(self, inputs: Any) -> tuple[Tensor, list[Tensor]]:
+        """Runs the blocks that do not depend on the task.
+
+        Args:
+            inputs: As the encoder takes them.
+
+        Returns:
+            Tokens (B, N, D), and the features so far.
+        """
+
+    @abstractmethod
+    def features(self, x: Tensor, index: int) -> list[Tensor]:
+        """Returns what the neck reads of the tokens (R, N, D) after block ``index``: one feature or none."""
+
+    def finish(self, x: Tensor, tasks: Sequence[str]) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
+        """Runs the remaining blocks for the samples of several tasks.
+
+        Args:
+            x: Tokens (B, N, D) of `begin`.
+            tasks: Names of the G tasks.
+
+        Returns:
+            The remaining features, of G · B rows each, and the statistics of every sparse layer by name.
+        """
+        statistics: dict[str, LayerStatistics] = {}
+        x = x.unsqueeze(0).expand(len(tasks), -1, -1, -1).flatten(0, 1)
+        _, found = self.run(x, range(self.first, len(self.blocks)), tasks, statistics)
+        return found, statistics
+
+    def run(
+        self, x: Tensor, indices: range, tasks: Sequence[str], statistics: dict[str, LayerStatistics]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Runs some blocks; returns the tokens after them, and what the neck reads of these blocks."""
+        found = []
+        for index in indices:
+            if self.embeddings:
+                x = self._add_task_tokens(x, tasks)
+            x = self.block(index, x, tasks, statistics)
+            found += self.features(x, index)
+        return x, found
+
+    @abstractmethod
+    def block(self, index: int, x: Tensor, tasks: Sequence[str], statistics: dict[str, LayerStatistics]) -> Tensor:
+        """Runs one block on tokens (R, N, D), and adds the statistics of its sparse layers."""
+
+    @staticmethod
+    def part(
+        module: nn.Module, x: Tensor, tasks: Sequence[str], name: str, statistics: dict[str, LayerStatistics]
+    ) -> Tensor:
+        """Runs a part of a block, which may be sparse."""
+        if not isinstance(module, ExpertLayer):
+            return module(x)
+        x, statistics[name] = module(x, tasks)
+        return x
+
+    def _add_task_tokens(self, x: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Adds every task's vector to the tokens of its samples."""
+        table: Any = self.embeddings
+        vectors = torch.stack([table[task].vector for task in tasks]).to(x.dtype)  # (G, D)
+        return (x.unflatten(0, (len(tasks), -1)) + vectors[:, None, None]).flatten(0, 1)
+
+
+def blocks_of(key: str, place: Place, depth: int) -> list[int]:
+    """Returns the indices of the blocks that get experts.
+
+    Args:
+        key: Name of the argument, for errors.
+        place: A key of `PLACES`, or indices.
+        depth: Blocks of the encoder.
+
+    Raises:
+        MethodError: The name is unknown, or an index is outside 0..depth - 1 or occurs twice.
+    """
+    if isinstance(place, str):
+        if place not in PLACES:
+            raise MethodError(unknown_name(key, place, PLACES) + " Or give a list of block indices.")
+        return list(PLACES[place](depth))
+    indices = list(place)
+    if len(set(indices)) < len(indices) or not all(0 <= i < depth for i in indices):
+        raise MethodError(
+            f"{key} must choose from the encoder's {depth} blocks (0..{depth - 1}), each at most once. Found {indices}."
+        )
+    return indices
+
+
+def _attention_layer(attention: Any, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
+    if type(attention) is not Attention or not isinstance(attention.q_norm, nn.Identity):
+        raise SuiteError(
+            "Attention experts replace plain multi-head attention without normalised queries. Found "
+            f"{type(attention).__name__}. Choose another `model.encoder`, for example 'vit_tiny_patch16_224'."
+        )
+    width, heads = attention.qkv.in_features, attention.num_heads
+    experts = options.attention_experts or 2 * heads
+    router = _router(width, experts, options.attention_top_k or heads, tasks, options)
+    with seeded("experts"):
+        attention_experts = ExpertAttention(width, 2 * width // heads, experts)
+    return ExpertLayer(router, attention_experts, len(tasks))
+
+
+def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
+    if options.init not in INITS:
+        raise MethodError(unknown_name("start", options.init, INITS))
+    first, _ = two_layers(mlp)
+    width, hidden = first.in_features, first.out_features
+    with seeded("experts"):
+        each = hidden if options.init == "copy" else max(1, hidden // options.top_k)
+        experts = ExpertMlp(width, each, options.experts)
+    if options.init != "random":
+        experts.upcycle(mlp, options.init)
+    return ExpertLayer(_router(width, options.experts, options.top_k, tasks, options), experts, len(tasks))
+
+
+def _router(width: int, experts: int, top_k: int, tasks: Sequence[str], options: ExpertOptions) -> TaskRouter:
+    return TaskRouter(
+        width,
+        experts,
+        top_k,
+        options.gate,
+        tasks,
+        noise=options.noise,
+        renormalise=options.renormalise,
+        descriptions=options.descriptions,
+    )
+
+
+def _named_layers(blocks: Any) -> Iterator[tuple[str, ExpertLayer]]:
+    for index, block in enumerate(blocks):
+        for name, module in (("attention", getattr(block, "attn", None)), ("mlp", block.mlp)):
+            if isinstance(module, ExpertLayer):
+                yield f"block{index}.{name}", module
