@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, SUITES = ROOT / "docs" / "coverage.md", ROOT / "experiments"
 HEAD = """# Coverage
 
-This page lists the rules, networks, systems and data sets of other libraries and papers, and the methods and suites that
-stand for them here, or the reason why none does. `python benchmarks/coverage.py` writes it from `benchmarks/coverage.tsv`.
-A test compares the rules of TorchJD with the installed version, so that a rule of a new release shows as a missing row.
-The rules and architectures of LibMTL are those of its public repository.
+This page lists the rules, networks, systems and data sets of other libraries and papers, and the methods and suites
+that stand for them here, or the reason why none does. `python benchmarks/coverage.py` writes it from
+`benchmarks/coverage.tsv`. A test compares the rules of TorchJD with the installed version, so that a rule of a new
+release shows as a missing row. The rules and architectures of LibMTL are those of its public repository.
 """
 
 

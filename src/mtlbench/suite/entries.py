@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtlbench.errors import path_part_fault
-from mtlbench.suite.schema import Range
+from mtlbench.suite.schema import ModelSection, Range, takes_images
 
 SECTIONS = ("model", "optimiser", "trainer", "search")
 
@@ -24,6 +24,16 @@ def elsewhere(config: DictConfig, key: str) -> str:
             if key in config[section]:
                 return f" Perhaps {section!s}.{key}?"
     return ""
+
+
+def image_size_fault(model: ModelSection) -> str | None:
+    """Return why ``model.image_size`` does not suit the encoder, or None."""
+    size = list(model.image_size)
+    if not takes_images(model.encoder):
+        return f"is the size of images, and {model.encoder} takes none. Remove it." if size else None
+    if not size:
+        return "is required and has no value. Give height and width."
+    return None if len(size) == 2 else f"is height and width, found {shown(size)}."
 
 
 def method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:

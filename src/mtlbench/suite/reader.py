@@ -20,9 +20,9 @@ from mtlbench import registry
 from mtlbench.errors import SuiteError, path_part_fault, unknown_name
 from mtlbench.metrics.relative import PROTOCOL
 from mtlbench.suite import nodes, search
-from mtlbench.suite.entries import cut, elsewhere, label_of, method_faults, out_of_range, shown
+from mtlbench.suite.entries import cut, elsewhere, image_size_fault, label_of, method_faults, out_of_range, shown
 from mtlbench.suite.nodes import Unreadable
-from mtlbench.suite.schema import FORMAT, SearchSection, Suite, TaskSection, takes_images, type_of
+from mtlbench.suite.schema import FORMAT, SearchSection, Suite, TaskSection, type_of
 
 SELECTIONS = ("last", "best")
 Section = TypeVar("Section")
@@ -268,19 +268,8 @@ class _Reader:
         for task in self.config.tasks:
             if fault := path_part_fault(str(task)):
                 self._fault(f"tasks.{task}", where, f"the name of a task {fault}")
-        self._check_image_size(where)
-
-    def _check_image_size(self, where: str) -> None:
-        """Require a size of encoders of images, and refuse one of all others."""
-        encoder, size = self.config.model.encoder, self.config.model.image_size
-        if not takes_images(encoder):
-            if len(size):
-                text = f"model.image_size is the size of images, and {encoder} takes none. Remove it."
-                self._fault("model.image_size", where, text)
-        elif "model.image_size" not in self.places:
-            self.faults.append(f"{where}: model.image_size is required and has no value.")
-        elif len(size) != 2:
-            self._fault("model.image_size", where, f"model.image_size is height and width, found {shown(size)}.")
+        if fault := image_size_fault(self.config.model):
+            self._fault("model.image_size", where, f"model.image_size {fault}")
 
     def _fault(self, key: str, where: str, text: str) -> None:
         while key and key not in self.places:
