@@ -15,7 +15,7 @@ from mtlbench.errors import MethodError, SuiteError, unknown_name
 from mtlbench.networks.blocks import per_task, seeded
 from mtlbench.networks.experts import ExpertAttention, ExpertLayer, ExpertMlp, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.mlp import INITS, two_layers
-from mtlbench.networks.experts.routing import TaskEmbedding
+from mtlbench.networks.experts.routing import AdaptiveRouter, TaskEmbedding
 from mtlbench.networks.family import InputEncoder
 
 PLACES = {
@@ -49,6 +49,7 @@ class ExpertOptions:
         init: Initialisation of MLP experts: ``"random"``, or ``"split"`` or ``"copy"`` of the encoder's own MLP; see
             `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
+        adaptive: Whether every task has a k of its own, which may change; see `AdaptiveRouter`.
     """
 
     experts: int = 8
@@ -63,6 +64,7 @@ class ExpertOptions:
     task_tokens: float = 0.0
     init: str = "random"
     descriptions: Mapping[str, Sequence[float]] | None = None
+    adaptive: bool = False
 
 
 class ExpertTrunk(nn.Module, ABC):
@@ -229,7 +231,8 @@ def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> 
 
 
 def _router(width: int, experts: int, top_k: int, tasks: Sequence[str], options: ExpertOptions) -> TaskRouter:
-    return TaskRouter(
+    kind = AdaptiveRouter if options.adaptive else TaskRouter
+    return kind(
         width,
         experts,
         top_k,
