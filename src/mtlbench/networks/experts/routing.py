@@ -249,6 +249,36 @@ class AdaptiveRouter(TaskRouter):
         self._counts = dict(zip(self._counts, state.tolist(), strict=True))
 
 
+class JointRouter(TaskRouter):
+    """A router whose last S experts serve every token: one softmax weighs them and the k chosen ones together.
+
+    `experts` and `top_k` count them.
+    """
+
+    def __init__(
+        self, width: int, experts: int, top_k: int, gate: str, tasks: Sequence[str], *, shared: int, noise: float = 0.0
+    ) -> None:
+        """Builds the router over ``experts`` + ``shared`` experts; see `TaskRouter`.
+
+        Args:
+            width: Channels D of a token.
+            experts: Experts to choose from, E.
+            top_k: Chosen experts per token k, 1..E.
+            gate: One of `GATES`.
+            tasks: Names of all tasks.
+            shared: S, at least 1.
+            noise: Standard deviation of Gaussian noise on the logits, in training only.
+        """
+        super().__init__(width, experts + shared, top_k + shared, gate, tasks, noise=noise, renormalise=True)
+        self.shared = shared
+
+    def _choose(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        sparse = logits.shape[1] - self.shared
+        top, chosen = logits[:, :sparse].topk(count - self.shared, dim=1)
+        always = torch.arange(sparse, logits.shape[1], device=logits.device).expand(len(logits), -1)
+        return torch.cat([top, logits[:, sparse:]], 1).softmax(1), torch.cat([chosen, always], 1)
+
+
 def _matrix(width: int, experts: int) -> nn.Linear:
     linear = nn.Linear(width, experts, bias=False)
     nn.init.trunc_normal_(linear.weight, std=0.02)
