@@ -95,7 +95,7 @@ def cost_alone(network: MTLNetwork, image: Tensor, task: str) -> tuple[int, floa
     with counting(network) as counter:
         network(image, [task])
     shares = {
-        id(parameter): layer.router.top_k / layer.router.experts
+        id(parameter): layer.router.count([task]) / layer.router.experts
         for layer in network.modules()
         if isinstance(layer, ExpertLayer)
         for parameter in layer.experts.parameters(recurse=False)  # Those below are common to all experts.

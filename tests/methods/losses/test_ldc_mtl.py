@@ -91,5 +91,5 @@ def test_what_it_refuses():
             made("ldc_mtl", **{name: value})
     method = made("ldc_mtl")
     method._state = SimpleNamespace(representation=[])
-    with pytest.raises(MethodError, match="which this network hides"):
+    with pytest.raises(MethodError, match="names none"):
         method.combine_losses(rows(1.0, 1.0, 1.0), context(rows(1.0, 1.0, 1.0)))

@@ -13,6 +13,7 @@ from mtlbench.balancing.base import Context
 from mtlbench.balancing.rules.scale import known_scale
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
+from mtlbench.networks.family import Model
 
 NORMALISE = ("none", "initial", "log")
 
@@ -62,23 +63,8 @@ class LDCMTL(MTLMethod):
         """Builds the network, and a router for the channels of its representation."""
         if not hasattr(self, "network"):
             self.network = self.build_network()
-            self.router = nn.Linear(self._channels(), len(self.tasks))
+            self.router = nn.Linear(Model(**self.spec.model).decoder_channels, len(self.tasks))
         super().configure_model()
-
-    def _channels(self) -> int:
-        """Returns the channels of the representation, from a forward pass that leaves no trace."""
-        height, width = self.spec.model["image_size"]
-        training = self.network.training
-        with torch.no_grad():
-            image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-            found = self.network.eval()(image, list(self.tasks)).representation
-        self.network.train(training)
-        if found is None:
-            raise MethodError(
-                "ldc_mtl needs one tensor through which all heads read the shared parameters; this network names none "
-                "(Outputs.representation). Choose another network or rule."
-            )
-        return found.shape[1]
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Returns the penalised sum of (A,) losses under the router's weights."""
@@ -90,7 +76,8 @@ class LDCMTL(MTLMethod):
         """Returns f (C,), whose gradient is right under gradient averaging over ranks."""
         if not self._state.representation:
             raise MethodError(
-                "ldc_mtl needs the shared representation, which this network hides (trainer.compile). Do not compile."
+                "ldc_mtl needs the tensor through which all heads read the shared parameters. This network names none "
+                "(Outputs.representation) or hides it (trainer.compile). Do not compile it, or choose another rule."
             )
         maps = [z.flatten(2).mean(2) if z.ndim > 2 else z for z in self._state.representation]
         local = cast(Tensor, sum(z.sum(0) for z in maps))

@@ -25,7 +25,7 @@ class TaskArithmetic(Merging):
     The networks are the runs of `single_task` with the same seed, whose encoders and necks start alike; merging assumes
     that θ_0 is pretrained (``model.weights``). The row's cost counts them and every λ that was tried. In the tuning,
     BatchNorm's running statistics start at the mean of the networks' and follow the merged one. Any balancer may weight
-    the losses, but only heads are trained.
+    the losses, but only heads are trained; the column of parameters counts these alone.
 
     Differences from the paper: it merges fine-tuned classifiers with frozen heads. Tuning the heads on the merged
     encoder follows later work on dense tasks (arXiv:2504.11268), which also trains low-rank changes of the encoder;

@@ -61,7 +61,7 @@ def kept_experts(network: ExpertNetwork, tasks: Sequence[str], task: str, thresh
             "another task."
         )
     return {
-        name: surviving(layer.running.load[row].tolist(), threshold, layer.router.top_k)
+        name: surviving(layer.running.load[row].tolist(), threshold, layer.router.count([task]))
         for name, layer in network.layers.items()
     }
 
@@ -79,6 +79,7 @@ def extract(network: ExpertNetwork, task: str, kept: Mapping[str, Sequence[int]]
         for other in [name for name in table if name != task]:
             del table[other]
     for name, layer in alone.layers.items():
+        layer.router.only(task)
         layer.keep(list(kept[name]))
     return alone
 

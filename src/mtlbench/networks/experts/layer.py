@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mtlbench.networks.experts.attention import ExpertAttention
+from mtlbench.networks.experts.low_rank import LowRankExperts
 from mtlbench.networks.experts.mlp import ExpertMlp
 from mtlbench.networks.experts.routing import TaskRouter
 from mtlbench.networks.experts.statistics import LayerStatistics, RunningTables
@@ -15,12 +16,12 @@ from mtlbench.networks.experts.statistics import LayerStatistics, RunningTables
 class ExpertLayer(nn.Module):
     """Routes the tokens of several tasks, one task after the other, through one set of experts."""
 
-    def __init__(self, router: TaskRouter, experts: ExpertMlp | ExpertAttention, tasks: int) -> None:
+    def __init__(self, router: TaskRouter, experts: ExpertMlp | ExpertAttention | LowRankExperts, tasks: int) -> None:
         """Builds the layer.
 
         Args:
             router: Router over the same number of experts.
-            experts: MLPs or attention heads.
+            experts: MLPs, attention heads, or low-rank changes of an MLP.
             tasks: Number of tasks T of the network.
         """
         super().__init__()

@@ -58,6 +58,8 @@ class ExpertNetwork(MTLNetwork):
         self.encoder: ExpertTrunk = trunk(parts.encoder, list(tasks), options)
         self.neck, self.heads = parts.neck, parts.heads
         self.separate = False
+        # Tasks with different numbers of experts per token cannot share one product.
+        self._apart = options.adaptive
 
     @property
     def layers(self) -> dict[str, ExpertLayer]:
@@ -111,7 +113,7 @@ class ExpertNetwork(MTLNetwork):
     def _groups(self, tasks: Sequence[str], tokens: Tensor) -> Iterator[list[str]]:
         """Yields the groups of tasks that run together."""
         size = len(tasks)
-        if self.separate:
+        if self.separate or self._apart:
             size = 1
         elif tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             size = max(1, TOKENS_PER_PASS // (tokens.shape[0] * tokens.shape[1]))

@@ -176,7 +176,14 @@ class TaskRouter(nn.Module):
             logits = self.logits(precise.unflatten(0, (len(tasks), -1)), tasks).flatten(0, 1)
             if self.noise and self.training:
                 logits = logits + self.noise * torch.randn_like(logits)
-            return Routing(logits, *self._choose(logits), len(tasks))
+            return Routing(logits, *self._choose(logits, self.count(tasks)), len(tasks))
+
+    def count(self, tasks: Sequence[str]) -> int:
+        """Returns the number of experts that a token of these tasks gets."""
+        return self.top_k
+
+    def only(self, task: str) -> None:
+        """Forgets the other tasks, for a network of one task; `task_modules` of those are removed elsewhere."""
 
     def keep(self, experts: Sequence[int]) -> None:
         """Removes all experts except those listed. Without renormalisation the other logits stay in the denominator.
@@ -192,20 +199,84 @@ class TaskRouter(nn.Module):
             linear.weight = nn.Parameter(linear.weight.detach()[list(experts)])
         self.experts = len(experts)
 
-    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Returns gates and chosen experts, (N, k) each."""
         if self.renormalise:  # The softmax over the chosen logits equals the renormalised softmax over all.
-            top, chosen = logits.topk(self.top_k, dim=1)
+            top, chosen = logits.topk(count, dim=1)
             return top.softmax(1), chosen
         probabilities = logits.softmax(1)
         if self.kept is not None:
             probabilities = probabilities[:, self.kept]
-        return probabilities.topk(self.top_k, dim=1)
+        return probabilities.topk(count, dim=1)
 
     def _vectors(self, tasks: Sequence[str]) -> Tensor:
         source: Any = self.descriptions if self.encode is not None else self.embeddings
         vectors = torch.stack([source[task].vector for task in tasks])  # (G, D)
         return vectors if self.encode is None else self.encode(vectors)
+
+
+class AdaptiveRouter(TaskRouter):
+    """A router whose k differs between tasks and may be changed. It routes one task at a time.
+
+    Checkpoints carry k. Gates are raw unless `renormalise` is set, because k may become 1.
+    """
+
+    def __init__(self, width: int, experts: int, top_k: int, gate: str, tasks: Sequence[str], **options: Any) -> None:
+        """Builds the router; see `TaskRouter`. All tasks start with ``top_k``."""
+        raw = options.pop("renormalise", None) or False
+        super().__init__(width, experts, top_k, gate, tasks, renormalise=raw, **options)
+        self._counts = dict.fromkeys(tasks, top_k)
+
+    def count(self, tasks: Sequence[str]) -> int:
+        """Returns the k of a task."""
+        (task,) = tasks
+        return self._counts[task]
+
+    def use(self, counts: Mapping[str, int]) -> None:
+        """Sets the k of every task."""
+        self._counts = {task: int(counts[task]) for task in self._counts}
+
+    def only(self, task: str) -> None:
+        """Forgets the k of other tasks."""
+        self._counts = {task: self._counts[task]}
+
+    def get_extra_state(self) -> Tensor:
+        """Returns the k of every task, in their order."""
+        return torch.tensor(list(self._counts.values()))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores the k of every task."""
+        self._counts = dict(zip(self._counts, state.tolist(), strict=True))
+
+
+class JointRouter(TaskRouter):
+    """A router whose last S experts serve every token: one softmax weighs them and the k chosen ones together.
+
+    `experts` and `top_k` count them.
+    """
+
+    def __init__(
+        self, width: int, experts: int, top_k: int, gate: str, tasks: Sequence[str], *, shared: int, noise: float = 0.0
+    ) -> None:
+        """Builds the router over ``experts`` + ``shared`` experts; see `TaskRouter`.
+
+        Args:
+            width: Channels D of a token.
+            experts: Experts to choose from, E.
+            top_k: Chosen experts per token k, 1..E.
+            gate: One of `GATES`.
+            tasks: Names of all tasks.
+            shared: S, at least 1.
+            noise: Standard deviation of Gaussian noise on the logits, in training only.
+        """
+        super().__init__(width, experts + shared, top_k + shared, gate, tasks, noise=noise, renormalise=True)
+        self.shared = shared
+
+    def _choose(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        sparse = logits.shape[1] - self.shared
+        top, chosen = logits[:, :sparse].topk(count - self.shared, dim=1)
+        always = torch.arange(sparse, logits.shape[1], device=logits.device).expand(len(logits), -1)
+        return torch.cat([top, logits[:, sparse:]], 1).softmax(1), torch.cat([chosen, always], 1)
 
 
 def _matrix(width: int, experts: int) -> nn.Linear:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mtlbench.errors import MethodError, SuiteError, unknown_name
 from mtlbench.networks.blocks import per_task, seeded
 from mtlbench.networks.experts import ExpertAttention, ExpertLayer, ExpertMlp, LayerStatistics, TaskRouter
+from mtlbench.networks.experts.low_rank import LowRankExperts
 from mtlbench.networks.experts.mlp import INITS, two_layers
-from mtlbench.networks.experts.routing import TaskEmbedding
+from mtlbench.networks.experts.routing import AdaptiveRouter, JointRouter, TaskEmbedding
 from mtlbench.networks.family import InputEncoder
 
 PLACES = {
@@ -49,6 +50,9 @@ class ExpertOptions:
         init: Initialisation of MLP experts: ``"random"``, or ``"split"`` or ``"copy"`` of the encoder's own MLP; see
             `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
+        adaptive: Whether every task has a k of its own, which may change; see `AdaptiveRouter`.
+        rank: Rank of low-rank experts beside the frozen MLP, see `LowRankExperts`; 0 for experts in its place.
+        shared: Low-rank experts that every token uses, beside the others; see `JointRouter`.
     """
 
     experts: int = 8
@@ -63,6 +67,9 @@ class ExpertOptions:
     task_tokens: float = 0.0
     init: str = "random"
     descriptions: Mapping[str, Sequence[float]] | None = None
+    adaptive: bool = False
+    rank: int = 0
+    shared: int = 0
 
 
 class ExpertTrunk(nn.Module, ABC):
@@ -219,6 +226,12 @@ def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> 
     if options.init not in INITS:
         raise MethodError(unknown_name("start", options.init, INITS))
     first, _ = two_layers(mlp)
+    if options.rank:
+        with seeded("experts"):
+            low = LowRankExperts(mlp, first.in_features, options.rank, options.experts + options.shared)
+        shape = (first.in_features, options.experts, options.top_k, options.gate)
+        joint = JointRouter(*shape, tasks, shared=options.shared, noise=options.noise)
+        return ExpertLayer(joint, low, len(tasks))
     width, hidden = first.in_features, first.out_features
     with seeded("experts"):
         each = hidden if options.init == "copy" else max(1, hidden // options.top_k)
@@ -229,7 +242,8 @@ def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> 
 
 
 def _router(width: int, experts: int, top_k: int, tasks: Sequence[str], options: ExpertOptions) -> TaskRouter:
-    return TaskRouter(
+    kind = AdaptiveRouter if options.adaptive else TaskRouter
+    return kind(
         width,
         experts,
         top_k,
