@@ -66,8 +66,9 @@ def _open(suite: Suite, root: str | None) -> Any:
 
     module = data_class(suite.data.module)
     optional = {task for task, section in suite.tasks.items() if section.optional}
-    names = [task for task in (suite.tasks or module.TASKS) if task in module.TASKS]
-    tasks = {task: module.TASKS[task].with_options(optional=task in optional) for task in names}
+    known = module.tasks_of(suite.data.options)
+    names = [task for task in (suite.tasks or known) if task in known]
+    tasks = {task: known[task].with_options(optional=task in optional) for task in names}
     for option in suite.data.options:
         check_option(option, suite.data.options[option], module)
     with foreign_code(f"Opening the data of {suite.data.module}"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.cli.arguments import add_allow
+from mtlbench.cli.stored import needs_images
 from mtlbench.errors import ExitCode, MethodError, StoreError
 from mtlbench.runs.store import finished_run, read_json, write_text
 
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         MethodError: If options do not fit together, a package is absent, or a program differs from the network.
     """
     out = Path(arguments.to)
-    finished_run(Path(arguments.run_folder))  # All that can be refused is refused before torch is imported.
+    # All that can be refused is refused before torch is imported.
+    needs_images(finished_run(Path(arguments.run_folder))[0], "Export")
     _check(arguments, out)
     from mtlbench.networks import programs
     from mtlbench.networks.experts.extracted import DESCRIPTION, WEIGHTS

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.cli.arguments import add_allow
+from mtlbench.cli.stored import needs_images
 from mtlbench.errors import ExitCode, MethodError, coloured_output
 from mtlbench.runs.store import finished_run
 from mtlbench.tracking.base import EXTRACT, About, Ending
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MethodError("An artifact holds an extracted network. Give --out with --track.")
     if arguments.track and wandb_mode() == "disabled":
         raise MethodError("--track logs to W&B, which is off. Set WANDB_MODE to online or offline.")
-    finished_run(Path(arguments.run_folder))  # Refused before torch is imported.
+    needs_images(finished_run(Path(arguments.run_folder))[0], "Extraction")  # Refused before torch is imported.
     from mtlbench.networks.experts.extracted import export
     from mtlbench.networks.pruning import PrunedNetwork
     from mtlbench.training import extraction_report as extraction

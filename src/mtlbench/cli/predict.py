@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -20,57 +21,93 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtlbench.tasks import Task
+    from mtlbench.training.load import LoadedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds run, images and the folder for the pictures."""
+    """Adds run, files and the folder for the predictions."""
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
+    parser.add_argument("images", nargs="+", metavar="FILE", help="images, or tables for a run on a table")
+    parser.add_argument("--out", default="predictions", help="folder for the predictions (default: predictions)")
     parser.add_argument(
-        "--arrays", action="store_true", help="also write <image>.npz: each prediction at the photograph's own size"
+        "--arrays",
+        action="store_true",
+        help="also write <file>.npz: each prediction, at the photograph's own size",
     )
     add_allow(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draws a finished run's predictions: one picture per image, one panel per task."""
+    """Writes a finished run's predictions: a picture per image with a panel per task, or a CSV file per table."""
     out, images = Path(arguments.out), [Path(image) for image in arguments.images]
     finished_run(Path(arguments.run_folder))  # Refused before torch is imported, as are absent images.
     for path in images:
         if not os.path.isfile(path):
-            raise DataError(f"An image must be a file. There is no {path}.")
+            raise DataError(f"An input must be a file. There is no {path}.")
     import torch
-    from torch.nn import functional as F
 
     from mtlbench.training.load import load_run
 
     loaded = load_run(arguments.run_folder, allow=arguments.allow)
-    names = list(loaded.method.tasks)
     out.mkdir(parents=True, exist_ok=True)
+    predict = _image if "image_size" in loaded.spec.model else _rows
     written: set[Path] = set()
-    height, width = loaded.spec.model["image_size"]
     for path in images:
-        photo = torch.from_numpy(_read(path)).permute(2, 0, 1)[None]
-        small = F.interpolate(photo.float(), (height, width), mode="bilinear", antialias=True).round().to(torch.uint8)
         with torch.no_grad():
-            raw = {name: value.float() for name, value in loaded.method(small).items()}
-        panels = [small[0].permute(1, 2, 0).numpy()]
-        words = []
-        for name in names:
-            task = loaded.method.tasks[name]
-            value = task.decode(raw[name])[0].numpy()
-            if task.dense:
-                panels.append(task.draw(value))
-            else:
-                words.append(f"{name} {task.caption(value)}")
-        heads = ["image", *(name for name in names if loaded.method.tasks[name].dense)]
-        target = _free(out, path.stem, written)
-        target.write_bytes(visualise.png(visualise.montage([panels], heads=heads), longest=None))
-        if arguments.arrays:
-            np.savez_compressed(target.with_suffix(".npz"), **_arrays(loaded.method.tasks, raw, photo.shape[-2:]))
-        print(f"{path} -> {target}  {'; '.join(words)}")
+            print(f"{path} -> {predict(loaded, path, out, written, arrays=arguments.arrays)}")
     return 0
+
+
+def _image(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arrays: bool) -> str:
+    """Draws the predictions of one image; returns the file, and the predictions of tasks that are not dense."""
+    import torch
+    from torch.nn import functional as F
+
+    height, width = loaded.spec.model["image_size"]
+    photo = torch.from_numpy(_read(path)).permute(2, 0, 1)[None]
+    small = F.interpolate(photo.float(), (height, width), mode="bilinear", antialias=True).round().to(torch.uint8)
+    tasks, panels, words = loaded.method.tasks, [small[0].permute(1, 2, 0).numpy()], []
+    raw = {name: value.float() for name, value in loaded.method(small).items()}
+    for name, task in tasks.items():
+        value = task.decode(raw[name])[0].numpy()
+        if task.dense:
+            panels.append(task.draw(value))
+        else:
+            words.append(f"{name} {task.caption(value)}")
+    heads = ["image", *(name for name, task in tasks.items() if task.dense)]
+    target = _free(out, f"{path.stem}.png", written)
+    target.write_bytes(visualise.png(visualise.montage([panels], heads=heads), longest=None))
+    if arrays:
+        np.savez_compressed(target.with_suffix(".npz"), **_arrays(tasks, raw, photo.shape[-2:]))
+    return f"{target}  {'; '.join(words)}"
+
+
+def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arrays: bool) -> str:
+    """Writes the predictions of all samples of a file as CSV, one line per sample and one column per task."""
+    from mtlbench.data import Collate
+    from mtlbench.data.inputs import inputs_of
+
+    samples = loaded.data.read(path)
+    tasks = loaded.method.tasks
+    batch = Collate({})([samples[index] for index in range(len(samples))])
+    raw = loaded.method(inputs_of(batch))
+    decoded: dict[str, Any] = {name: task.decode(raw[name].float()).numpy() for name, task in tasks.items()}
+    target = _free(out, f"{path.stem}.csv", written)
+    with target.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", *tasks])
+        for index, name in enumerate(batch["id"]):
+            cells = (_cell(task, decoded[key][index]) for key, task in tasks.items())
+            table.writerow([name, *cells])
+    if arrays:
+        np.savez_compressed(target.with_suffix(".npz"), **decoded)
+    return f"{target}  {len(samples)} rows"
+
+
+def _cell(task: Task, value: Any) -> str:
+    """Returns a prediction as a cell: a number with all its digits, anything else as the task words it."""
+    number = np.ndim(value) == 0 and np.issubdtype(value.dtype, np.floating)
+    return repr(float(value)) if number else task.caption(value)
 
 
 def _arrays(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Any]:
@@ -87,9 +124,10 @@ def _arrays(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], size: Sequence
     return found
 
 
-def _free(out: Path, stem: str, written: set[Path]) -> Path:
-    """Returns where a picture goes; images of one name and different folders get numbers: a.png, a-2.png."""
-    names = (out / f"{stem}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
+def _free(out: Path, name: str, written: set[Path]) -> Path:
+    """Returns where a file goes; inputs of one name and different folders get numbers: a.png, a-2.png."""
+    stem, _, ending = name.rpartition(".")
+    names = (out / f"{stem}{f'-{number}' if number > 1 else ''}.{ending}" for number in itertools.count(1))
     target = next(path for path in names if path not in written)
     written.add(target)
     return target

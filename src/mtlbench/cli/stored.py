@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench import suite as suites
-from mtlbench.errors import StoreError, inert, unknown_name
+from mtlbench.errors import MethodError, StoreError, inert, unknown_name
+from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import read_json
 from mtlbench.study.record import fault_of
 
@@ -36,6 +37,23 @@ def study_of(results: Path, suite: str) -> tuple[Path, dict[str, Any]]:
     if fault := fault_of(record):
         raise _damaged(path, fault, suite)
     return root, inert(record)
+
+
+def needs_images(spec: RunSpec, what: str) -> None:
+    """Refuses a run whose inputs are no images.
+
+    Args:
+        spec: The run.
+        what: What needs images, at the start of a sentence.
+
+    Raises:
+        MethodError: If so.
+    """
+    if "image_size" not in spec.model:
+        raise MethodError(
+            f"{what} needs a run on images. {spec.run_id} has the encoder {spec.model.get('encoder')}. Use "
+            "mtlbench.load_run in Python, or mtlbench predict."
+        )
 
 
 def _damaged(path: Path, fault: str, suite: str) -> StoreError:

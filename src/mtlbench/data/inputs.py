@@ -35,6 +35,11 @@ def extent(inputs: Any) -> tuple[int, int]:
     return 0, 0
 
 
+def is_image(inputs: Any) -> bool:
+    """Returns whether inputs are an 8-bit image (3, H, W) or a batch of them."""
+    return isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim >= 3 and inputs.shape[-3] == 3
+
+
 def leaves(inputs: Any) -> list[Any]:
     """Returns the leaves of nested mappings and sequences, in order."""
     if isinstance(inputs, Mapping):
@@ -67,7 +72,7 @@ def input_fault(sample: Mapping[str, Any], kind: str = "") -> str | None:
     """
     inputs = inputs_of(sample)
     if kind == IMAGES or "image" in sample:
-        good = isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 3 and inputs.shape[0] == 3
+        good = is_image(inputs) and inputs.ndim == 3
         return None if good else f"an image is uint8 (3, H, W). Found {_form(inputs)}"
     for leaf in leaves(inputs):
         if not isinstance(leaf, Tensor):

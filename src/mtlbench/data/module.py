@@ -44,7 +44,7 @@ from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
 
-class _Readable(Dataset):
+class Readable(Dataset):
     """Names the sample whose file cannot be read, for example because the file vanished while a run was training."""
 
     def __init__(self, samples: Samples, split: str):
@@ -63,7 +63,7 @@ class _Readable(Dataset):
             ) from error
 
 
-class _Augmented(Dataset):
+class Augmented(Dataset):
     """Applies the data module's augmentation with a generator that depends on (seed, epoch, index) alone."""
 
     def __init__(self, samples: Samples, augment: Callable[[Sample, np.random.Generator], Sample], seed: int):
@@ -138,6 +138,30 @@ class MTLDataModule(L.LightningDataModule):
         self.labels: Rules = {}
 
     @classmethod
+    def tasks_of(cls, options: Mapping[str, Any]) -> Mapping[str, Task]:
+        """Returns every task that data with these options can serve. Default: `TASKS`.
+
+        Raises:
+            SuiteError: The options describe none.
+        """
+        return cls.TASKS
+
+    @classmethod
+    def inputs_kind(cls, options: Mapping[str, Any]) -> str:
+        """Returns the kind of inputs of data with these options. Default: `INPUTS`."""
+        return cls.INPUTS
+
+    def observe(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Is told the validation scores of every task after a step, on every rank. Default: nothing happens.
+
+        What it keeps must be in `state_dict`, so that a resumed run goes on as an uninterrupted one.
+        """
+
+    def diagnostics(self, step: int) -> dict[str, float]:
+        """Returns numbers by name that are recorded whenever losses are. Default: none."""
+        return {}
+
+    @classmethod
     def identity_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a suite's options under the names that a run's identity uses; see `RENAMED`."""
         return {cls.RENAMED.get(name, name): value for name, value in options.items()}
@@ -194,6 +218,17 @@ class MTLDataModule(L.LightningDataModule):
     def originals(self, split: str) -> Samples:
         """Returns the samples as their files hold them, for `verify`. Default: those of `samples`."""
         return self.samples(split)
+
+    def read(self, path: Path) -> Samples:
+        """Returns the samples of a file of the user's, without labels, for `mtlbench predict`.
+
+        Raises:
+            DataError: By default: images are read without the data module.
+        """
+        raise DataError(
+            f"{type(self).__name__} does not say how its inputs are read from a file. {path}: override `read` in the "
+            "data module."
+        )
 
     def doubts(self, split: str) -> list[str]:
         """Returns what looks wrong in the files of a split although every one can be read, for `verify`.
@@ -276,7 +311,7 @@ class MTLDataModule(L.LightningDataModule):
         )
         # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
         sampler = cast(Any, batches)
-        augmented = _Augmented(_Readable(samples, "train"), self.augment, self.seed)
+        augmented = Augmented(Readable(samples, "train"), self.augment, self.seed)
         return DataLoader(augmented, batch_sampler=sampler, **self._loading())
 
     def scored_split(self) -> str:
@@ -300,7 +335,7 @@ class MTLDataModule(L.LightningDataModule):
     def _share(self, samples: Samples, split: str) -> DataLoader:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        share = torch.utils.data.Subset(_Readable(samples, split), range(rank, len(samples), world))
+        share = torch.utils.data.Subset(Readable(samples, split), range(rank, len(samples), world))
         return DataLoader(share, batch_size=max(1, self.batch_size // (self.micro * world)), **self._loading())
 
     def _loading(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class ExpertMethod(MTLMethod):
         statistics, layers = outputs.statistics["experts"], cast(ExpertNetwork, self.network).layers
         part, last = self._part()
         tasks = list(outputs.predictions)
-        tables = self._statistics.add(statistics, tasks, length(batch), batch["counts"], part)
+        tables = self._statistics.add(statistics, tasks, length(batch), batch["counts"], part, batch.get("idle", ()))
         if tables is None:
             return {}
         losses = routing_losses(tables, layers, self.weights)

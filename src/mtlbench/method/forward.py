@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -54,6 +54,11 @@ def training_losses(network: MTLNetwork, tasks: Mapping[str, Task], batch: Batch
             sums[name] = _loss(tasks[name], name, outputs, stream["targets"][name])
         for key, value in regularise(outputs, stream).items():
             regularisers[key] = regularisers[key] + value if key in regularisers else value
+    idle = [name for name in tasks if name not in sums and name in batch.get("idle", ())]
+    if idle:
+        # No stream of this step has the task. Its loss of 0 reaches all parameters, so that no rank waits for them.
+        nothing = sum(0.0 * p.sum() for p in network.parameters() if p.requires_grad)
+        sums |= dict.fromkeys(idle, cast(Tensor, nothing))
     missing = [name for name in tasks if name not in sums]
     if missing:
         raise MethodError(
@@ -89,7 +94,7 @@ def loss_sums(network: Predict, tasks: Mapping[str, Task], batch: Batch, wanted:
         names = [name for name in wanted if name in stream["targets"]]
         outputs = _predicted(network, inputs_of(stream), names) if names else Outputs({})
         sums |= {name: _loss(tasks[name], name, outputs, stream["targets"][name]) for name in names}
-    return [sums[name] for name in wanted]
+    return [sums[name] if name in sums else next(network.parameters()).new_zeros(()) for name in wanted]
 
 
 def label_counts(tasks: Mapping[str, Task], batch: Batch) -> list[int]:

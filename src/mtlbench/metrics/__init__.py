@@ -23,6 +23,8 @@ _HOMES = {
     "Accuracy": "scalar",
     "SquaredError": "scalar",
     "MeanLoss": "scalar",
+    "LabelF1": "table",
+    "PoissonDeviance": "table",
 }
 
 __all__ = list(_HOMES)

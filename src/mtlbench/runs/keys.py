@@ -22,6 +22,7 @@ _PARTS = {
     "table": "[^/]+",
     "part": "[^/]+",
     "figure": "[^/]+",
+    "stream": "[^/]+",
 }
 """What a placeholder of a family may stand for, as a regular expression."""
 
@@ -68,11 +69,12 @@ WEIGHT = Family("gradient/weight/{task}", "weight of the gradient of a task in t
 INFORMATION = Family("experts/{layer}/mutual_information", "mutual information of tasks and experts")
 LOAD = Family("experts/{layer}/load/{expert}", "share of choices that an expert receives")
 DISTILLATION = Family("distillation/{task}", "distance to the teacher of a task")
+MIXING = Family("mixing/{stream}", "probability that a step draws a stream")
 SHARED = Family("sharing/kept", "share of weights that a task changes")
 
 HISTORY = (
     LR, LOSS, SCORE, CONFLICTS, SIMILARITY, CONDITION, TURN, COSINE, NORM, WEIGHT, INFORMATION, LOAD, DISTILLATION,
-    SHARED,
+    MIXING, SHARED,
 )  # fmt: skip
 """What shipped methods record over the steps. A method may add names of its own, see `MTLMethod.diagnostics`."""
 

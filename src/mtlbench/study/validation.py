@@ -151,27 +151,29 @@ def _check_inputs(suite: Suite, module: Any) -> None:
     """Refuses an encoder that does not take the inputs of the data module."""
     from mtlbench.networks.families import FAMILIES, family_of
 
-    if (takes := family_of(suite.model.encoder).takes) != module.INPUTS:
-        others = [f"{name}:..." for name, family in FAMILIES.items() if family.takes == module.INPUTS]
+    kind = module.inputs_kind(suite.data.options)
+    if (takes := family_of(suite.model.encoder).takes) != kind:
+        others = [f"{name}:..." for name, family in FAMILIES.items() if family.takes == kind]
         raise SuiteError(
             f"model.encoder must take the inputs of the data. {suite.model.encoder} takes {takes}, and "
-            f"{suite.data.module} has {module.INPUTS}. Choose {' or '.join(others) or 'other data'}."
+            f"{suite.data.module} has {kind}. Choose {' or '.join(others) or 'other data'}."
         )
 
 
 def _tasks(suite: Suite, module: Any, faults: _Faults) -> dict[str, Any]:
-    for name in suite.tasks:
-        if name not in module.TASKS:
-            faults.found.append(f"{faults.place(f'tasks.{name}')}: " + unknown_name("task", name, module.TASKS))
-    chosen = {name: section for name, section in suite.tasks.items() if name in module.TASKS}
-    names = chosen or dict.fromkeys(module.TASKS)
+    known = faults.catch("data.options", lambda: module.tasks_of(suite.data.options)) or {}
+    for name in suite.tasks if known else ():
+        if name not in known:
+            faults.found.append(f"{faults.place(f'tasks.{name}')}: " + unknown_name("task", name, known))
+    chosen = {name: section for name, section in suite.tasks.items() if name in known}
+    names = chosen or dict.fromkeys(known)
     tasks = {}
     for name in names:
         section = chosen.get(name)
         changes: dict[str, Any] = {"optional": section.optional} if section else {}
         if section and section.scale is not None:
             changes["scale"] = section.scale
-        tasks[name] = module.TASKS[name].with_options(**changes)
+        tasks[name] = known[name].with_options(**changes)
     return tasks
 
 

@@ -18,8 +18,8 @@ from torchmetrics import Metric
 from mtlbench import distributed
 
 __all__ = [
-    "Best", "Blind", "Mean", "Median", "class_logits", "logits", "overlap_logit", "overlap_logits", "soft_logits",
-    "unit",
+    "Best", "Blind", "Mean", "Median", "class_logits", "log_rate", "logits", "micro_f1_logits", "overlap_logit",
+    "overlap_logits", "soft_logits", "unit",
 ]  # fmt: skip
 
 Valid = Callable[[Tensor], Tensor]
@@ -228,6 +228,30 @@ def logits(share: Tensor, count: Tensor | None = None) -> Tensor:
     """Returns the logits of the shares of positives."""
     share = share.clamp(RAREST, 1 - RAREST)
     return share.log() - (1 - share).log()
+
+
+def log_rate(means: Tensor, count: Tensor) -> Tensor:
+    """Returns the logarithm (1,) of a mean count."""
+    return means.clamp(min=RAREST).log()
+
+
+def micro_f1_logits(shares: Tensor, count: Tensor) -> Tensor:
+    """Returns 1 for the labels of the best fixed set and -1 for all others, (K,).
+
+    Among sets of a given size, F1 = 2 TP / (predicted + true) is highest for one of the most frequent labels, so one
+    set of every size is compared. This is exact if all labels are known equally often.
+
+    Args:
+        shares: (1, K) share of rows in which each label holds.
+        count: (K,) number of known labels.
+    """
+    share = shares[0].nan_to_num()
+    order = share.argsort(descending=True, stable=True)
+    sizes = torch.arange(1, len(share) + 1, dtype=share.dtype)
+    f1 = 2 * share[order].cumsum(0) / (sizes + share.sum())
+    chosen = torch.full_like(share, -1.0)
+    chosen[order[: int(f1.argmax()) + 1]] = 1.0
+    return chosen
 
 
 def soft_logits(means: Tensor, count: Tensor) -> Tensor:

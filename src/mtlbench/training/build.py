@@ -37,11 +37,12 @@ def build_tasks(spec: RunSpec, module: type[MTLDataModule]) -> dict[str, Task]:
     Raises:
         MethodError: If the data module has no task of that name (any more).
     """
+    known = module.tasks_of(module.stored_options(spec.data["options"]))
     for name in spec.tasks:
-        if name not in module.TASKS:
-            raise MethodError(f"{spec.run_id}: " + unknown_name(f"task of {spec.data['module']}", name, module.TASKS))
+        if name not in known:
+            raise MethodError(f"{spec.run_id}: " + unknown_name(f"task of {spec.data['module']}", name, known))
     return {
-        name: module.TASKS[name].with_options(scale=described["scale"], optional=described["optional"])
+        name: known[name].with_options(scale=described["scale"], optional=described["optional"])
         for name, described in spec.tasks.items()
     }
 

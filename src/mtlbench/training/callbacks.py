@@ -200,6 +200,7 @@ class EndOfStep(L.Callback):
                 keys.LOSS.key(task=name): v for name, v in zip(method.tasks, losses.tolist(), strict=True) if v == v
             }
         row |= {name: float(value) for name, value in method.diagnostics().items()}
+        row |= self.data.diagnostics(self.step)
         self.clock.tick()
         return row
 
@@ -218,6 +219,7 @@ class EndOfStep(L.Callback):
     def _evaluate(self, method: MTLMethod) -> None:
         scores, loss = evaluate(method, self.data.eval_dataloader("val"), with_loss=self.select_best)
         self.write({"step": self.step, **keys.flat(scores, "val")})
+        self.data.observe(self.step, scores)
         if self.select_best and loss < self.best_loss:
             self.best_loss = loss
             if method.trainer.is_global_zero:

@@ -13,6 +13,7 @@ from torch import nn
 from mtlbench import distributed
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
+from mtlbench.data.inputs import inputs_of, is_image
 from mtlbench.method import MTLMethod
 from mtlbench.metrics import MeanLoss
 
@@ -66,18 +67,22 @@ def evaluate(
 
 
 def examples(method: MTLMethod, batches: Iterable[Batch], count: int) -> dict[str, np.ndarray]:
-    """Returns the first images with truth and prediction, for the report; of several streams, those of the first."""
+    """Returns the first samples with truth and prediction, for the report; of several streams, those of the first.
+
+    Images are stored as ``image``. Other inputs are stored as ``input``, the ids of the samples.
+    """
     found: list[dict[str, np.ndarray]] = []
     with evaluating(method):
         for batch in batches:
             stream = streams(method.trainer.strategy.batch_to_device(batch))[0]
             names = [name for name in method.tasks if name in stream["targets"]]
-            raw = method(stream["image"], names)
-            record = {"image": _numpy(stream["image"])}
+            inputs = inputs_of(stream)
+            raw = method(inputs, names)
+            record = {"image": _numpy(inputs)} if is_image(inputs) else {"input": np.array(stream["id"])}
             record |= {f"target/{n}": _as_drawn(method, n, stream["targets"][n], raw=False) for n in names}
             record |= {f"prediction/{n}": _as_drawn(method, n, raw[n], raw=True) for n in names}
             found.append(record)
-            if sum(len(record["image"]) for record in found) >= count:
+            if sum(len(next(iter(record.values()))) for record in found) >= count:
                 break
     keys = found[0].keys() if found else ()
     arrays = {key: np.concatenate([record[key] for record in found])[:count] for key in keys}
@@ -100,7 +105,7 @@ def _shown(method: MTLMethod, arrays: dict[str, np.ndarray]) -> dict[str, np.nda
 def _add_losses(method: MTLMethod, losses: dict[str, MeanLoss], batch: Batch) -> None:
     for stream in streams(batch):
         names = [name for name in method.tasks if name in stream["targets"]]
-        for name, prediction in method(stream["image"], names).items():
+        for name, prediction in method(inputs_of(stream), names).items():
             losses[name].update(prediction.float(), stream["targets"][name])
 
 

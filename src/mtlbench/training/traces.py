@@ -74,9 +74,14 @@ def usage(summary: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def pictures(examples: Mapping[str, np.ndarray]) -> dict[str, list[Picture]]:
-    """Return truth and prediction of every dense task side by side; other tasks are in the caption of the input."""
+    """Return truth and prediction of every dense task side by side; other tasks are in the caption of the input.
+
+    Inputs that are no images have no pictures.
+    """
+    if "image" not in examples:
+        return {}
     found: dict[str, list[Picture]] = {}
-    texts: list[list[str]] = [[] for _ in examples.get("image", ())]
+    texts: list[list[str]] = [[] for _ in examples["image"]]
     for task in (key.removeprefix("shown/prediction/") for key in examples if key.startswith("shown/prediction/")):
         truths, predictions = examples[f"shown/target/{task}"], examples[f"shown/prediction/{task}"]
         for number, (truth, predicted) in enumerate(zip(truths, predictions, strict=True)):
@@ -87,6 +92,6 @@ def pictures(examples: Mapping[str, np.ndarray]) -> dict[str, list[Picture]]:
                 found.setdefault(keys.PICTURE.key(task=task), []).append(Picture(both, f"{number}: truth, prediction"))
     inputs = [
         Picture(np.ascontiguousarray(image.transpose(1, 2, 0)), f"{number}: {'; '.join(text) or 'input'}")
-        for number, (image, text) in enumerate(zip(examples.get("image", ()), texts, strict=True))
+        for number, (image, text) in enumerate(zip(examples["image"], texts, strict=True))
     ]
     return {keys.INPUT.key(): inputs, **found} if inputs else {}

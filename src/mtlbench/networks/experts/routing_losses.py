@@ -99,6 +99,7 @@ class StepStatistics:
         images: int,
         counts: Mapping[str, int],
         part: int,
+        idle: Sequence[str] = (),
     ) -> StepTables | None:
         """Adds one forward pass. Returns the tables once every task of the run has been seen, else None.
 
@@ -108,11 +109,16 @@ class StepStatistics:
             images: Number of images in this pass on this rank.
             counts: Valid labels per task on this rank.
             part: Index of the micro-batch within the step.
+            idle: Tasks that no pass of this micro-batch predicts, the same on every rank.
         """
         if self._rows.keys() & set(tasks):
             self._rows.clear()  # A repeated task starts a new step, because the earlier one was interrupted.
         present = [float(counts.get(task, 1) > 0) for task in tasks]
         self._rows.update(zip(tasks, _pack(layers, images, present), strict=True))
+        # One sample without statistics: no division by zero, and the task counts as absent.
+        empty = next(iter(self._rows.values())).new_zeros(len(next(iter(self._rows.values()))))
+        empty[-2] = 1
+        self._rows |= {task: empty for task in idle if task not in self._rows}
         if len(self._rows) < len(self.tasks):
             return None
         own = torch.stack([self._rows.pop(task) for task in self.tasks])  # (T, columns)

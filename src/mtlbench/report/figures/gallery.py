@@ -48,7 +48,7 @@ class Exhibit:
     """One example image.
 
     Attributes:
-        image: The input.
+        image: The input, or its name where it is no image.
         heads: ``"truth"``, then labels.
         rows: Tiles per task, in the order of ``heads``.
     """
@@ -71,7 +71,7 @@ def exhibits(study: ReportInput, labels: Iterable[str], done: Iterable[str]) -> 
     if not loaded:
         return []
     first = next(iter(loaded.values()))
-    count = min(SHOWN, len(next(iter(first.values()))["image"]))
+    count = min(SHOWN, len(_inputs(next(iter(first.values())))))
     return [_exhibit(study, loaded, i) for i in range(count)]
 
 
@@ -98,7 +98,9 @@ def _open(path: Path) -> Arrays | None:
 def _exhibit(study: ReportInput, loaded: Mapping[str, Mapping[str, Arrays]], index: int) -> Exhibit:
     tasks = [t for t in study.plan["tasks"] if any(t in arrays for arrays in loaded.values())]
     some = next(arrays for by_task in loaded.values() for arrays in by_task.values())
-    image = _picture(np.ascontiguousarray(some["image"][index].transpose(1, 2, 0)), "input image")
+    one = _inputs(some)[index]
+    named = one.dtype.kind == "U"
+    image = _word(one) if named else _picture(np.ascontiguousarray(one.transpose(1, 2, 0)), "input image")
     rows: dict[str, tuple[Tile, ...]] = {}
     for task in tasks:
         first = next(by_task[task] for by_task in loaded.values() if task in by_task)
@@ -115,6 +117,16 @@ def _exhibit(study: ReportInput, loaded: Mapping[str, Mapping[str, Arrays]], ind
     return Exhibit(image, ("truth", *loaded), rows)
 
 
+def _inputs(arrays: Arrays) -> Any:
+    """Returns the images, or the names of inputs that are none."""
+    return arrays["image"] if "image" in arrays else arrays["input"]
+
+
+def _word(text: Any) -> Tile:
+    # A results folder may come from elsewhere: no control characters, and nothing that turns the direction of text.
+    return Tile(text="".join(letter for letter in str(text) if letter.isprintable()))
+
+
 def _tile(study: ReportInput, task: str, arrays: Arrays | None, what: str, index: int, text: str) -> Tile:
     """Returns what a run stored of a label or a prediction: a picture or a text that its task made."""
     values = arrays.get(f"{what}/{task}") if arrays else None
@@ -125,8 +137,7 @@ def _tile(study: ReportInput, task: str, arrays: Arrays | None, what: str, index
         return _redrawn(study, task, arrays, values[index], index, text)
     if shown.dtype.kind != "U":
         return _picture(shown[index], text)
-    # A results folder may come from elsewhere: no control characters, and nothing that turns the direction of text.
-    return Tile(text="".join(letter for letter in str(shown[index]) if letter.isprintable()))
+    return _word(shown[index])
 
 
 def _redrawn(study: ReportInput, task: str, arrays: Arrays, value: Any, index: int, text: str) -> Tile:

@@ -1,0 +1,1 @@
+"""What tables need: columns as numbers, and columns as targets."""

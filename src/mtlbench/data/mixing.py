@@ -1,0 +1,148 @@
+"""Task mixing: how often each of several streams is drawn. A draw depends on seed and step alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mtlbench.errors import SuiteError, unknown_name
+from mtlbench.seeding import seed_of
+
+History = Sequence[Sequence[float]]
+"""Validation scores of the streams at each evaluation so far, 1 = perfect."""
+
+
+@dataclass(frozen=True)
+class Mixing(ABC):
+    """A rule for the probabilities of S streams."""
+
+    needs_scores: ClassVar[bool] = False
+
+    @abstractmethod
+    def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
+        """Returns (S,) probabilities that sum to 1.
+
+        Args:
+            sizes: Training samples of each stream, > 0.
+            progress: Share of the run that is over, 0..1.
+            history: Scores so far.
+        """
+
+
+@dataclass(frozen=True)
+class Uniform(Mixing):
+    """Every stream equally often."""
+
+    def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
+        """Returns 1 / S for every stream."""
+        return np.full(len(sizes), 1 / len(sizes))
+
+
+@dataclass(frozen=True)
+class Temperature(Mixing):
+    """p_i ∝ n_i^(1/τ): proportional to the sizes n_i for τ = 1, and closer to uniform the higher τ is.
+
+    Attributes:
+        temperature: τ at the start, >= 1.
+        end: τ at the end, which is reached linearly; 0 for the same.
+    """
+
+    temperature: float = 2.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        for value in (self.temperature, self.end or 1.0):
+            if not 1 <= value < float("inf"):
+                raise SuiteError(f"A temperature of mixing is at least 1 and finite. Found {value}. 1 is proportional.")
+
+    def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
+        """Returns n_i^(1/τ), divided by their sum."""
+        now = self.temperature + progress * ((self.end or self.temperature) - self.temperature)
+        weights = np.asarray(sizes, dtype=np.float64) ** (1 / now)
+        return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Proportional(Temperature):
+    """Every sample equally often: p_i ∝ n_i."""
+
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Score(Mixing):
+    """Streams with a low validation score more often (the weighted sampling of MultiRavens, arXiv:2109.07578).
+
+    q_i ∝ max(1 − score_i, ε)^τ, and each evaluation moves p to β p + (1 − β) ((1 − γ) q + γ / S), from a uniform start.
+    The paper does not state its rule; this one and its defaults are a choice of mtlbench.
+
+    Attributes:
+        power: τ >= 0.
+        uniform: γ, 0..1.
+        least: ε > 0, so that a solved stream is still drawn.
+        smooth: β, 0 <= β < 1.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    power: float = 1.0
+    uniform: float = 0.1
+    least: float = 0.05
+    smooth: float = 0.5
+
+    def __post_init__(self) -> None:
+        ranges = 0 <= self.power < float("inf"), 0 <= self.uniform <= 1, 0 < self.least <= 1, 0 <= self.smooth < 1
+        if not all(ranges):
+            raise SuiteError(
+                "Mixing by score has power >= 0, uniform in 0..1, least above 0 and at most 1, and 0 <= smooth < 1. "
+                f"Found power={self.power}, uniform={self.uniform}, least={self.least}, smooth={self.smooth}."
+            )
+
+    def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
+        """Returns p after all evaluations so far."""
+        p = even = np.full(len(sizes), 1 / len(sizes))
+        for scores in history:
+            weights = np.maximum(1 - np.asarray(scores, dtype=np.float64), self.least) ** self.power
+            mixed = (1 - self.uniform) * weights / weights.sum() + self.uniform * even
+            p = self.smooth * p + (1 - self.smooth) * mixed
+        return p
+
+
+RULES: Mapping[str, type[Mixing]] = {
+    "uniform": Uniform,
+    "proportional": Proportional,
+    "temperature": Temperature,
+    "score": Score,
+}
+"""Rules by the name that a suite gives them."""
+
+
+def read_mixing(given: Any) -> Mixing:
+    """Returns the rule that a suite names.
+
+    Args:
+        given: A name of `RULES`, or a mapping with ``rule`` and its options.
+
+    Raises:
+        SuiteError: The rule or an option is unknown or out of range.
+    """
+    options = {"rule": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+    name = options.pop("rule", None)
+    if name not in RULES:
+        raise SuiteError(unknown_name("rule of mixing", str(name), RULES))
+    known = {} if name == "proportional" else {field.name: field for field in fields(RULES[name])}
+    for key, value in options.items():
+        if key not in known:
+            raise SuiteError(unknown_name(f"option of mixing by {name}", str(key), known))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SuiteError(f"{key} of mixing by {name} is a number. Found {value!r}.")
+    return RULES[name](**options)
+
+
+def draw(probabilities: np.ndarray, seed: int, step: int, count: int) -> list[int]:
+    """Returns the streams that a step draws: ``count`` indices, the same on every rank."""
+    generator = np.random.default_rng(seed_of("mixing", seed, step))
+    return [int(index) for index in generator.choice(len(probabilities), size=count, p=probabilities)]
