@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtlbench.data import Sample, Samples
-from mtlbench.data.inputs import IMAGES
 from mtlbench.errors import DataError, SuiteError
+from mtlbench.tasks.inputs import IMAGES
 from mtlbench.visualise import rgb
 
 from .dense import decoding

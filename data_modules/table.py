@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from mtlbench.data import MTLDataModule, Sample, Samples
-from mtlbench.data.inputs import VECTORS
 from mtlbench.errors import DataError, SuiteError, unknown_name
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import VECTORS
 
 from .tabular import columns
 from .tabular.targets import Target, read_targets

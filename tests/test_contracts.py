@@ -11,12 +11,12 @@ import torch
 
 from mtlbench import registry, suite
 from mtlbench.data import MTLDataModule
-from mtlbench.data.inputs import VECTORS
 from mtlbench.method import MTLMethod
 from mtlbench.runs.plan import Ending
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.study.resolve import Local, resolve
+from mtlbench.tasks.inputs import VECTORS
 from mtlbench.testing import TOLERANCE, check_data_module, check_method, contracts, difference, toy_spec, trained
 from mtlbench.training.run import train
 from tests.support import faults
@@ -170,7 +170,7 @@ def test_data_module(target, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("target", "message"), [
-    ("OwnNoise", "different images"), ("OwnCrop", "different"), ("Unstable", "two readings"),
+    ("OwnNoise", "different inputs"), ("OwnCrop", "different"), ("Unstable", "two readings"),
 ])  # fmt: skip
 def test_data_module_with_a_state_is_noticed(target, message):
     (found,) = failures(check_data_module(f"tests.support.faults:{target}"))

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from data_modules.union import Union
-from mtlbench.data.inputs import VECTORS
 from mtlbench.data.streams import StreamBatches
 from mtlbench.errors import MtlbenchError
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
+from mtlbench.tasks.inputs import VECTORS
 from mtlbench.testing import TOLERANCE, ToyData, difference, toy_spec, trained
 from mtlbench.testing.toy import ToyVectors
 

@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("report")
     finished(folder / "results", resolved())
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("figures", "affinity_figures", "sharing_figures", "usage_figures"):
+        for name in ("score_figures", "training_figures", "affinity_figures", "sharing_figures", "usage_figures"):
             patch.setattr(html, name, lambda *_: {})
         assert mtlbench(folder, "report", "digits").code == 0
         yield folder

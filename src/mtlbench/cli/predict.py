@@ -85,7 +85,7 @@ def _image(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arra
 def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arrays: bool) -> str:
     """Writes the predictions of all samples of a file as CSV, one line per sample and one column per task."""
     from mtlbench.data import Collate
-    from mtlbench.data.inputs import inputs_of
+    from mtlbench.tasks.inputs import inputs_of
 
     samples = loaded.data.read(path)
     tasks = loaded.method.tasks

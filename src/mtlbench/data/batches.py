@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from mtlbench.data.contract import Batch, Sample
-from mtlbench.data.inputs import extent, input_fault, inputs_of, stacked
 from mtlbench.errors import DataError, SuiteError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task, form_fault
+from mtlbench.tasks.inputs import extent, input_fault, inputs_of, stacked
 
 
 def check_division(batch_size: int, world: int, micro: int, batches: int = 1) -> None:

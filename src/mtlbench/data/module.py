@@ -37,11 +37,11 @@ from torch.utils.data import DataLoader, Dataset
 from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
 from mtlbench.data.contract import Sample, Samples
-from mtlbench.data.inputs import IMAGES
 from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
 from mtlbench.errors import DataError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import IMAGES
 
 
 class Readable(Dataset):
@@ -105,7 +105,7 @@ class MTLDataModule(L.LightningDataModule):
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
         clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
-        INPUTS: What the inputs are: `mtlbench.data.inputs.IMAGES` or `VECTORS`. The encoder must take them.
+        INPUTS: What the inputs are: `mtlbench.tasks.inputs.IMAGES` or `VECTORS`. The encoder must take them.
         RENAMED: Option -> the name under which it enters a run's identity, for options that had another name when runs
             were first stored.
         labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.

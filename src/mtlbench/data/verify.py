@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from mtlbench.data import MTLDataModule, Sample, Samples
-from mtlbench.data.inputs import extent, input_fault, inputs_of
 from mtlbench.errors import DataError
 from mtlbench.tasks import IGNORE, BinaryMap, Edges, SemanticSegmentation, Task, form_fault
+from mtlbench.tasks.inputs import extent, input_fault, inputs_of
 
 
 @dataclass

@@ -17,12 +17,12 @@ from mtlbench import distributed
 from mtlbench.balancing.gradients.rows import filled
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.data.inputs import inputs_of, length, rows_of
 from mtlbench.method.forward import loss_sums
 from mtlbench.method.lookahead import moved
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.seeding import reseed
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import inputs_of, length, rows_of
 
 STEP = 0.01
 """Length of the change by which a derivative is measured."""

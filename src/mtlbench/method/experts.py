@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mtlbench.data import Batch
-from mtlbench.data.inputs import length
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.optimisers import set_apart
 from mtlbench.networks.base import MTLNetwork, Outputs
@@ -18,6 +17,7 @@ from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.routing_losses import RoutingWeights, StepStatistics, StepTables, routing_losses
 from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.runs import keys
+from mtlbench.tasks.inputs import length
 
 
 class ExpertMethod(MTLMethod):

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.data.inputs import extent, inputs_of, leaves
 from mtlbench.errors import MethodError
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import extent, inputs_of, leaves
 
 Regularise = Callable[[Outputs, Batch], Mapping[str, Tensor]]
 Predict = Callable[[Any, Sequence[str]], Outputs]
@@ -94,7 +95,9 @@ def loss_sums(network: Predict, tasks: Mapping[str, Task], batch: Batch, wanted:
         names = [name for name in wanted if name in stream["targets"]]
         outputs = _predicted(network, inputs_of(stream), names) if names else Outputs({})
         sums |= {name: _loss(tasks[name], name, outputs, stream["targets"][name]) for name in names}
-    return [sums[name] if name in sums else next(network.parameters()).new_zeros(()) for name in wanted]
+    device = leaves(inputs_of(streams(batch)[0]))[0].device
+    zero = torch.zeros((), dtype=next((value.dtype for value in sums.values()), None), device=device)
+    return [sums.get(name, zero) for name in wanted]
 
 
 def label_counts(tasks: Mapping[str, Task], batch: Batch) -> list[int]:

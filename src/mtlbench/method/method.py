@@ -16,7 +16,6 @@ from mtlbench.balancing.gradients.surgery import Surgery
 from mtlbench.balancing.gradients.update import Update, needs_of
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError
 from mtlbench.method import step
 from mtlbench.method.forward import RankLosses, training_losses
@@ -30,6 +29,7 @@ from mtlbench.networks.family import Model
 from mtlbench.registry import Registered
 from mtlbench.runs.plan import Plan, one_run
 from mtlbench.runs.spec import RunSpec
+from mtlbench.tasks.inputs import inputs_of
 
 
 class MTLMethod(L.LightningModule, Registered):

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtlbench.data.inputs import leaves
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import leaves
 
 
 class Constant(nn.Module):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.data.inputs import IMAGES
 from mtlbench.errors import DataError
 from mtlbench.networks.decoder import ConvBlock, Neck, build_heads, head_factor
 from mtlbench.networks.encoder import build_encoder, check_options, encoder_exists, weights_identity
 from mtlbench.networks.family import Family, Model, Parts
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import IMAGES
 
 
 class Images(Family):

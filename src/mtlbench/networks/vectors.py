@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.data.inputs import VECTORS
 from mtlbench.errors import DataError, SuiteError, unknown_name
 from mtlbench.networks.blocks import per_task
 from mtlbench.networks.decoder import VectorHead
 from mtlbench.networks.family import Family, InputEncoder, Model, Parts
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import VECTORS
 
 DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "plain": {"width": 128, "depth": 3, "dropout": 0.0},

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mtlbench import registry
 from mtlbench.data import Collate, MTLDataModule, Sample
-from mtlbench.data.inputs import IMAGES, VECTORS, extent, input_fault, inputs_of, leaves
 from mtlbench.method import MethodSpec
 from mtlbench.runs.spec import RunSpec
 from mtlbench.tasks import Task
+from mtlbench.tasks.inputs import IMAGES, VECTORS, extent, input_fault, inputs_of, leaves
 from mtlbench.testing.rank_pool import RankPool
 from mtlbench.testing.toy import TOYS, sourced, toy_spec, trained
 from mtlbench.training.build import build_method
@@ -85,7 +85,7 @@ def check_method(
         pool: Pool of two ranks. If None, a pool is started and closed here.
         arguments: Hyper-parameters that differ from the defaults.
         balancer: Balancer for a method that takes one.
-        inputs: Kind of inputs of the toy data, `mtlbench.data.inputs.IMAGES` or `VECTORS`.
+        inputs: Kind of inputs of the toy data, `mtlbench.tasks.inputs.IMAGES` or `VECTORS`.
     """
     own = pool or RankPool(2)
     try:

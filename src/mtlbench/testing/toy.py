@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from mtlbench import registry
 from mtlbench.data import Collate, MTLDataModule, Sample, Samples, StepBatches
-from mtlbench.data.inputs import IMAGES, VECTORS
 from mtlbench.method import DEFAULT_OPTIMISER, MTLMethod
 from mtlbench.networks.base import Outputs
 from mtlbench.networks.experts import global_mean
@@ -23,6 +22,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Classification, Depth, Regression, SemanticSegmentation, Task
+from mtlbench.tasks.inputs import IMAGES, VECTORS
 from mtlbench.training import checkpoint
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.run import train

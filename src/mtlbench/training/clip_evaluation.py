@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from mtlbench.data import Collate, MTLDataModule
-from mtlbench.data.inputs import inputs_of
 from mtlbench.networks.sharing.video import Frame, VideoTask, play
 from mtlbench.networks.sharing.video_scores import VideoScores
+from mtlbench.tasks.inputs import inputs_of
 
 TOGETHER = 10
 """Clips that run side by side."""

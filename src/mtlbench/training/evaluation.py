@@ -13,9 +13,9 @@ from torch import nn
 from mtlbench import distributed
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.data.inputs import inputs_of, is_image
 from mtlbench.method import MTLMethod
 from mtlbench.metrics import MeanLoss
+from mtlbench.tasks.inputs import inputs_of, is_image
 
 Scores = dict[str, dict[str, float]]
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from mtlbench.data.contract import streams
-from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError
 from mtlbench.networks.experts.extracted import describe, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.flops import forward_flops
+from mtlbench.tasks.inputs import inputs_of
 from mtlbench.training.load import LoadedRun
 
 THRESHOLDS = (0.0, 0.01, 0.1, 0.3, 0.5)

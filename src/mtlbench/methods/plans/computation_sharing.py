@@ -11,7 +11,6 @@ from torch import Tensor
 from mtlbench import registry
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
-from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.optimisers import set_apart
@@ -23,6 +22,7 @@ from mtlbench.runs import keys
 from mtlbench.runs.plan import Plan
 from mtlbench.runs.spec import RunSpec
 from mtlbench.seeding import seed_of
+from mtlbench.tasks.inputs import inputs_of
 
 
 class ComputationSharing(MTLMethod):

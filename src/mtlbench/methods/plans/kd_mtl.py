@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mtlbench import distributed, registry
 from mtlbench.data import Batch
-from mtlbench.data.inputs import inputs_of
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.optimisers import set_apart
@@ -21,6 +20,7 @@ from mtlbench.networks.knowledge_distillation import Adapters, TappedNetwork, ta
 from mtlbench.runs import keys
 from mtlbench.runs.plan import Plan
 from mtlbench.runs.spec import RunSpec
+from mtlbench.tasks.inputs import inputs_of
 
 
 class KDMTL(MTLMethod):

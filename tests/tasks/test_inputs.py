@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mtlbench.data import Collate
-from mtlbench.data.inputs import VECTORS, input_fault, length
 from mtlbench.errors import DataError
 from mtlbench.tasks import Regression, SemanticSegmentation
+from mtlbench.tasks.inputs import VECTORS, input_fault, length
 
 TASKS = {"size": Regression("size")}
 
