@@ -24,3 +24,8 @@ def pool() -> Iterator[RankPool]:
     ranks = RankPool(2)
     yield ranks
     ranks.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts tests that wait for other processes first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "launch"))
