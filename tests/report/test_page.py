@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import resources
@@ -266,6 +267,43 @@ def test_dark_and_print_change_the_page(page: Page) -> None:
     hidden = "return getComputedStyle(document.querySelector('.tools')).display;"
     assert page.run(hidden) == "none"
     page.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_figures_are_scaled_to_the_paper_and_back(page: Page) -> None:
+    page.call("Emulation.setEmulatedMedia", media="print")
+    script = f"""{DRAWN} const box = await figure("Training loss"), svg = box.querySelector(".main-svg");
+    document.body.style.maxWidth = "700px";
+    const wide = () => [box.clientWidth, svg.getBoundingClientRect().width, svg.getAttribute("viewBox")];
+    dispatchEvent(new Event("beforeprint"));
+    const paper = wide(), tall = svg.parentElement.clientHeight;
+    dispatchEvent(new Event("afterprint"));
+    document.body.style.maxWidth = "";
+    return [paper, tall, wide()[2], svg.getAttribute("width")];"""
+    (box, drawn, view), tall, after, width = page.run(script)
+    page.call("Emulation.setEmulatedMedia", media="")
+    assert drawn == pytest.approx(box, abs=1) and box <= 700 < float(width)
+    assert view.startswith(f"0 0 {width} ") and tall > 100 and after is None
+
+
+def test_a_matrix_has_room_for_its_numbers(page: Page) -> None:
+    page.resize(400)
+    script = f"""{DRAWN} const box = await figure("Gradient cosine between tasks, mean over training");
+    await new Promise(resolve => setTimeout(resolve, 400));
+    const texts = [...box.querySelector(".heatmaplayer .hm").querySelectorAll("text")];
+    const place = text => text.getBoundingClientRect();
+    return texts.map(text => [text.textContent, place(text).left, place(text).right, place(text).top]);"""
+    found = page.run(script)
+    page.resize(1400)
+    assert len(found) == 36
+    for number, left, right, top in found:
+        beside = [other for other in found if abs(other[3] - top) < 2 and other[1] > left]
+        assert all(right + 6 < other[1] for other in beside), f"{number} runs into its neighbour"
+
+
+def test_commands_in_notes_are_set_as_code(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert "<code>mtlbench cost</code> measures" in page and "equal tuning (<code>--trials</code>)" in page
+    assert "`" not in re.sub(r"(?s)<script.*?</script>", "", page)
 
 
 def test_an_accessibility_check_finds_nothing(page: Page) -> None:

@@ -193,6 +193,20 @@ def test_the_fastest_of_the_methods_that_share_the_first_rank_is_named() -> None
     assert "uniform is the fastest: 0.100 s per step against 0.300." in told(build(study, results))["Cost"]
 
 
+def test_whether_gradient_surgery_pays_is_said_in_one_sentence_with_its_time() -> None:
+    better, worse = scores(0.48), scores(0.36)
+    table = {**CLEAR, "ours": scores(0.50), "pcgrad": better, "cagrad": scores(0.42), "famo": better}
+    found = told(board_of(table, seeds=SEEDS))
+    assert found["Gradient surgery"].startswith(
+        "Of the rules that use every task's gradient (pcgrad and cagrad), pcgrad is ahead of uniform beyond noise; "
+        "cagrad cannot be told from it."
+    ), "famo and ours are no rules on gradients"
+    assert found["Gradient surgery"].endswith(" A step takes 1.00 × the time of one with uniform.")
+    none = told(board_of({**CLEAR, "pcgrad": worse, "mgda": worse}))["Gradient surgery"]
+    assert "none is ahead of uniform beyond noise; mgda and pcgrad are behind it." in none
+    assert "Gradient surgery" not in told(board_of(CLEAR))
+
+
 def test_a_pre_registered_comparison_has_its_own_sentence() -> None:
     pair = NamedPair("ours", "uniform", True, "in time", seeds=SEEDS)
     assert told(board_of(CLEAR, named=pair))["Pre-registered"].startswith(

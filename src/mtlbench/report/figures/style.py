@@ -47,7 +47,7 @@ def describe(figure: go.Figure, caption: str, kind: str = "", **more: Any) -> go
         figure: The figure.
         caption: How to read it.
         kind: ``"curves"`` gets switches for scale and smoothing, ``"cost"`` a choice of cost and placed labels.
-        more: Data for the script.
+        more: Data for the script, and ``width``: least width in pixels.
     """
     figure.update_layout(meta={"caption": caption, "kind": kind, **more})
     return figure

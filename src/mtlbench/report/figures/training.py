@@ -29,7 +29,7 @@ UPDATES = {
     "gradient/conflicts": "share of conflicting task pairs",
     "gradient/similarity": "gradient magnitude similarity",
     "gradient/condition": "condition number",
-    "gradient/turn": "angle to the sum of gradients, degrees",
+    "gradient/turn": "angle to the sum, °",
 }
 
 _COSINES = "Blue: two tasks pull the shared parameters the same way. Red: they conflict."
@@ -143,7 +143,9 @@ def cosines(board: Leaderboard, series: AllSeries, tasks: list[str]) -> go.Figur
     figure.update_xaxes(constrain="domain")
     _colour(figure)
     figure.update_yaxes(autorange="reversed")
-    return describe(style(figure, 110 + 300 * high, legend=False), f"Mean over seeds and steps. {_COSINES}")
+    least = (110 + 42 * len(tasks)) * wide  # A cell takes 42 pixels, names 110.
+    figure = style(figure, 110 + 300 * high, legend=False)
+    return describe(figure, f"Mean over seeds and steps. {_COSINES}", width=least)
 
 
 def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None:
@@ -157,7 +159,10 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     names = [safe(pair.removeprefix(COSINE).replace("|", ", ")) for pair in pairs]
     wide = min(2, len(shown))
     high = math.ceil(len(shown) / wide)
-    figure = make_subplots(high, wide, subplot_titles=[safe(x) for x in shown], shared_yaxes=True)
+    height = 110 + (60 + 16 * len(pairs)) * high
+    gap = 70 / (height - 86) if high > 1 else None  # 70 pixels, for steps and a title.
+    titles = [safe(x) for x in shown]
+    figure = make_subplots(high, wide, subplot_titles=titles, shared_yaxes=True, vertical_spacing=gap)
     for place, label in enumerate(shown):
         known = [series[label].get(pair) for pair in pairs]
         figure.add_heatmap(
@@ -172,7 +177,7 @@ def cosines_over_time(board: Leaderboard, series: AllSeries) -> go.Figure | None
     _colour(figure)
     for column in range(1, wide + 1):
         figure.update_xaxes(title_text="step", row=high, col=column)
-    return describe(style(figure, 110 + (60 + 16 * len(pairs)) * high, legend=False), f"Mean over seeds. {_COSINES}")
+    return describe(style(figure, height, legend=False), f"Mean over seeds. {_COSINES}")
 
 
 def _colour(figure: go.Figure) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mtlbench import registry
 from mtlbench.report import formatting
 from mtlbench.report.model import Leaderboard, Row
 from mtlbench.report.statistics import ALPHA, seeds_to_detect
@@ -28,6 +29,7 @@ def ranked_verdict(board: Leaderboard) -> tuple[Statement, ...]:
             _lead(ranked),
             *_named(board),
             *_against(board, ranked),
+            _surgery(ranked),
             _cost(ranked),
             _resolution(board, ranked),
             *by_task(board),
@@ -110,11 +112,8 @@ def _named(board: Leaderboard) -> Iterator[Statement]:
 
 def _against(board: Leaderboard, ranked: Sequence[Row]) -> Iterator[Statement]:
     """Yields who is ahead of and behind the baseline and `uniform`; nothing for the best row or for one seed."""
-    uniform = next((r.label for r in ranked if r.label == REFERENCE), "") or next(
-        (r.label for r in ranked if r.method == REFERENCE), ""
-    )
     labels = [row.label for row in ranked]
-    for label in dict.fromkeys(filter(None, [board.baseline, uniform])):
+    for label in dict.fromkeys(filter(None, [board.baseline, _uniform(ranked)])):
         pairs = compared({r.label: r.deltas for r in ranked}, label) if label in labels else []
         if not pairs or any(pair.p is None for pair in pairs) or (label == labels[0] and len(pairs) == 1):
             continue
@@ -126,6 +125,34 @@ def _against(board: Leaderboard, ranked: Sequence[Row]) -> Iterator[Statement]:
             f"Cannot be told from it: {listed(p.label for p in same)}." if same else "",
         ]
         yield Statement(f"Against {label}", " ".join(filter(None, parts)))
+
+
+def _uniform(ranked: Sequence[Row]) -> str:
+    """Returns the label of the row with equal weights; ``""`` if there is none."""
+    named = next((r.label for r in ranked if r.label == REFERENCE), "")
+    return named or next((r.label for r in ranked if r.method == REFERENCE), "")
+
+
+def _surgery(ranked: Sequence[Row]) -> Statement | None:
+    """Says whether the rules that use every task's gradient beat equal weights, and what a step of theirs takes."""
+    uniform = _uniform(ranked)
+    rules = {r.label: r for r in ranked if (file := registry.file_of(r.method)) and file.parent.name == "gradients"}
+    pairs = [p for p in compared({r.label: r.deltas for r in ranked}, uniform) if p.label in rules] if uniform else []
+    if not pairs or any(pair.p is None for pair in pairs):
+        return None
+    ahead, behind = [p.label for p in pairs if p.ahead], [p.label for p in pairs if p.behind]
+    same = [p.label for p in pairs if not p.told]
+    parts = [
+        f"{listed(ahead) if ahead else 'none'} {are(ahead or ['none'])} ahead of {uniform} beyond noise",
+        f"{listed(behind)} {are(behind)} behind it" if behind else "",
+        f"{listed(same)} cannot be told from it" if same and (ahead or behind) else "",
+    ]
+    text = f"Of the rules that use every task's gradient ({listed(rules)}), {'; '.join(filter(None, parts))}."
+    base = next(row for row in ranked if row.label == uniform)
+    if times := [t for row in rules.values() if (t := _time(row, base))]:
+        ends = list(dict.fromkeys(f"{end:.2f}" for end in (min(times), max(times))))
+        text += f" A step takes {' to '.join(ends)} × the time of one with {uniform}."
+    return Statement("Gradient surgery", text)
 
 
 _PRICES = {
@@ -163,11 +190,20 @@ def _cost(ranked: Sequence[Row]) -> Statement | None:
 
 def _time_ratio(row: Row, base: Row) -> str:
     """Returns the ratio of times: measured in pairs where it was, else of the study's own runs."""
-    ours = row.cost.paired if row.cost else None
-    if ours and ours.reference == base.label:
-        return f"{ours.ratio:.2f} × the time of a step, measured in pairs"
-    ratio = _ratio(row, base, "seconds_per_step")
-    return f"{ratio:.2f} × the time of a step (not measured in pairs)" if ratio else ""
+    ratio = _time(row, base)
+    how = ", measured in pairs" if _in_pairs(row, base) else " (not measured in pairs)"
+    return f"{ratio:.2f} × the time of a step{how}" if ratio else ""
+
+
+def _time(row: Row, base: Row) -> float | None:
+    """Returns the ratio of seconds per step."""
+    if row.cost and row.cost.paired and _in_pairs(row, base):
+        return row.cost.paired.ratio
+    return _ratio(row, base, "seconds_per_step")
+
+
+def _in_pairs(row: Row, base: Row) -> bool:
+    return bool(row.cost and row.cost.paired and row.cost.paired.reference == base.label)
 
 
 def _ratio(row: Row, base: Row, key: str) -> float | None:
@@ -243,7 +279,7 @@ def _tuning(board: Leaderboard) -> Statement | None:
         return Statement(
             "Tuning",
             "No method was tuned. One learning rate suits some methods and not others, so ranks may change with equal "
-            "tuning (--trials).",
+            "tuning (`--trials`).",
         )
     if untuned:
         return Statement(

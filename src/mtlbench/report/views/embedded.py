@@ -52,5 +52,5 @@ def _drawing(title: str, figure: go.Figure) -> Drawing:
     about = figure.layout.meta or {}
     # Panels side by side need room, however narrow the window is.
     panels = len({tuple(axis.domain or ()) for axis in figure.select_xaxes()})
-    width = 230 * panels if panels > 1 else 0
+    width = max(230 * panels if panels > 1 else 0, about.get("width", 0))
     return Drawing(title, about.get("caption", ""), figure.layout.height or 420, width, packed(figure.to_json()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mtlbench.report import references
 from mtlbench.report.columns import Part, TableColumn, grid, problem_summary
@@ -91,7 +92,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     return environment.get_template(TEMPLATE)
+
+
+def _code(text: str) -> Markup:
+    """Returns a text, escaped, with its parts between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _figures(study: ReportInput, board: tables.AnyBoard) -> tuple[dict[str, go.Figure], dict[str, go.Figure]]:

@@ -217,7 +217,8 @@ function labels(area, axis, references) {
 
 function free(p, half, taken, width, height) {
   for (const distance of [14, 30, 48, 70]) {
-    for (const [dx, dy] of [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [1, 1], [-1, -1], [-1, 1]]) {
+    // Diagonals first: the Pareto front runs sideways from a point, and its interval up and down.
+    for (const [dx, dy] of [[1, -1], [1, 1], [-1, -1], [-1, 1], [1, 0], [-1, 0], [0, -1], [0, 1]]) {
       const ax = dx * (half + distance * 0.7), ay = dy * distance;
       const [l, t, r, b] = [p.px + ax - half, p.py + ay - 8, p.px + ax + half, p.py + ay + 8];
       if (l < 0 || r > width || t < 0 || b > height) continue;
@@ -249,3 +250,12 @@ async function rest() {
 }
 window.addEventListener("load", () => setTimeout(rest, 300));
 window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(box => { box.open = true; }));
+
+// A figure is drawn for the window. With a view box, paper scales it to its own width instead of cutting it.
+const drawings = () => document.querySelectorAll(".svg-container > .main-svg");
+window.addEventListener("beforeprint", () => drawings().forEach(svg => {
+  const [width, height] = [svg.getAttribute("width"), svg.getAttribute("height")];
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.parentElement.style.setProperty("--ratio", `${width} / ${height}`);
+}));
+window.addEventListener("afterprint", () => drawings().forEach(svg => svg.removeAttribute("viewBox")));
