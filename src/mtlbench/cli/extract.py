@@ -16,6 +16,12 @@ from mtlbench.tracking.wandb_client import wandb_mode
 
 if TYPE_CHECKING:
     from mtlbench.training.extraction_report import Measured
+    from mtlbench.training.load import LoadedRun
+
+_NEEDED = (
+    "Writing a network needs one task and, for a network with experts, one threshold. Give --task and --threshold with "
+    "--out."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         MethodError: The options do not fit together, or see `mtlbench.training.extraction_report.measure`.
     """
-    if arguments.out and (len(arguments.task) != 1 or arguments.threshold is None):
-        raise MethodError("Writing a network needs one task and one threshold. Give --task and --threshold with --out.")
+    if arguments.out and len(arguments.task) != 1:
+        raise MethodError(_NEEDED)
     if arguments.export and not arguments.out:
         raise MethodError("An exported program is written beside an extracted network. Give --out with --export.")
     if arguments.track and not arguments.out:
@@ -47,10 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise MethodError("--track logs to W&B, which is off. Set WANDB_MODE to online or offline.")
     finished_run(Path(arguments.run_folder))  # Refused before torch is imported.
     from mtlbench.networks.experts.extracted import export
+    from mtlbench.networks.pruning import PrunedNetwork
     from mtlbench.training import extraction_report as extraction
     from mtlbench.training.load import load_run
 
     loaded = load_run(arguments.run_folder, allow=arguments.allow)
+    if isinstance(loaded.method.network, PrunedNetwork):
+        return _pruned(arguments, loaded)
+    if arguments.out and arguments.threshold is None:
+        raise MethodError(_NEEDED)
     network = extraction.expert_network(loaded)
     wanted = list(dict.fromkeys(arguments.task or loaded.method.tasks))
     thresholds = extraction.THRESHOLDS if arguments.threshold is None else (arguments.threshold,)
@@ -62,6 +73,32 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Wrote {out}/model.safetensors and model.json. In Python: mtlbench.load_extracted({str(out)!r})")
         if arguments.track:
             _track(Path(arguments.run_folder), rows[-1], out)
+        if arguments.export:
+            print(f"Wrote {export(out)}. In Python: torch.export.load({str(out / 'program.pt2')!r}).module()")
+    return ExitCode.DONE
+
+
+def _pruned(arguments: argparse.Namespace, loaded: LoadedRun) -> int:
+    """Reports on a pruned network, task by task; with ``--out``, writes the network of one task without its zeros."""
+    from mtlbench.networks.experts.extracted import export
+    from mtlbench.training import pruned_report
+
+    if arguments.threshold is not None or arguments.track:
+        raise MethodError(
+            "--threshold and --track are for networks with experts. This run's network is pruned. Drop these options."
+        )
+    for task in dict.fromkeys(arguments.task or loaded.method.tasks):
+        row = pruned_report.measure(loaded, task)
+        print(
+            f"{task}: {row.kept:,} of {row.weights:,} weights ({row.kept / row.weights:.1%}), "
+            f"{row.stored / 1e6:.3f} of {row.dense / 1e6:.3f} MB, "
+            f"{row.flops / 1e6:.2f} of {row.dense_flops / 1e6:.2f} MFLOPs in pruned layers, "
+            f"{row.protocol} {row.score:.4g}"
+        )
+    if arguments.out:
+        out = Path(arguments.out)
+        pruned_report.write(loaded, row, out)
+        print(f"Wrote {out}/model.safetensors and model.json. In Python: mtlbench.load_extracted({str(out)!r})")
         if arguments.export:
             print(f"Wrote {export(out)}. In Python: torch.export.load({str(out / 'program.pt2')!r}).module()")
     return ExitCode.DONE

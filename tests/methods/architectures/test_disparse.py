@@ -13,11 +13,14 @@ from mtlbench import registry
 from mtlbench.errors import MethodError
 from mtlbench.methods.architectures.disparse import DiSparse
 from mtlbench.networks import pruning
+from mtlbench.networks.experts.extracted import load_extracted
 from mtlbench.networks.pruning import layer_densities, needed_ratios, overlaps, places, ratio_for
 from mtlbench.runs.store import RunFolder
 from mtlbench.testing import check_method, toy_spec, trained
+from mtlbench.training.load import load_run
 from mtlbench.training.run import train
 from tests.support.architectures import TASKS, check_ownership, dense, images, made, network
+from tests.support.command_line import mtlbench
 
 NONE = torch.zeros(0)
 NAMES = ["far", "kind"]
@@ -232,3 +235,22 @@ def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(MethodError, match=message) as caught:
         made("disparse", **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_is_extracted_without_its_zeros(tmp_path):
+    """From a run on disk to files that hold the kept weights alone and predict what the run's network predicts."""
+    arguments = {"sparsity": 0.9, "batches": 2}
+    spec = toy_spec("disparse", steps=2, tasks=NAMES, arguments=arguments, precision="32-true")
+    folder = RunFolder(tmp_path / "check", spec.run_id)
+    assert folder.claim(spec) and train(spec, folder)
+    run = folder.path
+    found = mtlbench(tmp_path, "extract", str(run), "--task", "kind", "--out", "alone")
+    assert found.code == 0 and "load_extracted('alone')" in found.text and "kind: " in found.text, found.text
+    method, extracted = load_run(run).method, load_extracted(tmp_path / "alone")
+    with torch.no_grad():
+        assert torch.equal(extracted(images()), method(images(), ["kind"])["kind"])
+    size = (tmp_path / "alone/model.safetensors").stat().st_size
+    assert size < 0.3 * 4 * sum(p.numel() for p in extracted.parameters())
+    for words, message in ((["--threshold", "0.1"], "for networks with experts"), (["--task", "knd"], "Did you mean")):
+        refused = mtlbench(tmp_path, "extract", str(run), *words)
+        assert refused.code == 2 and message in refused.text, refused.text

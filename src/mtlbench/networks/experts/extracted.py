@@ -1,4 +1,4 @@
-"""Stores extracted networks as safetensors, with a description from which the network is rebuilt.
+"""Stores networks of one task as safetensors, with a description from which the network is rebuilt.
 
 Loading needs torch and timm but no training code. A program written by `export` needs only torch.
 """
@@ -15,10 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtlbench.errors import StoreError, shortened
+from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.experts.extraction import Kept
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.networks.programs import PROGRAM, write_program
+from mtlbench.networks.pruned_files import PRUNED, packed, unpacked
+from mtlbench.networks.pruning import PrunedNetwork
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -28,6 +31,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 class _Head:
     """The properties of a task that its head needs."""
 
+    name: str
     dense: bool
     channels: int
 
@@ -36,14 +40,14 @@ class ExtractedNetwork(nn.Module):
     """A network that predicts one task.
 
     Attributes:
-        description: Content of the file: task, kind, channels, class names, kept experts and source.
+        description: Content of the file: task, kind, channels, class names, source and, where it has any, kept experts.
     """
 
-    def __init__(self, network: ExpertNetwork, description: dict[str, Any]) -> None:
+    def __init__(self, network: MTLNetwork, description: dict[str, Any]) -> None:
         """Wraps a network of one task.
 
         Args:
-            network: Network with the kept experts only.
+            network: Network of the task.
             description: Description as stored.
         """
         super().__init__()
@@ -73,7 +77,15 @@ def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: 
     known = asdict(options)
     if known["descriptions"] is not None:
         known["descriptions"] = {task.name: list(known["descriptions"][task.name])}
-    architecture = {key: value for key, value in model.items() if key not in ("weights", "weights_identity")}
+    return {**_common(task, model), "options": known, "kept": kept, "source": source}
+
+
+def describe_pruned(task: Any, model: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    """Returns the description of the network of one task from a pruned network; arguments as for `describe`."""
+    return {**_common(task, model), "form": PRUNED, "source": source}
+
+
+def _common(task: Any, model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "task": task.name,
@@ -81,10 +93,7 @@ def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: 
         "dense": task.dense,
         "channels": task.channels,
         "class_names": list(getattr(task, "class_names", ())),
-        "model": architecture,
-        "options": known,
-        "kept": kept,
-        "source": source,
+        "model": {key: value for key, value in model.items() if key not in ("weights", "weights_identity")},
     }
 
 
@@ -96,9 +105,23 @@ def save(network: ExpertNetwork, description: Mapping[str, Any], folder: str | P
         description: Result of `describe`.
         folder: Folder to write to, created if absent.
     """
-    path = Path(folder)
+    _write({key: value.contiguous().clone() for key, value in network.state_dict().items()}, description, Path(folder))
+
+
+def save_pruned(network: PrunedNetwork, description: Mapping[str, Any], folder: str | Path) -> None:
+    """Writes the network of one task without its pruned weights.
+
+    Args:
+        network: The whole pruned network.
+        description: Result of `describe_pruned`.
+        folder: Folder to write to, created if absent.
+    """
+    _write(packed(network, description["task"]), description, Path(folder))
+
+
+def _write(weights: dict[str, Tensor], description: Mapping[str, Any], path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, path / WEIGHTS)
+    save_file(weights, path / WEIGHTS)
     (path / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
 
 
@@ -146,12 +169,11 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
         found = f"format {description.get('format')}" if isinstance(description, dict) else "no JSON object"
         raise _unreadable(path, f"{found}, this version reads format {FORMAT}")
     try:
-        task = description["task"]
-        network = ExpertNetwork(
-            {task: _Head(description["dense"], description["channels"])},  # type: ignore[dict-item]
-            _options(description["options"]),
-            **{key: value for key, value in description["model"].items() if key != "weights"},
-        )
+        head = _Head(description["task"], description["dense"], description["channels"])
+        model = {key: value for key, value in description["model"].items() if key != "weights"}
+        if description.get("form") == PRUNED:
+            return ExtractedNetwork(unpacked(state, head, model), description).eval()
+        network = ExpertNetwork({head.name: head}, _options(description["options"]), **model)  # type: ignore[dict-item]
         for name, layer in network.layers.items():
             layer.keep(description["kept"][name])
         network.load_state_dict(state)
