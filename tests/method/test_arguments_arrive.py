@@ -86,7 +86,7 @@ OTHER = {
     "nddr_lr": 3.0, "other": 0.25, "own": 0.5, "private": 2, "rank": 5, "reduction": 2, "scale": 7.0, "shared": 2,
     "stitch_lr": 3.0, "task_rank": 3, "top_k": 1,
 }  # fmt: skip
-IN_TRAINING = {"disparse", "graph_mtl"}
+IN_TRAINING = {"disparse", "graph_mtl", "rcm"}
 """Architectures whose arguments act over the steps of a training, which their own tests look at."""
 FAMILY = [
     name
