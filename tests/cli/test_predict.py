@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from mtlbench.cli import predict
-from mtlbench.errors import DataError
-from mtlbench.tasks import Depth, Normals, SemanticSegmentation
+from mtlbench.cli.stored import needs_images
+from mtlbench.errors import DataError, MethodError
+from mtlbench.tasks import Classification, Depth, Normals, Regression, SemanticSegmentation
 
 TASKS = {"seg": SemanticSegmentation("seg", classes=3), "normals": Normals("normals"), "depth": Depth("depth")}
 
@@ -109,3 +110,42 @@ def test_images_of_any_size(tmp_path: Path, write: Any, size: tuple[int, int]) -
     Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(tmp_path / "a.png")
     with np.load(write(tmp_path / "a.png") / "a.npz") as arrays:
         assert arrays["seg"].shape == size and (arrays["seg"] == 0).all()
+
+
+class Sums:
+    """Predicts the sum of a row, and that sum as one of two classes."""
+
+    tasks = {"total": Regression("total"), "sign": Classification("sign", classes=2)}
+
+    def __call__(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        total = rows.sum(1, keepdim=True)
+        return {"total": total, "sign": torch.cat([-total, total], 1)}
+
+
+def test_rows_of_a_table_become_rows_of_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"a": [1.5, 1.0], "b": [-2.0, 0.0]}
+    rows = [{"inputs": torch.tensor(row), "targets": {}, "id": name} for name, row in numbers.items()]
+    data = SimpleNamespace(read=lambda path: rows)
+    run = SimpleNamespace(method=Sums(), data=data, spec=SimpleNamespace(model={"encoder": "mlp:plain"}))
+    monkeypatch.setattr("mtlbench.training.load.load_run", lambda folder, allow: run)
+    monkeypatch.setattr(predict, "finished_run", lambda folder: None)
+    (tmp_path / "new.csv").write_text("x,y\n")
+    words = {
+        "run_folder": "r",
+        "images": [str(tmp_path / "new.csv")],
+        "out": str(tmp_path),
+        "arrays": True,
+        "allow": [],
+    }
+    assert predict.run(argparse.Namespace(**words)) == 0 and predict.run(argparse.Namespace(**words)) == 0
+    assert (tmp_path / "new.csv").read_text() == "x,y\n", "the file of the user is not overwritten"
+    assert (tmp_path / "new-2.csv").read_text().splitlines() == ["id,total,sign", "a,2.5,1", "b,-2.0,0"]
+    with np.load(tmp_path / "new-2.npz") as arrays:
+        assert arrays["total"].tolist() == [2.5, -2.0] and arrays["sign"].tolist() == [1, 0]
+
+
+def test_what_needs_images_says_so() -> None:
+    spec: Any = SimpleNamespace(run_id="uniform-s0", model={"encoder": "mlp:plain"})
+    with pytest.raises(MethodError, match="Export needs a run on images. uniform-s0 has the encoder mlp:plain"):
+        needs_images(spec, "Export")
+    needs_images(SimpleNamespace(model={"image_size": [8, 8]}), "Export")  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ SHARP = {"rule": "score", "uniform": 0.0, "power": 50.0, "smooth": 0.0}
 """Draws almost only the stream with the lower score."""
 
 
-@pytest.mark.parametrize("name", ["uniform", "pcgrad", "famo", "mgda_ub", "ple", "task_moe", "dwa"])
+@pytest.mark.parametrize("name", ["uniform", "pcgrad", "famo", "mgda_ub", "it_mtl", "ple", "task_moe"])
 def test_two_ranks_and_a_resumed_run_train_as_one_process(name: str, pool: Any, tmp_path: Path) -> None:
     """Each step has one of the two streams, so that the tasks of the other one are absent."""
     spec = spec_of(name, MIXED, steps=12)

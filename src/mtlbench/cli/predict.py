@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_run(arguments.run_folder, allow=arguments.allow)
     out.mkdir(parents=True, exist_ok=True)
     predict = _image if "image_size" in loaded.spec.model else _rows
-    written: set[Path] = set()
+    written = {path.resolve() for path in images}  # An input in the same folder is never overwritten.
     for path in images:
         with torch.no_grad():
             print(f"{path} -> {predict(loaded, path, out, written, arrays=arguments.arrays)}")
@@ -128,8 +128,8 @@ def _free(out: Path, name: str, written: set[Path]) -> Path:
     """Returns where a file goes; inputs of one name and different folders get numbers: a.png, a-2.png."""
     stem, _, ending = name.rpartition(".")
     names = (out / f"{stem}{f'-{number}' if number > 1 else ''}.{ending}" for number in itertools.count(1))
-    target = next(path for path in names if path not in written)
-    written.add(target)
+    target = next(path for path in names if path.resolve() not in written)
+    written.add(target.resolve())
     return target
 
 

@@ -81,6 +81,8 @@ def examples(method: MTLMethod, batches: Iterable[Batch], count: int) -> dict[st
             record = {"image": _numpy(inputs)} if is_image(inputs) else {"input": np.array(stream["id"])}
             record |= {f"target/{n}": _as_drawn(method, n, stream["targets"][n], raw=False) for n in names}
             record |= {f"prediction/{n}": _as_drawn(method, n, raw[n], raw=True) for n in names}
+            if found and record.keys() != found[0].keys():
+                break  # Another stream, which has other tasks.
             found.append(record)
             if sum(len(next(iter(record.values()))) for record in found) >= count:
                 break
