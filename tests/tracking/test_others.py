@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtlbench.tracking import others
-from mtlbench.tracking.base import About, Ending, Picture, TrackingError
+from mtlbench.tracking.base import About, Ending, Picture, Table, TrackingError
 from mtlbench.tracking.tracker import Tracker
 from tests.support.command_line import mtlbench
 
@@ -78,6 +78,51 @@ def test_trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({"final/val/left/accuracy@1": 0.75}, 2),
     ]
     fake.finish.assert_called_once()
+
+
+TABLE = Table(("method", "delta_m"), [("a|b", 1.23456789), ("uniform", None)])
+ROW = About("uniform-s0-row-1", "uniform s0: all tasks", "digits", "row", "uniform", {"seed": 0})
+SUMMARY = About("digits-summary-1", "digits: summary", "digits", "summary", "(summary)")
+
+
+def test_a_table_becomes_markdown() -> None:
+    assert TABLE.markdown() == "| method | delta_m |\n| --- | --- |\n| a\\|b | 1.23457 |\n| uniform |  |"
+
+
+def test_tensorboard_shows_rows_as_hparams_and_tables_as_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    writer = MagicMock()
+    module = SimpleNamespace(SummaryWriter=MagicMock(return_value=writer))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    others.TensorBoard(ROW, tmp_path).finish(Ending({"delta_m": 1.5}))
+    assert module.SummaryWriter.call_args.args == (str(tmp_path / "tensorboard" / ROW.id),), "a folder of its own"
+    (settings, metrics), more = writer.add_hparams.call_args.args, writer.add_hparams.call_args.kwargs
+    assert settings == {"seed": "0", "suite": "digits", "kind": "row", "label": "uniform"}
+    assert metrics == {"final/delta_m": 1.5} and more == {"run_name": "."}
+    writer.add_scalar.assert_not_called()
+    others.TensorBoard(SUMMARY, tmp_path).finish(Ending(tables={"table/leaderboard": TABLE}))
+    assert writer.add_text.call_args.args == ("table/leaderboard", TABLE.markdown(), 0)
+
+
+def test_mlflow_keeps_tables_figures_and_the_page_as_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = MagicMock()
+    client.create_run.return_value.info.run_id = "new"
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: client))
+    page, figure = tmp_path / "report.html", object()
+    ending = Ending(tables={"table/leaderboard": TABLE}, figures={"verdict/seeds": figure}, files={"report": [page]})
+    others.MLflow(SUMMARY, tmp_path).finish(ending)
+    client.log_text.assert_called_once_with("new", TABLE.markdown(), "table/leaderboard.md")
+    client.log_figure.assert_called_once_with("new", figure, "verdict/seeds.html")
+    client.log_artifact.assert_called_once_with("new", str(page))
+
+
+def test_trackio_shows_tables_as_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = MagicMock()
+    fake.Api.return_value.runs.return_value = []
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    others.Trackio(SUMMARY, tmp_path).finish(Ending({"delta_m": 1.5}, {"table/leaderboard": TABLE}))
+    fake.Markdown.assert_called_once_with(TABLE.markdown())
+    logged = {"final/delta_m": 1.5, "table/leaderboard": fake.Markdown.return_value}
+    assert fake.init.return_value.log.call_args.args == (logged,)
 
 
 def test_one_tool_that_fails_leaves_the_others(

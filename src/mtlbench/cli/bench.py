@@ -97,13 +97,16 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
 
 
 def _end(root: Path, *, unchanged: bool) -> int:
-    """Show the leaderboard, log it where W&B is on, and return the exit code."""
+    """Show the leaderboard, log it where a tracking tool is on, and return the exit code."""
     code = end_of_bench(root, unchanged=unchanged)
-    if os.environ.get("WANDB_MODE", "disabled") in ("online", "offline"):
-        from mtlbench.report.dashboard.mirror import mirror
+    if os.environ.get("WANDB_MODE", "disabled") in ("online", "offline") or os.environ.get("MTLBENCH_TRACK"):
+        from mtlbench.report.dashboard.mirror import mirror, mirror_others
 
-        if count := mirror(root, states_of(root, read_json(root / "study.json") or {"rows": []})):
+        states = states_of(root, read_json(root / "study.json") or {"rows": []})
+        if count := mirror(root, states):
             print(f"W&B: logged the leaderboard as {count} runs. `mtlbench dashboard` saves a view that compares them.")
+        for name, count in mirror_others(root, states).items():
+            print(f"{name}: logged the leaderboard as {count} runs.")
     return code
 
 

@@ -111,7 +111,7 @@ def _track(folder: Path, row: Measured, out: Path) -> None:
     name = f"{place.name}-{row.task}-{row.threshold:g}"
     values = {"extract/score": row.score, "extract/parameters": row.parameters, "extract/experts": row.experts}
     config = {"run": place.name, "task": row.task, "threshold": row.threshold}
-    tracker = Tracker(About(name, name, place.parent.name, EXTRACT, "(extracted)", config), place.parent, others=False)
+    tracker = Tracker(About(name, name, place.parent.name, EXTRACT, "(extracted)", config), place.parent, others=())
     tracker.finish(Ending(values, files={name: [out / "model.safetensors", out / "model.json"]}))
 
 

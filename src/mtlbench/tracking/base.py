@@ -60,6 +60,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
+    def markdown(self) -> str:
+        """Return the table as Markdown, numbers with six figures, for tools that show no tables of their own."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join(f"| {' | '.join(map(_shown, line))} |" for line in lines)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -86,6 +91,11 @@ class Ending:
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+
+def _shown(value: Any) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())
 
 
 class Sink(ABC):

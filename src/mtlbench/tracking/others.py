@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import unknown_name
-from mtlbench.tracking.base import About, Ending, Sink, TrackingError, require
+from mtlbench.tracking.base import ROW, TRAINING, TRIAL, About, Ending, Sink, TrackingError, require
 from mtlbench.tracking.wandb_client import project
 
 VARIABLE = "MTLBENCH_TRACK"
@@ -54,11 +54,15 @@ def check() -> None:
 
 
 class TensorBoard(Sink):
-    """Event files in ``tensorboard/`` of the run's folder: ``tensorboard --logdir results``."""
+    """Event files in ``tensorboard/`` of the run's folder: ``tensorboard --logdir results``.
+
+    Runs that stand for rows, trials and the study have folders of their own in ``tensorboard/`` of the suite's folder.
+    """
 
     def __init__(self, about: About, folder: Path):
         writer = require("tensorboard", "torch.utils.tensorboard", "tensorboard").SummaryWriter
-        place = folder / "tensorboard"
+        place = folder / "tensorboard" / ("" if about.kind == TRAINING else about.id)
+        self._about = about
         # A resumed run gets all earlier rows again.
         for old in place.glob("events.*"):
             old.unlink()
@@ -71,9 +75,19 @@ class TensorBoard(Sink):
             self._writer.add_scalar(key, value, step)
 
     def finish(self, ending: Ending) -> None:
-        """Add the numbers of the summary as scalars ``final/...``, and pictures side by side."""
-        for key, value in numbers(ending.summary).items():
-            self._writer.add_scalar(f"final/{key}", value)
+        """Add the numbers of the summary as scalars ``final/...``, pictures side by side, and tables as text.
+
+        A row or a trial enters the table of TensorBoard's tab HParams, by label and settings.
+        """
+        final = {f"final/{key}": value for key, value in numbers(ending.summary).items()}
+        if self._about.kind in (ROW, TRIAL):
+            settings = {key: str(value) for key, value in flattened(self._about.settings()).items()}
+            self._writer.add_hparams(settings, final, run_name=".")  # In this folder, which it would name by the time.
+        else:
+            for key, value in final.items():
+                self._writer.add_scalar(key, value)
+        for key, table in ending.tables.items():
+            self._writer.add_text(key, table.markdown(), 0)
         for key, pictures in ending.pictures.items():
             for number, each in enumerate(pictures):
                 self._writer.add_image(f"{key}/{number}", each.pixels, dataformats="HWC")
@@ -104,9 +118,15 @@ class MLflow(Sink):
             self._client.log_metric(self._run, _plain(key), value, step=step)
 
     def finish(self, ending: Ending) -> None:
-        """Add the numbers of the summary as metrics ``final/...``."""
+        """Add the numbers of the summary as metrics ``final/...``; tables, figures and files as artifacts."""
         for key, value in numbers(ending.summary).items():
             self._client.log_metric(self._run, _plain(f"final/{key}"), value)
+        for key, table in ending.tables.items():
+            self._client.log_text(self._run, table.markdown(), f"{key}.md")
+        for key, figure in ending.figures.items():
+            self._client.log_figure(self._run, figure, f"{key}.html")
+        for path in (path for paths in ending.files.values() for path in paths):
+            self._client.log_artifact(self._run, str(path))
 
     def close(self, code: int) -> None:
         """End the run."""
@@ -133,8 +153,10 @@ class Trackio(Sink):
         self._run.log(dict(values), step=step)
 
     def finish(self, ending: Ending) -> None:
-        """Add the numbers of the summary to the last step, under names ``final/...``."""
-        self._run.log({f"final/{key}": value for key, value in numbers(ending.summary).items()}, step=self._last)
+        """Add the numbers of the summary to the last step, under names ``final/...``, and tables as text."""
+        final: dict[str, Any] = {f"final/{key}": value for key, value in numbers(ending.summary).items()}
+        texts = {key: self._trackio.Markdown(table.markdown()) for key, table in ending.tables.items()}
+        self._run.log(final | texts, step=self._last)
 
     def close(self, code: int) -> None:
         """End the run."""

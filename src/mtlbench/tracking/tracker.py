@@ -22,12 +22,13 @@ class Tracker:
         folder: Where tools keep their files.
         active: Whether this process tracks at all (rank zero).
         history: Rows of an interrupted run up to where it resumes; a tool gets those that it has lost.
-        others: Whether tools other than W&B follow the run too.
+        others: Tools other than W&B that follow the run too; by default those that ``MTLBENCH_TRACK`` names.
         mode: ``online``, ``offline`` or ``disabled`` for W&B; by default what `wandb_mode` says.
 
     Attributes:
         mode: How W&B follows the run. Offline after any trouble with a server.
         lost: Whether W&B failed after the run had begun, so that the server may have a part of it.
+        failed: Tools that failed.
     """
 
     def __init__(
@@ -37,15 +38,15 @@ class Tracker:
         *,
         active: bool = True,
         history: Sequence[Mapping[str, Any]] = (),
-        others: bool = True,
+        others: Sequence[str] | None = None,
         mode: str = "",
     ):
         self._sinks: dict[str, Sink] = {}
-        self.lost = False
+        self.lost, self.failed = False, set[str]()
         self.mode = (mode or wandb_mode()) if active else "disabled"
         if active:
             self._open_wandb(about, folder)
-            for name in wanted() if others else ():
+            for name in wanted() if others is None else others:
                 self._guarded(name, partial(self._open, name, SINKS[name].start, about, folder))
         for row in history:
             self.log(row)
@@ -97,6 +98,7 @@ class Tracker:
             action()
         except Exception as error:
             print(f"{name} tracking {'fell short' if keep else 'stopped'}: {type(error).__name__}: {error}. {then}")
+            self.failed.add(name)
             if name == WANDB:
                 self.lost |= name in self._sinks
                 self.mode = "offline" if self.mode == "online" else self.mode

@@ -1,4 +1,4 @@
-"""Logs the end of a bench to W&B: a run per row and seed, one per trial, and the summary of the study."""
+"""Logs the end of a bench to tracking tools: a run per row and seed, one per trial, and the summary of the study."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from mtlbench.report import load
 from mtlbench.report.dashboard.content import Tracked, study_runs
 from mtlbench.runs.store import write_text
+from mtlbench.tracking.others import wanted
 from mtlbench.tracking.tracker import Tracker
 from mtlbench.tracking.wandb_client import wandb_mode
 
 MARKER = ".mirrored"
-"""File in the results folder: what was logged last, and how."""
+"""File in the results folder: what was logged last to W&B, and how. Other tools have files that end with their name."""
 
 
 def mirror(root: Path, states: Mapping[str, str]) -> int:
@@ -43,8 +44,38 @@ def mirror(root: Path, states: Mapping[str, str]) -> int:
     return len(runs)
 
 
+def mirror_others(root: Path, states: Mapping[str, str]) -> dict[str, int]:
+    """Log the end of a bench to the tools that ``MTLBENCH_TRACK`` names, and return how many runs each has received.
+
+    A tool that has failed, or for which nothing has changed, is left out.
+
+    Args:
+        root: ``results/<suite>``.
+        states: State per run id.
+    """
+    if not wanted():
+        return {}
+    study, board = load(root, states)
+    runs = study_runs(study, board, root / "report.html")
+    stamp, found = _stamp(runs), {}
+    for name in wanted() if len(runs) > 1 else ():
+        marker = root / f"{MARKER}-{name}"
+        if marker.exists() and marker.read_text(errors="replace") == stamp:
+            continue
+        if all(_log_to(name, run, root) for run in runs):
+            write_text(marker, stamp)
+            found[name] = len(runs)
+    return found
+
+
+def _log_to(name: str, run: Tracked, root: Path) -> bool:
+    tracker = Tracker(run.about, root, others=[name], mode="disabled")
+    tracker.finish(run.ending)
+    return not tracker.failed
+
+
 def _log(run: Tracked, root: Path, mode: str) -> Tracker:
-    tracker = Tracker(run.about, root, others=False, mode=mode)
+    tracker = Tracker(run.about, root, others=(), mode=mode)
     tracker.finish(run.ending)
     return tracker
 
