@@ -103,7 +103,7 @@ def test_the_leaderboard_shows_what_was_measured(mine: Path) -> None:
     mine_runs = ("run", "mine.yaml", "--method", "uniform")
     assert mtlbench(mine, *mine_runs).code == 0
     first = mtlbench(mine, "report", "mine").text
-    assert "s/step is that of the study's own runs" in first and "time ×" not in first
+    assert "s/step was measured in the study's own runs" in first and "time ×" not in first
     assert mtlbench(mine, "cost", "mine.yaml", "--methods", "uniform", *QUICK).code == 0
     then = mtlbench(mine, "report", "mine").text
     assert "time × was measured in interleaved pairs by `mtlbench cost`" in then

@@ -92,7 +92,7 @@ def test_results_without_the_new_costs_have_no_blank_columns(tmp_path):
 
 
 def test_time_in_pairs_stands_for_seconds_beside_scores(folder):
-    assert "s/step is that of the study's own runs" in shown(folder)
+    assert "s/step was measured in the study's own runs" in shown(folder)
     measure(folder)
     _, board = load(folder)
     main, section = tables.main(board), tables.sections(board)[0]
@@ -102,7 +102,7 @@ def test_time_in_pairs_stands_for_seconds_beside_scores(folder):
     assert cells(section.grid, "time ×")["uniform"] == "–"
     assert any(note.startswith("time ×: ") and "relative to those of uniform" in note for note in section.notes)
     text = shown(folder)
-    assert "time × was measured in interleaved pairs" in text and "s/step is that of the study's" not in text
+    assert "time × was measured in interleaved pairs" in text and "s/step was measured in the study's" not in text
     lines = list(csv.DictReader(io.StringIO(files.tidy_csv(board))))
     (ratio,) = [line for line in lines if line["quantity"] == "seconds_per_step_ratio"]
     assert (ratio["label"], ratio["mean"], ratio["low"], ratio["high"], ratio["n"]) == (
@@ -113,7 +113,7 @@ def test_time_in_pairs_stands_for_seconds_beside_scores(folder):
 @pytest.mark.parametrize("changes", [{"key": "of another row"}, {"label": "gone"}, {"ratio": "damaged"}])
 def test_other_measurements_are_ignored(folder, changes):
     measure(folder, **changes)
-    assert "time ×" not in shown(folder) and "s/step is that" in shown(folder)
+    assert "time ×" not in shown(folder) and "s/step was measured" in shown(folder)
 
 
 def test_a_terminal_of_100_columns_shows_every_cost(folder):

@@ -75,7 +75,7 @@ def test_only_scores_at_the_floor_are_marked(board):
     text = lines(board)
     assert f"0.600{MARK}" in text and f"0.207{MARK}" in text
     assert f"0.420{MARK}" not in text and f"0.200{MARK}" not in text
-    assert any(note.startswith(f"{MARK} Not better than the floor") for note in board.notes)
+    assert any(note.startswith(f"{MARK} Not significantly better than the floor") for note in board.notes)
 
 
 # ---- the gap --------------------------------------------------------------------------------------------------------

@@ -63,22 +63,24 @@ def test_a_clear_winner_is_ahead_of_every_method_and_by_how_much() -> None:
 def test_a_tie_names_nobody_as_the_winner_and_says_how_many_seeds_would_tell() -> None:
     board = board_of(TIED)
     found = told(board)
-    assert found["Best method"].startswith("ours has the highest mean Δm, +15.00 %, but uniform cannot be told from it")
+    assert found["Best method"].startswith(
+        "ours has the highest mean Δm, +15.00 %, but uniform cannot be distinguished from it"
+    )
     assert "Beyond noise, it is ahead of single_task, by 15.00 points." in found["Best method"]
-    assert "Cannot be told from it: ours." in found["Against uniform"]
+    assert "Cannot be distinguished from it: ours." in found["Against uniform"]
     assert (
         f"With 3 seeds, a true difference in Δm from uniform of less than {board.resolution.detectable:.1f} points"
-        in (found["What cannot be told"])
+        in (found["What cannot be shown"])
     )
-    assert "more than 100 seeds would tell them apart" in found["What cannot be told"]
-    assert "uniform cannot be told from it" in found["Best for semseg"]
+    assert "more than 100 seeds would tell them apart" in found["What cannot be shown"]
+    assert "uniform cannot be distinguished from it" in found["Best for semseg"]
 
 
 def test_without_any_difference_no_method_leads() -> None:
     table = {"single_task": scores(0.40), "uniform": scores(0.40, noise=NOISE[::-1])}
     found = told(board_of(table))
     assert found["Best method"].startswith("No method leads beyond noise.")
-    assert "no other method can be told from it" in found["Best for semseg"]
+    assert "no other method can be distinguished from it" in found["Best for semseg"]
 
 
 def test_sentences_and_tables_rest_on_the_same_tests() -> None:
@@ -97,7 +99,7 @@ def test_sentences_and_tables_rest_on_the_same_tests() -> None:
 def test_one_seed_supports_no_sentence_about_who_is_ahead() -> None:
     found = told(board_of({label: rows[:1] for label, rows in CLEAR.items()}, (0,)))
     assert "ours has the highest Δm" in found["Best method"]
-    assert "no difference between methods can be told from chance" in found["Best method"]
+    assert "no difference between methods can be distinguished from chance" in found["Best method"]
     assert not any("beyond noise" in text for text in found.values())
     assert found["Best for semseg"] == "ours scores best (0.481), by the value of one seed alone."
     assert "Against uniform" not in found
@@ -122,7 +124,7 @@ def test_a_task_in_which_nobody_beats_the_floor_has_no_best_method() -> None:
         "single_task": scores(0.40, 0.60), "uniform": scores(0.42, 0.60), "floor": [(0.20, 0.50)] * 3,
     }  # fmt: skip
     found = told(board_of(table, tasks=SEGDEPTH))
-    assert found["At the floor"] == "depth: no method is better than the floor, so the scores show nothing learned."
+    assert found["At the floor"] == "depth: no method is better than the floor, so the scores show no learning."
     assert "Best for semseg" in found and "Best for depth" not in found
     two = told(board_of({label: rows[:2] for label, rows in table.items()}, SEEDS[:2], tasks=SEGDEPTH))
     assert "With two seeds, intervals are so wide" in two["At the floor"]
@@ -144,11 +146,11 @@ def test_missing_cells_and_failed_runs_are_named_with_their_reason() -> None:
 
 
 def test_nothing_is_told_before_two_rows_are_complete() -> None:
-    assert told(board_of({"single_task": [None] * 3, "uniform": [None] * 3}))["Nothing to tell yet"].startswith(
+    assert told(board_of({"single_task": [None] * 3, "uniform": [None] * 3}))["Nothing to report yet"].startswith(
         "No method"
     )
     found = told(board_of({"single_task": CLEAR["single_task"], "uniform": [None] * 3}))
-    assert found["Nothing to tell yet"].startswith("Only single_task has Δm")
+    assert found["Nothing to report yet"].startswith("Only single_task has Δm")
     # Without a baseline there is no Δm, but tasks can be compared.
     found = told(board_of({"uniform": CLEAR["uniform"], "ours": CLEAR["ours"]}))
     assert "Best for semseg" in found and "add single_task" in found["Not ranked"]
@@ -199,7 +201,7 @@ def test_whether_gradient_surgery_pays_is_said_in_one_sentence_with_its_time() -
     found = told(board_of(table, seeds=SEEDS))
     assert found["Gradient surgery"].startswith(
         "Of the rules that use every task's gradient (pcgrad and cagrad), pcgrad is ahead of uniform beyond noise; "
-        "cagrad cannot be told from it."
+        "cagrad cannot be distinguished from it."
     ), "famo and ours are no rules on gradients"
     assert found["Gradient surgery"].endswith(" A step takes 1.00 × the time of one with uniform.")
     none = told(board_of({**CLEAR, "pcgrad": worse, "mgda": worse}))["Gradient surgery"]
@@ -212,7 +214,7 @@ def test_a_pre_registered_comparison_has_its_own_sentence() -> None:
     assert told(board_of(CLEAR, named=pair))["Pre-registered"].startswith(
         "ours differs beyond noise from uniform: +15.00"
     )
-    assert told(board_of(TIED, named=pair))["Pre-registered"].startswith("ours cannot be told from uniform")
+    assert told(board_of(TIED, named=pair))["Pre-registered"].startswith("ours cannot be distinguished from uniform")
 
 
 def test_scores_under_conditions_are_compared_in_the_better_direction() -> None:
@@ -226,7 +228,7 @@ def test_scores_under_conditions_are_compared_in_the_better_direction() -> None:
     found = told(conditions_of(table, about))
     assert found["1 %, against base"].startswith("Better beyond noise: good (−0.400, ")
     assert "Worse: bad (+0.100, " in found["1 %, against base"]
-    assert found["10 %, against base"] == "No method is better. Cannot be told from it: good and bad."
+    assert found["10 %, against base"] == "No method is better. Cannot be distinguished from it: good and bad."
     assert found["Missing"].startswith("Not every seed has a result: bad. Failed: DivergedError: NaN")
     one = told(conditions_of({k: {c: v[:1] for c, v in x.items()} for k, x in table.items()}, about, seeds=1))
     assert one["1 %, against base"].startswith("One seed gives no measure of noise")

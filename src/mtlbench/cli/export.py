@@ -24,16 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds run, folder, what to extract, and where to upload."""
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
     parser.add_argument(
-        "--to", required=True, metavar="DIR", help="folder to write: new, empty or of an earlier export"
+        "--to", required=True, metavar="DIR", help="output folder: new, empty, or one written by an earlier export"
     )
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx (needs the extra onnx)")
     parser.add_argument("--weights-only", action="store_true", help="write no program, only weights and card")
-    parser.add_argument("--task", help="only this task, with its experts alone; for runs with experts")
+    parser.add_argument("--task", help="export only this task and its experts; for runs with experts")
     parser.add_argument(
         "--threshold", type=float, help="with --task: share of its tokens that an expert must serve (default: 0.01)"
     )
     parser.add_argument(
-        "--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hugging Face Hub"
+        "--push", metavar="OWNER/NAME", help="upload the exported files to this repository on the Hugging Face Hub"
     )
     add_allow(parser)
 

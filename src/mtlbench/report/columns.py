@@ -136,7 +136,7 @@ COSTS = (
         unit="s",
         tip="seconds per optimiser step, without diagnostics",
         note="mean seconds of an optimiser step, without evaluations, checkpoints and steps that measure gradient "
-        "conflict. Of the study's own runs, which may have run beside others",
+        "conflict. Measured in the study's own runs, which may have shared the machine with other runs",
     ),
     cost(
         "parameters",
@@ -347,8 +347,8 @@ def kind_of_time(rows: Sequence[Row | ConditionRow]) -> str:
         return f"{PAIRED.head} was measured in interleaved pairs by `mtlbench cost`; the table of costs defines it."
     if "s/step" in shown:
         return (
-            "s/step is that of the study's own runs, which may have run beside others. `mtlbench cost` measures "
-            "methods in interleaved pairs. The table of costs defines all costs."
+            "s/step was measured in the study's own runs, which may have shared the machine with other runs. "
+            "`mtlbench cost` measures methods in interleaved pairs. The table of costs defines all costs."
         )
     return ""
 

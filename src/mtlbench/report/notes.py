@@ -55,7 +55,7 @@ def notes(rows: Iterable[Row], named: NamedPair | None, against: str, resolution
     if named:
         lines += _pre_registered(named)
     if any(r.delta and r.delta.n == 2 for r in every):
-        lines.append("Two seeds hardly measure noise: intervals are very wide, and a small one may be luck.")
+        lines.append("Two seeds hardly measure noise: intervals are very wide, and a narrow one may be luck.")
     if any(r.delta and r.delta.n == 1 for r in every):
         lines.append(
             "With one seed, noise cannot be estimated: there is no interval, and rows are ranked by value alone."
@@ -74,7 +74,8 @@ def _resolution(found: Resolution) -> str:
     more = f"; {found.seeds} seeds would show 1 point" if found.seeds and found.seeds > found.n else ""
     return (
         f"With {found.n} seeds, differences in Δm from {found.reference} of less than {found.detectable:.1f} points "
-        f"cannot be told from noise (power 80 %, standard deviation of paired differences {found.std:.2f}){more}."
+        "cannot be distinguished from noise "
+        f"(power 80 %, standard deviation of paired differences {found.std:.2f}){more}."
     )
 
 
@@ -88,7 +89,7 @@ def _pre_registered(named: NamedPair) -> Iterable[str]:
     else:
         yield (
             f"{pair} This is look {named.looks} at its outcome; its p-value is multiplied by {2**named.looks}, so that "
-            "all looks together err with a probability of at most 5 %."
+            "the probability of a false positive over all looks is at most 5 %."
         )
 
 

@@ -76,8 +76,8 @@ def footnotes(marked: bool, baseline: str, weak: Sequence[str]) -> tuple[str, ..
 
 
 SCORES = (
-    f"{MARK} Not better than the floor beyond the 95 % interval of the difference, paired by seed; with one seed, not "
-    "better by value."
+    f"{MARK} Not significantly better than the floor (95 % interval of the difference, paired by seed; with one seed, "
+    "by value)."
 )
 
 

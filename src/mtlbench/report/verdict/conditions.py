@@ -14,7 +14,7 @@ def condition_verdict(board: ConditionBoard) -> tuple[Statement, ...]:
     """Returns a statement per condition, what stands at the floor, and what is missing."""
     found = [*_by_condition(board), *_floor(board), *_missing(board)]
     if not board.comparisons:
-        first = Statement("Nothing to tell yet", "No method has results under the same condition as the reference.")
+        first = Statement("Nothing to report yet", "No method has results under the same condition as the reference.")
         found = [first, *found]
     return tuple(found)
 
@@ -33,7 +33,9 @@ def _by_condition(board: ConditionBoard) -> Iterator[Statement]:
             )
             continue
         if any(pair.p_holm is None for pair in pairs):
-            yield Statement(topic, "One seed gives no measure of noise: no difference can be told from chance.")
+            yield Statement(
+                topic, "One seed gives no measure of noise: no difference can be distinguished from chance."
+            )
             continue
         told = [pair for pair in pairs if pair.p_holm is not None and pair.p_holm < ALPHA]
         better, worse = ([p for p in told if _better(board, p) is way] for way in (True, False))
@@ -41,7 +43,7 @@ def _by_condition(board: ConditionBoard) -> Iterator[Statement]:
         parts = [
             f"Better beyond noise: {listed(_shown(board, p) for p in better)}." if better else "No method is better.",
             f"Worse: {listed(_shown(board, p) for p in worse)}." if worse else "",
-            f"Cannot be told from it: {listed(same)}." if same else "",
+            f"Cannot be distinguished from it: {listed(same)}." if same else "",
         ]
         yield Statement(topic, " ".join(filter(None, parts)))
 

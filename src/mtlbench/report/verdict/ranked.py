@@ -1,4 +1,4 @@
-"""The verdict on a leaderboard: who leads, by how much, at what cost, and what cannot be told."""
+"""The verdict on a leaderboard: who leads, by how much, at what cost, and what cannot be shown."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def ranked_verdict(board: Leaderboard) -> tuple[Statement, ...]:
 
 def _too_few(ranked: Sequence[Row]) -> Statement:
     if not ranked:
-        return Statement("Nothing to tell yet", "No method has Δm yet, so no two can be compared.")
-    return Statement("Nothing to tell yet", f"Only {ranked[0].label} has Δm, so there is nothing to compare it with.")
+        return Statement("Nothing to report yet", "No method has Δm yet, so no two can be compared.")
+    return Statement("Nothing to report yet", f"Only {ranked[0].label} has Δm, so there is nothing to compare it with.")
 
 
 def _lead(ranked: Sequence[Row]) -> Statement:
@@ -53,7 +53,7 @@ def _lead(ranked: Sequence[Row]) -> Statement:
         return Statement(
             "Best method",
             f"{best.label} has the highest Δm, {value}, but one seed gives no measure of noise: no difference between "
-            "methods can be told from chance. Three seeds give first intervals.",
+            "methods can be distinguished from chance. Run at least three seeds.",
         )
     tied, rest = [p for p in pairs if not p.told], [p for p in pairs if p.told]
     if not tied:
@@ -63,12 +63,13 @@ def _lead(ranked: Sequence[Row]) -> Statement:
     if not rest:
         text = (
             f"No method leads beyond noise. {best.label} has the highest mean Δm, {value}, but no other method can be "
-            f"told from it{_closest(tied)}."
+            f"distinguished from it{_closest(tied)}."
         )
         return Statement("Best method", text)
     text = (
-        f"{best.label} has the highest mean Δm, {value}, but {listed(p.label for p in tied)} cannot be told from "
-        f"it{_closest(tied)}. Beyond noise, it is ahead of {listed(p.label for p in rest)}, by {_range(rest)}."
+        f"{best.label} has the highest mean Δm, {value}, but {listed(p.label for p in tied)} cannot be "
+        f"distinguished from it{_closest(tied)}. Beyond noise, it is ahead of "
+        f"{listed(p.label for p in rest)}, by {_range(rest)}."
     )
     return Statement("Best method", text)
 
@@ -101,7 +102,7 @@ def _named(board: Leaderboard) -> Iterator[Statement]:
     for pair in board.comparisons:
         if pair.named:
             told = pair.p_holm is not None and pair.p_holm < ALPHA
-            word = "differs beyond noise" if told else "cannot be told"
+            word = "differs beyond noise" if told else "cannot be distinguished"
             size = formatting.number(pair.difference.estimate.mean, 2, sign=True)
             yield Statement(
                 "Pre-registered",
@@ -122,7 +123,7 @@ def _against(board: Leaderboard, ranked: Sequence[Row]) -> Iterator[Statement]:
         parts = [
             f"Ahead beyond noise: {listed(map(with_interval, ahead))}." if ahead else "No method is ahead of it.",
             f"Behind: {listed(map(with_interval, behind))}." if behind else "",
-            f"Cannot be told from it: {listed(p.label for p in same)}." if same else "",
+            f"Cannot be distinguished from it: {listed(p.label for p in same)}." if same else "",
         ]
         yield Statement(f"Against {label}", " ".join(filter(None, parts)))
 
@@ -145,7 +146,7 @@ def _surgery(ranked: Sequence[Row]) -> Statement | None:
     parts = [
         f"{listed(ahead) if ahead else 'none'} {are(ahead or ['none'])} ahead of {uniform} beyond noise",
         f"{listed(behind)} {are(behind)} behind it" if behind else "",
-        f"{listed(same)} cannot be told from it" if same and (ahead or behind) else "",
+        f"{listed(same)} cannot be distinguished from it" if same and (ahead or behind) else "",
     ]
     text = f"Of the rules that use every task's gradient ({listed(rules)}), {'; '.join(filter(None, parts))}."
     base = next(row for row in ranked if row.label == uniform)
@@ -237,7 +238,7 @@ def _resolution(board: Leaderboard, ranked: Sequence[Row]) -> Statement | None:
                 f" If {ranked[0].label} and {near.label} really differ by the {formatting.number(-found.mean, 2)} "
                 f"points seen here, {f'about {count}' if count else 'more than 100'} seeds would tell them apart."
             )
-    return Statement("What cannot be told", text)
+    return Statement("What cannot be shown", text)
 
 
 def _unfounded(board: Leaderboard) -> Statement:
@@ -247,7 +248,7 @@ def _unfounded(board: Leaderboard) -> Statement:
         "No claim on Δm",
         f"The baseline {board.baseline} is itself not better than the floor in {listed(weak)}. Gains over a network "
         "that has learned nothing mean nothing, so this study does not show who is best over all tasks. Longer "
-        "training, more data, or leaving those tasks out would give Δm a meaning.",
+        "training, more data, or leaving those tasks out would make Δm meaningful.",
     )
 
 
@@ -262,7 +263,7 @@ def _floor(board: Leaderboard) -> Statement | None:
         elif low:
             parts.append(f"{column.task}: {listed(low)} {are(low)} not better than the floor.")
     if nobody:
-        parts.append(f"{listed(nobody)}: no method is better than the floor, so the scores show nothing learned.")
+        parts.append(f"{listed(nobody)}: no method is better than the floor, so the scores show no learning.")
     if parts and any(row.seeds and len(row.seeds) == 2 for row in rows):
         parts.append("With two seeds, intervals are so wide that even a clear lead over the floor may not show.")
     return Statement("At the floor", " ".join(parts)) if parts else None
@@ -278,8 +279,8 @@ def _tuning(board: Leaderboard) -> Statement | None:
     if not tuned:
         return Statement(
             "Tuning",
-            "No method was tuned. One learning rate suits some methods and not others, so ranks may change with equal "
-            "tuning (`--trials`).",
+            "No method was tuned. One learning rate does not suit every method, so ranks may change with equal tuning "
+            "(`--trials`).",
         )
     if untuned:
         return Statement(
@@ -291,7 +292,8 @@ def _tuning(board: Leaderboard) -> Statement | None:
     if len(counts) == 1:
         return Statement("Tuning", f"Every method was tuned with the same number of trials, {counts.pop()}.")
     return Statement(
-        "Tuning", f"Methods were tuned with {min(counts)} to {max(counts)} trials each, so not with equal effort."
+        "Tuning",
+        f"Methods were tuned with {min(counts)} to {max(counts)} trials each, so the tuning effort was not equal.",
     )
 
 

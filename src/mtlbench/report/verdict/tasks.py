@@ -1,4 +1,4 @@
-"""The verdict on single tasks: who is best in each, and who cannot be told from the best."""
+"""The verdict on single tasks: who is best in each, and who cannot be distinguished from the best."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _task(board: Leaderboard, column: Column, best: Row, pairs: Sequence[Pair]) 
         text += ", ahead of every other method beyond noise."
     else:
         whom = listed(tied) if len(tied) < len(pairs) else "no other method"
-        text += f"; {whom} {'can' if whom == 'no other method' else 'cannot'} be told from it."
+        text += f"; {whom} {'can' if whom == 'no other method' else 'cannot'} be distinguished from it."
     gain = best.gains.get(column.task)
     base = next((row for row in board.rows if row.label == board.baseline), None)
     if gain and gain.significant and base and column.key not in base.at_floor:

@@ -191,8 +191,7 @@ def _md_cell(cell: Cell) -> str:
 
 
 _TEX_NEEDS = (
-    r"% Needs \usepackage{booktabs}. A wide table fits as \resizebox{\linewidth}{!}{\begin{tabular}...\end{tabular}} "
-    r"with \usepackage{graphicx}."
+    r"% Needs \usepackage{booktabs}. A wide table fits in \resizebox{\linewidth}{!}{...} of \usepackage{graphicx}."
 )
 
 _TEX = {
