@@ -3,7 +3,7 @@
 A rule on the labels of one task is one of
 
 - ``{"share": r}``, 0 < r <= 1: the first r of the images, in an order drawn for this task, keep their label;
-- ``{"count": K}``: the first K images that have one keep it;
+- ``{"count": K}``: the first K images that have one keep it; with K = 0, the task has no training label;
 - ``{"count": K, "fold": [i, F]}``: of these K, those at the places i, i + F, i + 2F … are held out instead: the run is
   scored on them, and on nothing else;
 - ``{"shuffled": True}``: every image gets the label of another image, always the same one.

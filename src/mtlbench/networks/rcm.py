@@ -53,6 +53,11 @@ class Modulated(nn.Module):
         """Returns (B, C, h, w)."""
         return F.conv2d(self._bank[0](x), self.weight()[:, :, None, None].to(x.dtype), self.bias)
 
+    def untouched(self) -> bool:
+        """Returns whether W_t is the identity, as at first."""
+        plain = bool(self.direction.equal(torch.eye(len(self.direction)).to(self.direction)))
+        return plain and (self.scale is None or bool(self.scale.eq(1).all()))
+
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
         """Sets W_t.
@@ -73,12 +78,17 @@ class RCMNetwork(MTLNetwork):
 
     Attributes:
         banks: Frozen convolutions, by name of the layer with ``/`` in place of dots.
+        bases: The basis (C, C) to which a bank was rotated, by the same name; the identity before.
+        rotated: Whether banks were rotated.
     """
+
+    rotated: Tensor
 
     # The entries are used as what they are. mypy would treat them as plain modules.
     encoders: Any
     necks: Any
     banks: Any
+    bases: Any
 
     def __init__(self, tasks: Mapping[str, Task], *, normalised: bool = True, **model: Any) -> None:
         """Builds the network, whose predictions are those of the dense network of the same seed.
@@ -96,6 +106,11 @@ class RCMNetwork(MTLNetwork):
         single = build_dense(tasks, model)
         convolutions = convolutions_of(single.encoder)
         self.banks = nn.ModuleDict({name.replace(".", "/"): _frozen(conv) for name, conv in convolutions.items()})
+        self.bases = nn.Module()
+        for name, bank in self.banks.items():
+            if type(bank) is nn.Conv2d and bank.groups == 1:
+                self.bases.register_buffer(name, torch.eye(bank.out_channels))
+        self.register_buffer("rotated", torch.zeros((), dtype=torch.bool))
         self.encoders = nn.ModuleDict()
         for task in tasks:
             encoder = copy.deepcopy(single.encoder)
@@ -142,21 +157,37 @@ class RCMNetwork(MTLNetwork):
 
     @torch.no_grad()
     def start_from_responses(self, images: Iterable[Tensor]) -> None:
-        """Rotates every bank to the principal components of its responses, and every modulator back.
+        """Rotates every bank to the principal components of its responses, once, and modulators back.
 
-        Predictions stay as they are up to rounding. Layers with groups, and those that change their weights in the
-        forward pass, keep their bank.
+        If banks are rotated already, only the modulators of tasks that are new since then are rotated. Predictions
+        stay as they are up to rounding, those of trained tasks bit for bit. Layers with groups, and those that change
+        their weights in the forward pass, keep their bank.
 
         Args:
             images: Batches (B, 3, H, W) uint8 of this rank, before any training; sums are added over ranks.
         """
+        bases = dict(self.bases.named_buffers())
+        if not self.rotated:
+            for name, moments in self._measured(images, list(bases)).items():
+                bank, basis = self.banks[name], principal_basis(moments.covariance())
+                bases[name].copy_(basis)
+                bank.weight.copy_((basis.T.to(bank.weight) @ bank.weight.flatten(1)).view_as(bank.weight))
+            self.rotated.fill_(True)
+        for encoder in self.encoders.values():
+            layers = {name: encoder.get_submodule(name.replace("/", ".")) for name in bases}
+            if all(layer.untouched() for layer in layers.values()):
+                for name, layer in layers.items():
+                    layer.start(bases[name])
+
+    def _measured(self, images: Iterable[Tensor], names: Sequence[str]) -> dict[str, _Moments]:
+        """Returns the moments of the responses of some banks."""
         first = next(iter(self.encoders.values()))
-        banks = {name: bank for name, bank in self.banks.items() if type(bank) is nn.Conv2d and bank.groups == 1}
-        sums = {name: _Moments(bank.out_channels, bank.weight.device) for name, bank in banks.items()}
-        handles = [
-            bank.register_forward_hook(lambda module, inputs, output, moments=sums[name]: moments.add(output))
-            for name, bank in banks.items()
-        ]
+        sums = {name: _Moments(self.banks[name].out_channels, self.banks[name].weight.device) for name in names}
+
+        def record(name: str) -> Any:
+            return lambda module, inputs, output: sums[name].add(output)
+
+        handles = [self.banks[name].register_forward_hook(record(name)) for name in names]
         training = first.training
         try:
             first.eval()
@@ -166,11 +197,7 @@ class RCMNetwork(MTLNetwork):
             first.train(training)
             for handle in handles:
                 handle.remove()
-        for name, bank in banks.items():
-            basis = principal_basis(sums[name].covariance()).to(bank.weight)
-            bank.weight.copy_((basis.T @ bank.weight.flatten(1)).view_as(bank.weight))
-            for encoder in self.encoders.values():
-                encoder.get_submodule(name.replace("/", ".")).start(basis)
+        return sums
 
 
 class _Moments:

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mtlbench.data.contract import streams
@@ -38,7 +37,8 @@ class RCM(MTLMethod):
     Differences from the official code: the bank is useful only with pretrained weights, which the suite chooses
     (``model.weights``). Basis and bank are exact inverses, so no mean has to be folded into BatchNorm. Decoders are the
     suite's, one per task, where the paper has ASPP. Grouped convolutions are modulated but not rotated. Linear layers
-    and embeddings of an encoder that has them stay frozen, so a transformer learns little but its norms.
+    and embeddings of an encoder that has them stay frozen, so a transformer learns little but its norms. The scenario
+    `incremental` adds tasks one after another.
 
     Example:
         >>> import torch
@@ -57,7 +57,6 @@ class RCM(MTLMethod):
     SEARCH: ClassVar[dict[str, Any]] = {"response_init": [True, False]}
 
     network: RCMNetwork
-    ready: Tensor
 
     def __init__(
         self, spec: MethodSpec, *, response_init: bool = True, normalised: bool = True, calibration: int = 10
@@ -66,7 +65,6 @@ class RCM(MTLMethod):
         if calibration < 1:
             raise MethodError(f"rcm: calibration must be at least 1 batch. Found {calibration}. The default is 10.")
         self.response_init, self.normalised, self.calibration = response_init, normalised, calibration
-        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
     def build_network(self) -> MTLNetwork:
         """Returns banks, and modulators per task.
@@ -77,11 +75,10 @@ class RCM(MTLMethod):
         return RCMNetwork(self.tasks, normalised=self.normalised, **self.spec.model)
 
     def on_train_start(self) -> None:
-        """Rotates the banks, unless a checkpoint had them."""
+        """Rotates the banks, unless a checkpoint or the run that this one starts from has done so."""
         super().on_train_start()
-        if self.response_init and not self.ready:
+        if self.response_init:
             self.network.start_from_responses(self._images())
-        self.ready.fill_(True)
 
     def _images(self) -> Iterator[Tensor]:
         """Yields the images of the first batches."""

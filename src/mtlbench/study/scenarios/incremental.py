@@ -1,0 +1,136 @@
+"""Incremental: tasks arrive one after another, and the labels of earlier tasks are gone; what do these lose?"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mtlbench import registry
+from mtlbench.errors import unknown_name
+from mtlbench.runs.plan import Case, Ending, MethodPlan, Plan, Result, Serving
+from mtlbench.runs.spec import RunSpec
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope, is_count
+
+Followed = Generator[list[RunSpec], list[Result], tuple[Serving, dict[str, RunSpec]]]
+
+
+@dataclass(frozen=True)
+class Incremental(Scenario):
+    """How much a method forgets when tasks arrive one after another (protocol of arXiv:2007.12540).
+
+    A first run trains the tasks that are there from the beginning. For every task that arrives, a further run starts
+    from the weights of the last one, with a fresh head, and trains on the labels of the new task alone. Earlier tasks
+    are still scored. Their drop is relative to the same method before any task arrived. A method that serves tasks by
+    several networks (`single_task`, grouping) trains a network for the new task, and forgets nothing by construction.
+
+    Attributes:
+        task: The task that arrives first.
+        then: Further tasks in the order in which they arrive.
+        steps: Steps of every run on a new task; None for the suite's own.
+    """
+
+    then: Sequence[str] = ()
+    steps: int | None = None
+
+    def faults(self, scope: Scope) -> Iterator[Fault]:
+        """Yields the faults of the options."""
+        yield from super().faults(scope)
+        if not isinstance(self.then, (list, tuple)) or not all(isinstance(name, str) for name in self.then):
+            yield "then", f"then must be a list of tasks; found {self.then!r}."
+            return
+        yield from (("then", unknown_name("task", name, scope.tasks)) for name in self.then if name not in scope.tasks)
+        if len(set(self._arriving)) < len(self._arriving):
+            yield "then", f"A task arrives once; found {', '.join(self._arriving)}."
+        if len(set(scope.tasks) - set(self._arriving)) < 2:
+            there = ", ".join(name for name in scope.tasks if name not in self._arriving) or "none"
+            yield "", f"At least two tasks must be there from the beginning; found {there}. Let fewer tasks arrive."
+        if self.steps is not None and not is_count(self.steps):
+            yield "steps", f"steps must be a whole number of at least 1, or null; found {self.steps!r}."
+
+    def cases(self, spec: RunSpec) -> Iterator[Case]:
+        """Yields the case before any task arrives, and one after each arrival."""
+        yield Case(self._known(spec, 0), self._before)
+        for count, column in enumerate(self._columns, 1):
+            yield Case(self._known(spec, count), column, partial(self._plan, spec, count))
+
+    def floor_cases(self, spec: RunSpec) -> Iterator[Case]:
+        """Yields the same tasks without a plan: without the image, there is nothing to forget."""
+        for count, column in enumerate((self._before, *self._columns)):
+            yield Case(self._known(spec, count), column)
+
+    def described(self) -> Mapping[str, Any]:
+        """Returns the columns: the mean drop of the tasks that were there from the beginning, after each arrival."""
+        return {
+            "columns": list(self._columns),
+            "base": self._before,
+            "ignored": list(self._arriving),
+            "text": f"{', then '.join(self._arriving)} are added one after another, each trained "
+            + (f"for {self.steps} steps " if self.steps else "")
+            + "on its own labels alone, from the weights of the run before; drop: the mean relative loss of the tasks "
+            "that were there from the beginning, against the same method before any arrival",
+        }
+
+    @property
+    def _arriving(self) -> tuple[str, ...]:
+        return (self.task, *self.then)
+
+    @property
+    def _before(self) -> str:
+        return "before any arrival"
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return tuple(f"+ {name}" for name in self._arriving)
+
+    def _known(self, spec: RunSpec, count: int) -> RunSpec:
+        """Returns the run on the tasks that are known after a number of arrivals, old ones first."""
+        later = self._arriving[count:]
+        first = [name for name in spec.tasks if name not in self._arriving]
+        arrived = [name for name in self._arriving[:count] if name in spec.tasks and name not in later]
+        return spec.with_tasks(*first, *arrived)
+
+    def _plan(self, spec: RunSpec, count: int, method_plan: MethodPlan) -> Plan:
+        """Follows the method's plan on the first tasks, then trains the arriving ones one by one."""
+        serving, found = yield from _followed(method_plan(self._known(spec, 0)))
+        for number, name in enumerate(self._arriving[:count], 1):
+            if len(set(serving.values())) > 1:
+                alone = self._shorter(spec.with_method(registry.record("single_task")).with_tasks(name))
+                yield [alone]
+                serving = {**serving, name: alone.run_id}
+                continue
+            last, known = found[next(iter(serving.values()))], self._known(spec, number)
+            silent = {task: {"count": 0} for task in known.tasks if task != name}
+            start = {"run": last.run_id, "hash": last.hash, "related": None, "freeze": False}
+            # Its last step counts: the best one would be chosen by labels of the earlier tasks.
+            run = replace(self._shorter(known), start=start).with_labels({**known.data.get("labels", {}), **silent})
+            run = replace(run, trainer={**run.trainer, "selection": "last"})
+            yield [run]
+            found, serving = {run.run_id: run}, dict.fromkeys(run.tasks, run.run_id)
+        return Ending(serving)
+
+    def _shorter(self, spec: RunSpec) -> RunSpec:
+        """Returns a run with the steps of an arrival."""
+        if self.steps is None:
+            return spec
+        warmup = round(spec.optimiser["warmup"] * min(1, self.steps / spec.trainer["steps"]))
+        every = min(spec.trainer["evaluate_every"], self.steps)
+        return replace(
+            spec,
+            optimiser={**spec.optimiser, "warmup": warmup},
+            trainer={**spec.trainer, "steps": self.steps, "evaluate_every": every},
+        )
+
+
+def _followed(plan: Plan) -> Followed:
+    """Follows a plan to its end and returns also its runs."""
+    found: dict[str, RunSpec] = {}
+    runs = next(plan)
+    while True:
+        results = yield runs
+        found |= {run.run_id: run for run in runs}
+        try:
+            runs = plan.send(results)
+        except StopIteration as end:
+            return Ending.of(end.value).serving, found
