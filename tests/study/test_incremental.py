@@ -25,7 +25,8 @@ COLUMNS = ["before any arrival", "+ segments", "+ ink"]
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # The data leaves a word for every training in the current folder.
     write_suite(tmp_path, "mine", FOUR)
     return tmp_path
 
