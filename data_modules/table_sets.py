@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mtlbench.errors import DataError
 from mtlbench.tasks import Task
 
 from .table import Table
@@ -86,6 +87,8 @@ class _River(_Shipped):
     def frame(self, path: Path | None = None) -> Any:
         """Returns the rows from the package's file, without importing the package."""
         if path is None:
+            if absent := self.missing():
+                raise DataError(absent[0])
             spec: Any = importlib.util.find_spec("river")
             path = Path(spec.submodule_search_locations[0]) / "datasets" / self.FILE
         return super().frame(path)

@@ -17,7 +17,7 @@ from mtlbench.errors import MtlbenchError
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.tasks.inputs import VECTORS
-from mtlbench.testing import TOLERANCE, ToyData, difference, toy_spec, trained
+from mtlbench.testing import TOLERANCE, ToyData, check_data_module, difference, toy_spec, trained
 from mtlbench.testing.toy import ToyVectors
 
 TOY, OTHER = "mtlbench.testing.toy:ToyData", "mtlbench.testing.toy:ToyVectors"
@@ -182,3 +182,7 @@ def trained_flops(spec: RunSpec, folder: Path) -> int:
     result = RunFolder(folder, spec.run_id).result()
     assert result is not None
     return result["cost"]["training_flops"]
+
+
+def test_the_contract_of_data_modules() -> None:
+    assert all(found.ok for found in check_data_module("data_modules.union:Union", streams=STREAMS, **MIXED))
