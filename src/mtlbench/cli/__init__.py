@@ -31,7 +31,7 @@ COMMANDS = {
     "cost": "measure what methods cost relative to one of them, by alternating them in one process",
     "predict": "draw a finished run's predictions for your own images",
     "extract": "extract one task, as a small network, from a run with experts",
-    "export": "write a finished run's network as a folder to share, with a card; upload it on request",
+    "export": "write a finished run's network as a folder to share, with a model card; upload it on request",
     "video": "measure computation sharing over the frames of clips",
     "methods": "list methods, or show one with its hyper-parameters",
     "suites": "list suites",

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, metavar="DIR", help="output folder: new, empty, or one written by an earlier export"
     )
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx (needs the extra onnx)")
-    parser.add_argument("--weights-only", action="store_true", help="write no program, only weights and card")
+    parser.add_argument("--weights-only", action="store_true", help="write no program, only weights and model card")
     parser.add_argument("--task", help="export only this task and its experts; for runs with experts")
     parser.add_argument(
         "--threshold", type=float, help="with --task: share of its tokens that an expert must serve (default: 0.01)"

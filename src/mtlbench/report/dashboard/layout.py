@@ -180,7 +180,7 @@ def _gradients(found: Logged) -> list[Panel]:
         *(Lines(f.about.capitalize(), (key,), log=f is keys.CONDITION) for f in single for key in found.over_steps(f)),
         *_figures(found, "gradients"),
         *(Lines(f"Weight in the update: {parts['task']}", (key,)) for key, parts in by_task[0].items()),
-        *(Lines(f"Length of the gradient: {parts['task']}", (key,), log=True) for key, parts in by_task[1].items()),
+        *(Lines(f"Norm of the gradient: {parts['task']}", (key,), log=True) for key, parts in by_task[1].items()),
         *(Lines(f"Cosine: {p['task']}, {p['other']}", (key,)) for key, p in found.over_steps(keys.COSINE).items()),
     ]
 

@@ -247,7 +247,7 @@ def _unfounded(board: Leaderboard) -> Statement:
     return Statement(
         "No claim on Δm",
         f"The baseline {board.baseline} is itself not better than the floor in {listed(weak)}. Gains over a network "
-        "that has learned nothing mean nothing, so this study does not show who is best over all tasks. Longer "
+        "that has learned nothing mean nothing, so this study does not show which method is best overall. Longer "
         "training, more data, or leaving those tasks out would make Δm meaningful.",
     )
 
