@@ -1,8 +1,8 @@
 """Writes docs/coverage.md, what of other libraries and papers has a row here: ``python benchmarks/coverage.py``.
 
-The table is benchmarks/coverage.tsv: where a name is from, the methods or suites that stand for it, and a note, which
-gives the reason if there are none. Tests compare it with the installed TorchJD and with what is shipped, and the page
-with the table.
+The table is benchmarks/coverage.tsv: where a name is from, the methods or suites that implement or use it, and a note,
+which gives the reason if there are none. Tests compare it with the installed TorchJD and with what is shipped, and the
+page with the table.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PAGE, SUITES = ROOT / "docs" / "coverage.md", ROOT / "experiments"
 HEAD = """# Coverage
 
 This page lists the rules, networks, systems and data sets of other libraries and papers, and the methods and suites
-that stand for them here, or the reason why none does. `python benchmarks/coverage.py` writes it from
-`benchmarks/coverage.tsv`. A test compares the rules of TorchJD with the installed version, so that a rule of a new
-release shows as a missing row. The rules and architectures of LibMTL are those of its public repository.
+that implement or use them here, or the reason why there is none. `python benchmarks/coverage.py` writes it from
+`benchmarks/coverage.tsv`. A test compares the rules of TorchJD with the installed version, so a rule added in a new
+release shows up as a missing row. The rules and architectures of LibMTL are those of its public repository.
 """
 
 
@@ -32,7 +32,7 @@ def entries() -> list[dict[str, str]]:
 
 
 def names_of(entry: dict[str, str]) -> list[str]:
-    """Returns the names of the methods or suites that stand for an entry."""
+    """Returns the names of the methods or suites that implement or use an entry."""
     return [name.strip() for name in entry["rows"].split(",") if name.strip()]
 
 
@@ -51,7 +51,7 @@ def _suites() -> str:
     for name in sorted(path.stem for path in SUITES.glob("*.yaml")):
         found = suite.load(name)
         lines.append(f"| `{name}` | {found.title} | {len(found.methods)} |")
-    return "## Shipped suites\n\n| suite | what it compares on | rows |\n|---|---|---|\n" + "\n".join(lines) + "\n"
+    return "## Shipped suites\n\n| suite | content | rows |\n|---|---|---|\n" + "\n".join(lines) + "\n"
 
 
 def _named(entry: dict[str, str]) -> str:

@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the JSON that would be saved, and save nothing")
     parser.add_argument("--report", action="store_true", help="also save a draft of a report with the leaderboard")
     parser.add_argument(
-        "--entity", default="", metavar="NAME", help="owner of the project (default: WANDB_ENTITY, or your account's)"
+        "--entity",
+        default="",
+        metavar="NAME",
+        help="owner of the project (default: WANDB_ENTITY, or your account's default entity)",
     )
     parser.add_argument(
         "--project", default="", metavar="NAME", help="project in W&B (default: WANDB_PROJECT, or mtlbench)"

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="convert the data authors' original file into the layout that the suite reads",
     )
-    parser.add_argument("--agree", action="store_true", help="agree to the terms of the data, which --download shows")
+    parser.add_argument("--agree", action="store_true", help="accept the data's terms of use, which --download shows")
 
 
 def run(arguments: argparse.Namespace) -> int:

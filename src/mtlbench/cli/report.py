@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("latex", "markdown", "json", "bibtex"),
-        help="print only this: the table for a paper, the comparison, everything that is known, or the methods' papers",
+        help="print one format and write no files: latex (table for a paper), markdown (comparison), "
+        "json (everything), bibtex (papers of the methods)",
     )
 
 
