@@ -204,7 +204,7 @@ def _quantity(about: Record, columns: Sequence[Column]) -> str:
 
 
 def _chosen(entries: Sequence[Record]) -> list[str]:
-    """Returns a note on the second runs that rows chose for an unseen task; none where there was no choice."""
+    """Returns a note on the follow-up runs that rows chose for an unseen task; none where there was no choice."""
     lines = []
     for label, of_row in by_label(entries).items():
         found = [e["record"] for e in of_row if (e.get("record") or {}).get("kind") == "unseen_task"]
@@ -216,7 +216,7 @@ def _chosen(entries: Sequence[Record]) -> list[str]:
 
 
 def _second(record: Record) -> str:
-    """Describes the chosen second run by that in which it differs from others."""
+    """Describes the chosen follow-up run by that in which it differs from others."""
     one = record["tried"][record["best"]]
     begun = f"gates of {one['related']}" if one.get("related") else f"draw {(one.get('draw') or 0) + 1} of the head"
     several = len({other["steps"] for other in record["tried"]}) > 1

@@ -22,7 +22,7 @@ class UnseenTask(Scenario):
     images, with a fresh head. Where a task of the first run owns gates, the new task's begin as those of a related
     one; a gate on descriptions has the new task's own from the start, and a network without gates needs none.
 
-    Every method tries the same number of second runs, one per related task and number of steps, and all of them see
+    Every method tries the same number of follow-up runs, one per related task and number of steps, and all of them see
     the same K labels. The choice among them is by these labels alone: each candidate is trained once per fold, without
     the examples of that fold, and scored on them. The one with the best mean is trained on all K. A method for which
     the related task makes no difference tries as many draws of the new head. Labels of the validation split have no
@@ -31,12 +31,12 @@ class UnseenTask(Scenario):
     Attributes:
         examples: Numbers K of labelled images.
         related: Tasks whose gates are tried. For methods with one run per task, also the runs to start from.
-        steps: Steps of the second run, or several numbers to try.
+        steps: Steps of the follow-up run, or several numbers to try.
         lr: Its learning rate.
         folds: Parts into which the K examples are cut for the choice; with as many as examples, or more, each part is
             one example. Without effect if there is one candidate.
-        freeze_routers: Whether routers, the new task's gates included, stay as they are in the second run.
-        arguments: Hyper-parameters of the second run, for the methods that have them.
+        freeze_routers: Whether routers, the new task's gates included, stay as they are in the follow-up run.
+        arguments: Hyper-parameters of the follow-up run, for the methods that have them.
         scratch: Labels of methods that are also trained on the K examples from fresh weights, with the suite's own
             steps and learning rate. These rows choose nothing.
     """
@@ -76,7 +76,9 @@ class UnseenTask(Scenario):
         if not is_count(self.folds) or self.folds < 2:
             yield "folds", f"folds must be a whole number of at least 2; found {self.folds!r}."
         if len(_listed(self.related)) * len(self._lengths) > 1 and 1 in _listed(self.examples):
-            fault = "A choice among several second runs holds out some examples, so there must be at least 2 of them."
+            fault = (
+                "A choice among several follow-up runs holds out some examples, so there must be at least 2 of them."
+            )
             yield "examples", f"{fault} Found 1. Leave it out, or name one related task and one number of steps."
 
     def images_needed(self) -> int:
@@ -107,7 +109,7 @@ class UnseenTask(Scenario):
         """Returns the columns: the new task's score for every number of examples."""
         tried = len(self.related) * len(self._lengths)
         choice = (
-            f"; of {tried} second runs of every method, the best in {self.folds}-fold cross-validation on the K "
+            f"; of {tried} follow-up runs of every method, the best in {self.folds}-fold cross-validation on the K "
             "examples is trained on all of them"
         )
         return {
@@ -155,7 +157,7 @@ class UnseenTask(Scenario):
         return Ending({self.task: seconds[best].run_id}, {"kind": "unseen_task", "tried": tried, "best": best})
 
     def _starts(self, serving: Serving, found: Mapping[str, tuple[RunSpec, Result]]) -> Iterator[Mapping[str, Any]]:
-        """Yields the start of a second run per related task; each has a draw of the new head of its own."""
+        """Yields the start of a follow-up run per related task; each has a draw of the new head of its own."""
         for draw, name in enumerate(self.related):
             first, result = found[serving[name]]
             related = name if result.get("task_gates") else None
@@ -163,7 +165,7 @@ class UnseenTask(Scenario):
             yield {**start, "draw": draw} if draw else start
 
     def _part(self, second: RunSpec, fold: int, folds: int) -> RunSpec:
-        """Returns a second run without the examples of a fold, which is scored on these and sees no other labels."""
+        """Returns a follow-up run without the examples of a fold, which is scored on these and sees no other labels."""
         rule = {**second.data["labels"][self.task], "fold": [fold, folds]}
         return replace(second.with_labels({self.task: rule}), trainer={**second.trainer, "evaluate_every": 0})
 

@@ -137,7 +137,7 @@ def test_another_draw_changes_the_fresh_head_alone(first: tuple[Path, RunSpec, R
         assert any(drawn) == (name.startswith("heads.left") and value.std() > 0), name
 
 
-# ---- the choice among second runs ----------------------------------------------------------------------------------
+# ---- the choice among follow-up runs ---------------------------------------------------------------------------------
 
 
 class Changed:
