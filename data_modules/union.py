@@ -156,19 +156,9 @@ class Union(MTLDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Returns micro-batches of streams from the trainer's current step to the end of the run."""
-        trainer: Any = self.trainer
         samples = {name: self._training(name) for name in self.streams}
-        batches: Any = StreamBatches(
-            self.schedule,
-            {name: len(some) for name, some in samples.items()},
-            self.steps,
-            self.seed,
-            micro=self.micro,
-            batches=self.batches,
-            start=trainer.global_step if trainer else 0,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-        )
+        lengths = {name: len(some) for name, some in samples.items()}
+        batches: Any = StreamBatches(self.schedule, lengths, self.steps, self.seed, **self._place())
         each = {name: Augmented(some, self.streams[name].augment, self.seed) for name, some in samples.items()}
         loading = {**self._loading(), "collate_fn": CollateStreams(self._collates())}
         return DataLoader(_Streams(each), batch_sampler=batches, **loading)

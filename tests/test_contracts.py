@@ -133,9 +133,6 @@ DESCRIBED = {"data_modules.folder:Folder", "data_modules.table:Table", "data_mod
 """Data modules that a suite describes; their own tests run the checks on a description."""
 
 
-RIVER = {"data_modules.table_sets:SolarFlare", "data_modules.table_sets:Yeast"}
-
-
 def data_modules():
     """Returns ``module:Class`` of every data module that data_modules/*.py defines."""
     found = []
@@ -173,8 +170,6 @@ def test_data_module(target, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     module = registry.load(target)
     assert issubclass(module, MTLDataModule)
-    if target in RIVER:
-        pytest.importorskip("river", reason="the rows ship with the package river (pip install 'mtlbench[tables]')")
     root = miniature(target.split(".")[1].split(":")[0], tmp_path)
     findings = check_data_module(target, root, **small(module, size=32))
     assert len(findings) >= 4 and not failures(findings)

@@ -84,7 +84,6 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
 
 
 def test_parquet_holds_the_same_rows(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     data = table(tmp_path)
     pd.read_csv(tmp_path / "rows.csv").to_parquet(tmp_path / "rows.parquet")
     other = Table(str(tmp_path / "rows.parquet"), targets=TARGETS, split={"column": "part"})
@@ -162,7 +161,6 @@ def test_the_tables_of_packages_keep_the_contract() -> None:
 
 
 def test_the_tables_of_river() -> None:
-    pytest.importorskip("river")
     from data_modules.table_sets import SolarFlare, Yeast
 
     yeast, sun = Yeast(), SolarFlare()

@@ -297,22 +297,22 @@ class MTLDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Returns micro-batches from the trainer's current step to the end of the run, in one go."""
         samples = self.training_samples()
-        trainer = self.trainer
-        batches = StepBatches(
-            len(samples),
-            self.batch_size,
-            self.steps,
-            self.seed,
-            micro=self.micro,
-            batches=self.batches,
-            start=trainer.global_step if trainer else 0,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-        )
+        batches = StepBatches(len(samples), self.batch_size, self.steps, self.seed, **self._place())
         # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
         sampler = cast(Any, batches)
         augmented = Augmented(Readable(samples, "train"), self.augment, self.seed)
         return DataLoader(augmented, batch_sampler=sampler, **self._loading())
+
+    def _place(self) -> dict[str, int]:
+        """Returns where in the run, and on which of how many ranks, this process reads its micro-batches."""
+        trainer = self.trainer
+        return {
+            "micro": self.micro,
+            "batches": self.batches,
+            "start": trainer.global_step if trainer else 0,
+            "rank": trainer.global_rank if trainer else 0,
+            "world": trainer.world_size if trainer else 1,
+        }
 
     def scored_split(self) -> str:
         """Returns the split on which a run is scored: the last one, or the examples that its rule holds out."""

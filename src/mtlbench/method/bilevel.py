@@ -19,8 +19,9 @@ from mtlbench.data import Batch
 from mtlbench.data.contract import streams
 from mtlbench.method.forward import loss_sums
 from mtlbench.method.lookahead import moved
+from mtlbench.method.method import MTLMethod
 from mtlbench.networks.base import MTLNetwork
-from mtlbench.seeding import reseed
+from mtlbench.seeding import reseed, seed_of
 from mtlbench.tasks import Task
 from mtlbench.tasks.inputs import inputs_of, length, rows_of
 
@@ -54,6 +55,23 @@ def _selected(stream: Batch, chosen: Tensor, tasks: Mapping[str, Task]) -> Batch
     targets = {name: target[rows.to(target.device)] for name, target in stream["targets"].items()}
     counts = {name: tasks[name].count(target) for name, target in targets.items() if name in tasks}
     return Batch(inputs=rows_of(inputs_of(stream), rows), targets=targets, counts=counts)
+
+
+class Bilevel(MTLMethod):
+    """Base of rules that move task weights before every step, by its two halves; the weights then train the network."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Moves the weights on the first micro-batch, then takes the step of every method."""
+        parts = halves(batch, self.tasks) if batch_idx % self.trainer.accumulate_grad_batches == 0 else None
+        if parts is not None:
+            parameters = [p for p in self.network.parameters() if p.requires_grad]
+            seed = seed_of("bilevel", self.spec.seed, self.trainer.global_step, self.trainer.global_rank)
+            self.move(*(PartLosses(self.network, self.tasks, part, seed, parameters) for part in parts))
+        return super().training_step(batch, batch_idx)
+
+    def move(self, inner: PartLosses, outer: PartLosses) -> None:
+        """Moves the weights by the losses of both halves: a step is tried on the first and judged by the second."""
+        raise NotImplementedError
 
 
 class PartLosses:

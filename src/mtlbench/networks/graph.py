@@ -11,23 +11,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlbench.errors import MethodError
-from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.dense import build_dense
+from mtlbench.networks.parallel_encoders import SeparateColumns
 from mtlbench.tasks import Task
 
 Adjacency = list[list[float]]
 """Weights a_il >= 0 of the edges of a graph: symmetric, with zeros on the diagonal."""
 
 
-class GraphNetwork(MTLNetwork):
+class GraphNetwork(SeparateColumns):
     """T single-task networks (columns). All start from the weights of the single-task network of the same seed.
 
     A column runs only if its task is requested.
     """
-
-    # The entries are used as encoders and necks. mypy would treat them as plain modules.
-    encoders: Any
-    necks: Any
 
     def __init__(self, tasks: Mapping[str, Task], **model: Any) -> None:
         """Builds the network.
@@ -44,18 +40,6 @@ class GraphNetwork(MTLNetwork):
         self.encoders = nn.ModuleDict({task: copy.deepcopy(single.encoder) for task in tasks})
         self.necks = nn.ModuleDict({task: copy.deepcopy(single.neck) for task in tasks})
         self.heads = single.heads
-
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
-        """Predicts the named tasks; see `MTLNetwork.forward`."""
-        found = {}
-        for task in tasks:
-            encoder = self.encoders[task]
-            found[task] = self.heads[task](self.necks[task](encoder(encoder.normalise(image))))
-        return Outputs(found)
-
-    def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns the task's head, encoder and neck: no pass reaches the column of another task."""
-        return [self.heads[task], self.encoders[task], self.necks[task]]
 
     def trunk(self, task: str) -> list[nn.Parameter]:
         """Returns the trainable parameters of a column without its head, in the same order for every task."""

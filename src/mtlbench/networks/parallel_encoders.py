@@ -1,4 +1,4 @@
-"""Parallel encoders, one per task, which exchange features after each stage."""
+"""Parallel encoders, one per task: on their own, or exchanging features after each stage."""
 
 from __future__ import annotations
 
@@ -18,6 +18,27 @@ UnitFactory = Callable[[int, int, int], nn.Module]
 
 The unit takes the T maps (B, C, h, w) of a stage and returns the next map of its task's column.
 """
+
+
+class SeparateColumns(MTLNetwork):
+    """An encoder, neck and head for each task; a column runs only if its task is requested. Subclasses build them."""
+
+    # The entries are used as encoders and necks. mypy would treat them as plain modules.
+    encoders: Any
+    necks: Any
+    heads: nn.ModuleDict
+
+    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
+        """Predicts each named task in a separate pass; see `MTLNetwork.forward`."""
+        found = {}
+        for task in tasks:
+            encoder = self.encoders[task]
+            found[task] = self.heads[task](self.necks[task](encoder(encoder.normalise(image))))
+        return Outputs(found)
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        """Returns the task's head, encoder and neck: no pass reaches the column of another task."""
+        return [self.heads[task], self.encoders[task], self.necks[task]]
 
 
 class ColumnNetwork(MTLNetwork):

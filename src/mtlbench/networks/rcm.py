@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from mtlbench import distributed
 from mtlbench.errors import MethodError
-from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.dense import build_dense
+from mtlbench.networks.parallel_encoders import SeparateColumns
 from mtlbench.tasks import Task
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -70,7 +70,7 @@ class Modulated(nn.Module):
             self.scale.copy_(weight.norm(dim=1))
 
 
-class RCMNetwork(MTLNetwork):
+class RCMNetwork(SeparateColumns):
     """One network per task whose convolutions share frozen filter banks. No two tasks share a trainable parameter.
 
     Norms, modulators, neck and head belong to a task. Other layers of the encoder, such as the linear layers and the
@@ -84,9 +84,7 @@ class RCMNetwork(MTLNetwork):
 
     rotated: Tensor
 
-    # The entries are used as what they are. mypy would treat them as plain modules.
-    encoders: Any
-    necks: Any
+    # The entries are used as convolutions and tensors. mypy would treat them as plain modules.
     banks: Any
     bases: Any
 
@@ -121,18 +119,6 @@ class RCMNetwork(MTLNetwork):
             self.encoders[task] = encoder
         self.necks = nn.ModuleDict({task: copy.deepcopy(single.neck) for task in tasks})
         self.heads = single.heads
-
-    def forward(self, image: Tensor, tasks: Sequence[str]) -> Outputs:
-        """Predicts each named task in a separate pass; see `MTLNetwork.forward`."""
-        found = {}
-        for task in tasks:
-            encoder = self.encoders[task]
-            found[task] = self.heads[task](self.necks[task](encoder(encoder.normalise(image))))
-        return Outputs(found)
-
-    def task_modules(self, task: str) -> Sequence[nn.Module]:
-        """Returns everything that is trained: it reaches this task only."""
-        return [self.heads[task], self.encoders[task], self.necks[task]]
 
     def train_only(self, *tasks: str) -> None:
         """Freezes what belongs to other tasks, for training tasks one after another.

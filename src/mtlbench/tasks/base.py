@@ -167,6 +167,22 @@ class Task(ABC):
         return replace(self, **changes)
 
 
+class Number(Task):
+    """One number for a sample. Target: float32 (B,), NaN = missing."""
+
+    dense: ClassVar[bool] = False
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    def valid(self, target: Tensor) -> Tensor:
+        return ~target.isnan()
+
+    def blank(self, height: int, width: int) -> Tensor:
+        return torch.tensor(float("nan"))
+
+
 def masked(prediction: Tensor, valid: Tensor) -> Tensor:
     """Returns the prediction (B, C, ...) with zeros where ``valid`` (B, ...) is False.
 

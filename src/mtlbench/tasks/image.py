@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from mtlbench import visualise
 from mtlbench.metrics import Accuracy, SquaredError
-from mtlbench.tasks.base import Array, Task, first_of, masked, masked_sum
+from mtlbench.tasks.base import Array, Number, Task, first_of, masked, masked_sum
 from mtlbench.tasks.blind import Blind, Mean, class_logits
 
 NO_CLASS = -1
@@ -62,7 +62,7 @@ class Classification(Task):
 
 
 @dataclass(frozen=True)
-class Regression(Task):
+class Regression(Number):
     """One number for an image. Target: float32 (B,), NaN = missing. Squared error; RMSE.
 
     Networks predict (target − mean) / std, and the loss is the squared error of that. With targets far from 0, a
@@ -78,18 +78,10 @@ class Regression(Task):
     mean: float = 0.0
     std: float = 1.0
     kind: ClassVar[str] = "regression"
-    dense: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.std > 0:
             raise ValueError(f"Regression {self.name!r}: std must be above 0. Found {self.std}.")
-
-    @property
-    def channels(self) -> int:  # noqa: D102
-        return 1
-
-    def valid(self, target: Tensor) -> Tensor:  # noqa: D102
-        return ~target.isnan()
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         valid = self.valid(target)
@@ -105,6 +97,3 @@ class Regression(Task):
     def blind(self) -> Blind:
         """Returns the mean."""
         return Mean(self.valid, link=lambda means, _: (means - self.mean) / self.std)
-
-    def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
-        return torch.tensor(float("nan"))

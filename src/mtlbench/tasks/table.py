@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from mtlbench.metrics import LabelF1, PoissonDeviance
-from mtlbench.tasks.base import Array, Task, first_of, masked, masked_sum
+from mtlbench.tasks.base import Array, Number, Task, first_of, masked, masked_sum
 from mtlbench.tasks.blind import Blind, Mean, log_rate, micro_f1_logits
 
 
 @dataclass(frozen=True)
-class Count(Task):
+class Count(Number):
     """How often something happens. Target: float32 (B,), whole numbers >= 0, NaN = missing.
 
     The head predicts the logarithm of a rate. Loss: the negative log-likelihood of a Poisson distribution, without the
@@ -24,14 +24,6 @@ class Count(Task):
     """
 
     kind: ClassVar[str] = "count"
-    dense: ClassVar[bool] = False
-
-    @property
-    def channels(self) -> int:  # noqa: D102
-        return 1
-
-    def valid(self, target: Tensor) -> Tensor:  # noqa: D102
-        return ~target.isnan()
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         valid = self.valid(target)
@@ -47,9 +39,6 @@ class Count(Task):
     def blind(self) -> Blind:
         """Returns the mean count, which has the least deviance."""
         return Mean(self.valid, link=log_rate)
-
-    def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
-        return torch.tensor(float("nan"))
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
         known = target[~target.isnan()]

@@ -11,14 +11,12 @@ from torch import Tensor
 from mtlbench.balancing.base import Context
 from mtlbench.balancing.rules.adam import TaskAdam
 from mtlbench.balancing.rules.scale import known_scale
-from mtlbench.data import Batch
 from mtlbench.errors import MethodError, unknown_name
-from mtlbench.method import MethodSpec, MTLMethod
-from mtlbench.method.bilevel import STEP, PartLosses, halves, rates_of
-from mtlbench.seeding import seed_of
+from mtlbench.method import MethodSpec
+from mtlbench.method.bilevel import STEP, Bilevel, PartLosses, rates_of
 
 
-class AutoLambda(MTLMethod):
+class AutoLambda(Bilevel):
     """Auto-λ: disentangling dynamic task relationships (https://arxiv.org/abs/2202.03091, TMLR 2022).
 
     Rule: before every step, θ' = θ - η Σ_i λ_i ∇L_i(θ; A), v = ∇ Σ_{j ∈ P} L_j(θ'; B), and λ takes a step of Adam with
@@ -29,7 +27,7 @@ class AutoLambda(MTLMethod):
     learning rate of every parameter; c = λ / λ(0), or λ on raw scale.
 
     Args:
-        primary: Names of the tasks P that shall become good; None for all of them. The others are auxiliary.
+        primary: Names of the tasks P whose scores matter; None for all of them. The others are auxiliary.
         lr: Learning rate of Adam on λ, above 0; the paper uses 1e-4 (3e-5 on CIFAR-100).
         initial: λ(0), above 0; the paper uses 0.1.
         scale: ``"sum"``: the weights start at 1. ``"raw"``: at λ(0), as in the paper.
@@ -71,19 +69,9 @@ class AutoLambda(MTLMethod):
         self.initial, self.scale = initial, known_scale("auto_lambda", scale)
         self.weights = TaskAdam(torch.full((len(names),), initial), lr)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Moves λ, then takes the step of every method."""
-        parts = halves(batch, self.tasks) if batch_idx % self.trainer.accumulate_grad_batches == 0 else None
-        if parts is not None:
-            self._move(*parts)
-        return super().training_step(batch, batch_idx)
-
-    def _move(self, first: Batch, second: Batch) -> None:
+    def move(self, inner: PartLosses, outer: PartLosses) -> None:
         """Takes one step of Adam on the λ of all tasks with a label in the first half."""
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        seed = seed_of("bilevel", self.spec.seed, self.trainer.global_step, self.trainer.global_rank)
-        inner, outer = (PartLosses(self.network, self.tasks, part, seed, parameters) for part in (first, second))
-        rates = rates_of(self.trainer.optimizers[0], parameters)
+        rates = rates_of(self.trainer.optimizers[0], inner.parameters)
         gradient = hypergradient(inner, outer, rates, self.weights.values, self.primary)
         known = [i for i, count in enumerate(inner.counts) if count]
         self.weights.step(gradient[known], known)

@@ -12,14 +12,12 @@ from mtlbench.balancing.gradients.rows import gramian
 from mtlbench.balancing.rules import solvers
 from mtlbench.balancing.rules.adam import TaskAdam
 from mtlbench.balancing.rules.scale import known_scale
-from mtlbench.data import Batch
 from mtlbench.errors import MethodError
-from mtlbench.method import MethodSpec, MTLMethod
-from mtlbench.method.bilevel import PartLosses, halves
-from mtlbench.seeding import seed_of
+from mtlbench.method import MethodSpec
+from mtlbench.method.bilevel import Bilevel, PartLosses
 
 
-class MOML(MTLMethod):
+class MOML(Bilevel):
     """Multi-objective meta learning (https://arxiv.org/abs/2102.07121, NeurIPS 2021).
 
     Rule: before every step, θ' = θ - η Σ_i s_i ∇L_i(θ; A) with s = softmax(α); a_j = ∂ L_j(θ'; B) / ∂α for every j;
@@ -57,18 +55,8 @@ class MOML(MTLMethod):
         self.inner_lr, self.scale = inner_lr, known_scale("moml", scale, ("sum", "mean"))
         self.logits = TaskAdam(torch.zeros(len(self.tasks)), lr)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Moves α, then takes the step of every method."""
-        parts = halves(batch, self.tasks) if batch_idx % self.trainer.accumulate_grad_batches == 0 else None
-        if parts is not None:
-            self._move(*parts)
-        return super().training_step(batch, batch_idx)
-
-    def _move(self, first: Batch, second: Batch) -> None:
+    def move(self, inner: PartLosses, outer: PartLosses) -> None:
         """Takes one step of Adam on the α of all tasks with a label in both halves."""
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        seed = seed_of("bilevel", self.spec.seed, self.trainer.global_step, self.trainer.global_rank)
-        inner, outer = (PartLosses(self.network, self.tasks, part, seed, parameters) for part in (first, second))
         known = [i for i in range(len(self.tasks)) if inner.counts[i] and outer.counts[i]]
         if not known:
             return
