@@ -181,29 +181,33 @@ def test_the_cost_of_the_best_method_is_relative_to_uniform() -> None:
         record["cost"]["seconds_per_step"] = 0.3 if run.startswith("ours") else 0.1
         record["cost"]["parameters"] = 190 if run.startswith("ours") else 100
     text = told(build(study, results))["Cost"]
-    assert text.startswith("Relative to uniform, ours takes 3.00 × the time of a step (not measured in pairs), 1.90 × ")
+    assert text.startswith("Relative to uniform, ours takes 1.90 × the parameters"), "times are not comparable"
+    assert "the time of a step" not in text
     study["cost_keys"] = {"ours": "k"}
     entry = {"key": "k", "ratio": 2.5, "low": 2.4, "high": 2.6, "pairs": 9, "reference": "uniform", "created": ""}
     text = told(build(study, results, measured={"ours": entry}))["Cost"]
     assert "2.50 × the time of a step, measured in pairs" in text
 
 
-def test_the_fastest_of_the_methods_that_share_the_first_rank_is_named() -> None:
+def test_the_cheapest_of_the_methods_that_share_the_first_rank_is_named() -> None:
     study, results = study_of(TIED, SEEDS)
     for run, record in results.items():
-        record["cost"]["seconds_per_step"] = 0.3 if run.startswith("ours") else 0.1
-    assert "uniform is the fastest: 0.100 s per step against 0.300." in told(build(study, results))["Cost"]
+        record["cost"]["training_flops"] = 3e12 if run.startswith("ours") else 1e12
+    assert "uniform takes the fewest FLOPs to train: 1T against 3T." in told(build(study, results))["Cost"]
 
 
-def test_whether_gradient_surgery_pays_is_said_in_one_sentence_with_its_time() -> None:
+def test_whether_gradient_surgery_pays_is_said_in_one_sentence_with_its_cost() -> None:
     better, worse = scores(0.48), scores(0.36)
     table = {**CLEAR, "ours": scores(0.50), "pcgrad": better, "cagrad": scores(0.42), "famo": better}
-    found = told(board_of(table, seeds=SEEDS))
+    study, results = study_of(table, SEEDS)
+    for run, record in results.items():
+        record["cost"]["training_flops"] = 7e12 if run.startswith(("pcgrad", "cagrad")) else 2e12
+    found = told(build(study, results))
     assert found["Gradient surgery"].startswith(
         "Of the rules that use every task's gradient (pcgrad and cagrad), pcgrad is ahead of uniform beyond noise; "
         "cagrad cannot be distinguished from it."
     ), "famo and ours are no rules on gradients"
-    assert found["Gradient surgery"].endswith(" A step takes 1.00 × the time of one with uniform.")
+    assert found["Gradient surgery"].endswith(" Training takes 3.50 × the FLOPs of uniform.")
     none = told(board_of({**CLEAR, "pcgrad": worse, "mgda": worse}))["Gradient surgery"]
     assert "none is ahead of uniform beyond noise; mgda and pcgrad are behind it." in none
     assert "Gradient surgery" not in told(board_of(CLEAR))
@@ -211,6 +215,8 @@ def test_whether_gradient_surgery_pays_is_said_in_one_sentence_with_its_time() -
 
 def test_a_pre_registered_comparison_has_its_own_sentence() -> None:
     pair = NamedPair("ours", "uniform", True, "in time", seeds=SEEDS)
+    against = told(board_of(TIED, named=pair))["Against uniform"]
+    assert "ours" not in against and "ours" in told(board_of(TIED))["Against uniform"]
     assert told(board_of(CLEAR, named=pair))["Pre-registered"].startswith(
         "ours differs beyond noise from uniform: +15.00"
     )

@@ -225,7 +225,7 @@ PAIRED = TableColumn(
     note="seconds per step, without diagnostics, relative to those of {reference}: geometric mean over pairs of blocks "
     "of steps that took turns in one process, with its 95 % interval (`mtlbench cost`)",
 )
-"""The other kind of time; a table beside scores shows it instead of s/step where it was measured."""
+"""The other kind of time; a table beside scores shows it, where it was measured, instead of the runs' own times."""
 
 SEARCH = cost(
     "search_seconds",
@@ -393,7 +393,7 @@ def _costs(table: str, rows: Sequence[Row | ConditionRow]) -> list[TableColumn]:
     if table == "costs":
         return [PAIRED, *known]
     short = replace(PAIRED, show=lambda found: formatting.number(found.ratio, 2))  # The interval is in that of costs.
-    return [short, *(c for c in known if c.head != "s/step")]
+    return [short, *(c for c in known if c.head not in ("s/step", "train"))]
 
 
 def _rows(board: Board) -> Sequence[Row | ConditionRow]:

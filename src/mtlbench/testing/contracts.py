@@ -39,6 +39,9 @@ ROUNDING = 2.0**-51
 
 AMPLIFIED = 10
 
+STEPS, STOP = 12, 8
+"""Steps of a checked run, and the one at which it is stopped: labels are absent and scores measured on both sides."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -91,7 +94,13 @@ def check_method(
     try:
         with tempfile.TemporaryDirectory() as folder:
             spec = functools.partial(
-                toy_spec, target, arguments=arguments, balancer=balancer, inputs=inputs, local={"regularise": True}
+                toy_spec,
+                target,
+                steps=STEPS,
+                arguments=arguments,
+                balancer=balancer,
+                inputs=inputs,
+                local={"regularise": True},
             )
             # Two checks compare with the uninterrupted run, which is trained once.
             straight = functools.cache(lambda: _trained_alone(spec(), folder + "/one"))
@@ -186,14 +195,14 @@ def _ranks(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str, pool:
         limit = max(limit, AMPLIFIED * difference(straight, _trained_alone(spec, folder + "/near", nudge=ROUNDING)))
     if not gap <= limit:
         return (
-            f"Weights may differ by at most {limit:.0e} (relative) after 20 steps. Found {gap:.1e}. Draw random "
+            f"Weights may differ by at most {limit:.0e} (relative) after {STEPS} steps. Found {gap:.1e}. Draw random "
             "numbers from ctx.generator only, and read nothing but the arguments of the hook."
         )
     return None
 
 
 def _resume(spec: RunSpec, straight: Mapping[str, Any] | None, folder: str) -> str | None:
-    if _trained_alone(spec, folder + "/broken", stop_at=10) is not None:
+    if _trained_alone(spec, folder + "/broken", stop_at=STOP) is not None:
         return "The run must stop when asked. It went on to its last step."
     gap = difference(straight, _trained_alone(spec, folder + "/broken"))
     if not gap:

@@ -16,6 +16,9 @@ from mtlbench.report.statistics import Estimate, estimate
 from mtlbench.report.tables.ranking import REFERENCE
 
 ZERO = {"color": "rgba(128,128,128,0.8)", "width": 1}
+WIDE = 3
+"""Most panels side by side: more would be too narrow for their axes at the width of a laptop."""
+
 BAR = {"thickness": 1.4, "width": 4, "color": "rgba(128,128,128,0.9)"}
 
 Point = tuple[Row, float, float]
@@ -69,9 +72,11 @@ def gains(board: Leaderboard) -> go.Figure | None:
         return None
     base = next(row for row in board.rows if row.label == board.baseline)
     titles = [safe(c.task) for c in columns]
-    figure = make_subplots(1, len(columns), shared_yaxes=True, subplot_titles=titles)
-    for number, column in enumerate(columns, start=1):
-        place = {"row": 1, "col": number}
+    wide = min(WIDE, len(columns))
+    high = math.ceil(len(columns) / wide)
+    figure = make_subplots(high, wide, shared_yaxes=True, subplot_titles=titles, vertical_spacing=0.24 / high)
+    for number, column in enumerate(columns):
+        place = {"row": number // wide + 1, "col": number % wide + 1}
         known = [(row.label, row.gains[column.task].estimate) for row in rows if column.task in row.gains]
         low = {row.label for row in rows if column.key in row.at_floor | base.at_floor}
         figure.add_scatter(
@@ -91,10 +96,11 @@ def gains(board: Leaderboard) -> go.Figure | None:
         spots = [(safe(r.label), s, v) for r in rows for s, v in by_seed(r, base, column).items()]
         _dots(figure, spots, "seed %{customdata}: %{x:+.2f} %", place)
         figure.add_vline(x=0, line=ZERO, **place)  # type: ignore[arg-type]
-        figure.update_xaxes(title_text="gain in %", **place)
+    for number in range(wide):
+        figure.update_xaxes(title_text="gain in %", row=high, col=number + 1)
     _rows_only(figure, len(rows))
     caption = f"One circle per seed; the diamond is the mean with its 95 % interval, paired by seed. {_colours()}"
-    return describe(style(figure, 120 + 30 * len(rows), legend=False), caption)
+    return describe(style(figure, 60 + high * (60 + 30 * len(rows)), legend=False), caption)
 
 
 def by_seed(row: Row, base: Row, column: Column) -> dict[int, float]:

@@ -79,7 +79,12 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
 
 def curves(board: Leaderboard, series: AllSeries, names: list[str], titles: list[str]) -> go.Figure | None:
     """Plots quantities over steps as small multiples: one line per label, with a band of one standard deviation."""
-    kept = [(n, t) for n, t in zip(names, titles, strict=True) if any(labels_with(series, n))]
+    # One evaluation is a point, which the leaderboard shows better.
+    kept = [
+        (n, t)
+        for n, t in zip(names, titles, strict=True)
+        if any(len(found.steps) > 1 for _, found in labels_with(series, n))
+    ]
     if not kept:
         return None
     wide = min(3, len(kept))

@@ -107,17 +107,21 @@ def _named(board: Leaderboard) -> Iterator[Statement]:
             yield Statement(
                 "Pre-registered",
                 f"{pair.label} {word} from {pair.reference}: {size} points of Δm, 95 % interval "
-                f"{formatting.interval(pair.difference.estimate)}, p = {formatting.probability(pair.p_holm)}.",
+                f"{formatting.interval(pair.difference.estimate)}, p = {formatting.probability(pair.p_holm)}, without a "
+                "correction for the other rows, because it was chosen before the first run.",
             )
 
 
 def _against(board: Leaderboard, ranked: Sequence[Row]) -> Iterator[Statement]:
     """Yields who is ahead of and behind the baseline and `uniform`; nothing for the best row or for one seed."""
     labels = [row.label for row in ranked]
+    # The pre-registered comparison has a sentence and a test of its own.
+    named = [{pair.label, pair.reference} for pair in board.comparisons if pair.named]
     for label in dict.fromkeys(filter(None, [board.baseline, _uniform(ranked)])):
         pairs = compared({r.label: r.deltas for r in ranked}, label) if label in labels else []
         if not pairs or any(pair.p is None for pair in pairs) or (label == labels[0] and len(pairs) == 1):
             continue
+        pairs = [pair for pair in pairs if {pair.label, label} not in named]
         ahead, behind = [p for p in pairs if p.ahead], [p for p in pairs if p.behind]
         same = [p for p in pairs if not p.told]
         parts = [
@@ -150,9 +154,15 @@ def _surgery(ranked: Sequence[Row]) -> Statement | None:
     ]
     text = f"Of the rules that use every task's gradient ({listed(rules)}), {'; '.join(filter(None, parts))}."
     base = next(row for row in ranked if row.label == uniform)
-    if times := [t for row in rules.values() if (t := _time(row, base))]:
-        ends = list(dict.fromkeys(f"{end:.2f}" for end in (min(times), max(times))))
-        text += f" A step takes {' to '.join(ends)} × the time of one with {uniform}."
+    for ratio, text_of in (
+        (_time, "A step takes {} × the time of one with {}, measured in pairs."),
+        (_work, "Training takes {} × the FLOPs of {}."),
+    ):
+        known = [found for row in rules.values() if (found := ratio(row, base))]
+        if len(known) == len(rules):
+            ends = list(dict.fromkeys(f"{end:.2f}" for end in (min(known), max(known))))
+            text += " " + text_of.format(" to ".join(ends), uniform)
+            break
     return Statement("Gradient surgery", text)
 
 
@@ -162,7 +172,7 @@ _PRICES = {
     "training_flops": "the FLOPs of training",
     "peak_memory_gib": "the memory",
 }
-"""Costs that a sentence gives as ratios, besides time."""
+"""Costs that a sentence gives as ratios, besides time measured in pairs."""
 
 
 def _cost(ranked: Sequence[Row]) -> Statement | None:
@@ -172,7 +182,8 @@ def _cost(ranked: Sequence[Row]) -> Statement | None:
     base = base or next((r for r in ranked if r is not best and r.cost), None)
     if not best.cost or not base:
         return None
-    ratios = [t for t in [_time_ratio(best, base)] if t]
+    # Times of the study's own runs are not compared: those runs may have shared the machine with others.
+    ratios = [f"{time:.2f} × the time of a step, measured in pairs"] if (time := _time(best, base)) else []
     for key, what in _PRICES.items():
         if ratio := _ratio(best, base, key):
             ratios.append(f"{ratio:.2f} × {what}")
@@ -180,40 +191,34 @@ def _cost(ranked: Sequence[Row]) -> Statement | None:
         return None
     text = f"Relative to {base.label}, {best.label} takes {listed(ratios)}."
     tied = [row for row in ranked if row.rank == 1]
-    timed = [(_seconds(row), row.label) for row in tied if _seconds(row)]
-    if len(timed) == len(tied) > 1 and min(timed)[1] != best.label:
+    priced = [(work, row.label) for row in tied if (work := _price(row, "training_flops"))]
+    if len(priced) == len(tied) > 1 and min(priced)[1] != best.label:
+        least = formatting.count(min(priced)[0]), formatting.count(_price(best, "training_flops"))
         text += (
-            f" Of the methods that share its rank, {min(timed)[1]} is the fastest: "
-            f"{formatting.seconds(min(timed)[0])} s per step against {formatting.seconds(_seconds(best))}."
+            f" Of the methods that share its rank, {min(priced)[1]} takes the fewest FLOPs to train: {least[0]} "
+            f"against {least[1]}."
         )
     return Statement("Cost", text)
 
 
-def _time_ratio(row: Row, base: Row) -> str:
-    """Returns the ratio of times: measured in pairs where it was, else of the study's own runs."""
-    ratio = _time(row, base)
-    how = ", measured in pairs" if _in_pairs(row, base) else " (not measured in pairs)"
-    return f"{ratio:.2f} × the time of a step{how}" if ratio else ""
-
-
 def _time(row: Row, base: Row) -> float | None:
-    """Returns the ratio of seconds per step."""
-    if row.cost and row.cost.paired and _in_pairs(row, base):
-        return row.cost.paired.ratio
-    return _ratio(row, base, "seconds_per_step")
+    """Returns the ratio of seconds per step, if it was measured in pairs."""
+    paired = row.cost.paired if row.cost else None
+    return paired.ratio if paired and paired.reference == base.label else None
 
 
-def _in_pairs(row: Row, base: Row) -> bool:
-    return bool(row.cost and row.cost.paired and row.cost.paired.reference == base.label)
+def _work(row: Row, base: Row) -> float | None:
+    """Returns the ratio of the FLOPs of training."""
+    return _ratio(row, base, "training_flops")
 
 
 def _ratio(row: Row, base: Row, key: str) -> float | None:
-    ours, theirs = ((r.cost.values.get(key) if r.cost else None) for r in (row, base))
+    ours, theirs = _price(row, key), _price(base, key)
     return ours / theirs if ours and theirs else None
 
 
-def _seconds(row: Row) -> float:
-    return (row.cost.values.get("seconds_per_step") or 0.0) if row.cost else 0.0
+def _price(row: Row, key: str) -> float:
+    return (row.cost.values.get(key) or 0.0) if row.cost else 0.0
 
 
 def _resolution(board: Leaderboard, ranked: Sequence[Row]) -> Statement | None:
