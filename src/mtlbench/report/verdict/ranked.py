@@ -107,8 +107,8 @@ def _named(board: Leaderboard) -> Iterator[Statement]:
             yield Statement(
                 "Pre-registered",
                 f"{pair.label} {word} from {pair.reference}: {size} points of Δm, 95 % interval "
-                f"{formatting.interval(pair.difference.estimate)}, p = {formatting.probability(pair.p_holm)}, without a "
-                "correction for the other rows, because it was chosen before the first run.",
+                f"{formatting.interval(pair.difference.estimate)}, p = {formatting.probability(pair.p_holm)}, without "
+                "a correction for the other rows, because it was chosen before the first run.",
             )
 
 
