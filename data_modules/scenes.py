@@ -1,4 +1,7 @@
-"""`Scenes`: rendered 3-D scenes with exact labels for six dense tasks. Needs no files; it is built on first use."""
+"""`Scenes`: rendered 3-D scenes with exact labels for six tasks per pixel, and on request boxes and keypoints.
+
+It needs no files; it is built on first use.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,23 @@ from numpy.typing import NDArray
 from mtlbench.data import MTLDataModule, Sample, Samples
 from mtlbench.errors import SuiteError
 from mtlbench.seeding import seed_of
-from mtlbench.tasks import IGNORE, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation, Task
+from mtlbench.tasks import (
+    IGNORE,
+    Depth,
+    Detection,
+    Edges,
+    HumanParts,
+    Keypoints,
+    Normals,
+    Saliency,
+    SemanticSegmentation,
+    Task,
+)
 from mtlbench.tasks.geometry import LabelOptions
 
 from . import rendering
 from .dense.warp import Warp
-from .rendering import PART_CLASSES, SEMSEG_CLASSES, motion
+from .rendering import JOINTS, MOST_PERSONS, MOST_THINGS, PART_CLASSES, SEMSEG_CLASSES, THING_CLASSES, motion
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +48,23 @@ _REVISION = {False: "9d79d5dfa448a857", True: "e285f14de068911d"}
 values; where they change on purpose, put any other string here, and runs on old pictures no longer count as done."""
 
 _FIELDS = tuple(field.name for field in fields(rendering.Rendered) if field.name != "instance")
+_JOINT = JOINTS.index
+_PAIRS = tuple(
+    (_JOINT(f"left_{name}"), _JOINT(f"right_{name}"))
+    for name in ("hip", "knee", "ankle", "toe", "shoulder", "elbow", "wrist")
+)
+_LIMBS = tuple(
+    (_JOINT(one), _JOINT(other))
+    for one, other in (
+        ("pelvis", "neck"), ("neck", "head"),
+        *((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in (
+            ("hip", "knee"), ("knee", "ankle"), ("ankle", "toe"), ("shoulder", "elbow"), ("elbow", "wrist"),
+        )),
+        *((middle, f"{side}_{end}") for side in ("left", "right") for middle, end in (
+            ("pelvis", "hip"), ("neck", "shoulder"),
+        )),
+    )
+)  # fmt: skip
 _LABELS = LabelOptions(axes="right-down")
 _CHUNK = 50
 """Images rendered and written at a time."""
@@ -54,6 +85,7 @@ class Scenes(MTLDataModule):
         test: Test scenes, >= 1.
         frames: Frames of every scene, >= 1; 1 for still images.
         scene_seed: Which scenes, >= 0; independent of the seed of the run.
+        instances: Whether the tasks ``detection`` and ``keypoints`` exist, see `INSTANCES`.
         typical: Share of things, 0 to 1, in the typical colours of their class, see `rendering.palette`. With 0,
             colours say nothing about the class.
         cache: Folder of rendered splits. None stands for ``$XDG_CACHE_HOME/mtlbench/scenes`` or, without that
@@ -81,6 +113,13 @@ class Scenes(MTLDataModule):
             Edges("edges", scale=50.0, max_distance=0.016),
         )
     }
+    INSTANCES: ClassVar[Mapping[str, Task]] = {
+        task.name: task
+        for task in (
+            Detection("detection", most=MOST_THINGS, classes=len(THING_CLASSES), class_names=THING_CLASSES),
+            Keypoints("keypoints", most=MOST_PERSONS, names=JOINTS, pairs=_PAIRS, limbs=_LIMBS),
+        )
+    }
 
     def __init__(
         self,
@@ -93,9 +132,12 @@ class Scenes(MTLDataModule):
         frames: int = 1,
         scene_seed: int = 0,
         typical: float = 0.0,
+        instances: bool = False,
         cache: str | None = None,
         **options: Any,
     ):
+        if options.get("tasks") is None:
+            options["tasks"] = self.tasks_of({"instances": instances})
         super().__init__(root, **options)
         self.size, self.counts, self.clip_length = size, {"train": train, "val": val, "test": test}, frames
         self.scene_seed, self.typical = scene_seed, typical
@@ -107,6 +149,11 @@ class Scenes(MTLDataModule):
                 f"typical {typical}."
             )
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
+
+    @classmethod
+    def tasks_of(cls, options: Mapping[str, Any]) -> Mapping[str, Task]:
+        """Returns the tasks per pixel and, with ``instances``, detection and keypoints."""
+        return {**cls.TASKS, **cls.INSTANCES} if options.get("instances") else cls.TASKS
 
     def prepare_data(self) -> None:
         """Renders the splits that are not in the cache; safe while other processes do the same."""
@@ -137,7 +184,7 @@ class Scenes(MTLDataModule):
             return {**sample, "image": image}
         geometry = Warp.window(image.shape[-2], image.shape[-1], 0, 0, flip=True)
         targets = {
-            name: torch.from_numpy(self.TASKS[name].warp(target.numpy(), geometry, _LABELS))
+            name: torch.from_numpy(self.tasks[name].warp(target.numpy(), geometry, _LABELS))
             for name, target in sample["targets"].items()
         }
         return {**sample, "image": image.flip(-1), "targets": targets}
@@ -225,6 +272,8 @@ class _SceneSamples:
 
 def _target(task: str, label: NDArray[Any]) -> torch.Tensor:
     """Returns one label as the task's kind wants it."""
+    if task in Scenes.INSTANCES:
+        return torch.from_numpy(np.array(label))
     if task in ("semseg", "parts"):
         return torch.from_numpy(label.astype(np.int64))
     target = torch.from_numpy(label.astype(np.float32))

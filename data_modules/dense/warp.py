@@ -101,6 +101,12 @@ class Warp:
             self._nearest[key] = Nearest(self.labels or self.matrix, self.height, self.width, *key)
         return self._nearest[key](label, fill)
 
+    def points(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns where points (..., 2), x and y in pixels, of the old picture lie in the new one."""
+        a, b, c, d, e, f = self.labels or self.matrix
+        x, y = points[..., 0] - c, points[..., 1] - f
+        return np.stack([e * x - b * y, a * y - d * x], -1) / (a * e - b * d)
+
     def normals(
         self, normals: NDArray[np.float32], axes: str, how: Image.Resampling = Image.Resampling.NEAREST
     ) -> NDArray[np.float32]:

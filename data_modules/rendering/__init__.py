@@ -5,6 +5,9 @@
 
 from .layout import describe
 from .renderer import Rendered, render
-from .scene import PART_CLASSES, SEMSEG_CLASSES, Scene
+from .scene import JOINTS, MOST_PERSONS, MOST_THINGS, PART_CLASSES, SEMSEG_CLASSES, THING_CLASSES, Scene
 
-__all__ = ["PART_CLASSES", "SEMSEG_CLASSES", "Rendered", "Scene", "describe", "render"]
+__all__ = [
+    "JOINTS", "MOST_PERSONS", "MOST_THINGS", "PART_CLASSES", "SEMSEG_CLASSES", "THING_CLASSES", "Rendered", "Scene",
+    "describe", "render",
+]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .scene import Array
+from .scene import JOINTS, MOST_PERSONS, MOST_THINGS, PERSON, SEMSEG_CLASSES, THING_CLASSES, Array, Scene
 
 CREASE = float(np.cos(np.radians(30)))
 """Cosine of the angle between two faces of one thing above which their border is an edge."""
@@ -19,7 +19,7 @@ KEEP = 0.7
 """Things whose prominence reaches this share of the greatest are salient, too."""
 
 MIN_AREA = 0.004
-"""Share of the image below which a thing is never salient."""
+"""Share of the image below which a thing is never salient, and its box is one to ignore."""
 
 
 def edges(instance: NDArray[np.int32], surface: NDArray[np.int32], depth: Array, normals: Array) -> NDArray[np.uint8]:
@@ -80,3 +80,61 @@ def saliency(instance: NDArray[np.int32], things: NDArray[np.bool_], image: Arra
     prominence = size * closeness * (0.1 + contrast) * (things & (share > MIN_AREA))
     salient = (prominence > 0) & (prominence >= KEEP * prominence.max())
     return salient[instance].astype(np.uint8)
+
+
+def boxes(instance: NDArray[np.int32], scene: Scene) -> Array:
+    """Returns the boxes around what is visible of every thing, (`MOST_THINGS`, 6) float32; unused rows are 0.
+
+    A row holds x0, y0, x1, y1 in pixels, 1 or, below `MIN_AREA`, 0, and the class, a position in `THING_CLASSES`.
+
+    Args:
+        instance: (H, W) thing ids, 0 = none.
+        scene: What is shown.
+    """
+    first = len(SEMSEG_CLASSES) - len(THING_CLASSES)
+    rows = [
+        (*_box(instance == number), scene.things[number - 1].label - first)
+        for number in np.unique(instance[instance > 0]).tolist()
+        if scene.things[number - 1].label >= first
+    ]
+    return _table(rows, MOST_THINGS, 6)
+
+
+def joints(instance: NDArray[np.int32], scene: Scene) -> Array:
+    """Returns the joints of every visible person, (`MOST_PERSONS`, 5 + 3J) float32; unused rows are 0.
+
+    A row begins as one of `boxes`. x, y and visibility of each of `JOINTS` follow: 2 if the pixel shows the person, 1
+    if something hides it or the joint lies just outside the outline, 0 outside the image.
+
+    Args:
+        instance: (H, W) thing ids, 0 = none.
+        scene: What is shown.
+    """
+    height, width = instance.shape
+    camera, focal, rows = scene.camera, scene.camera.focal(height, width), []
+    for number, thing in enumerate(scene.things, 1):
+        mask = instance == number
+        if thing.label != PERSON or not mask.any():
+            continue
+        world = np.stack([thing.joints[name] for name in JOINTS]) @ thing.rotation.T + thing.position
+        seen = (world - camera.position) @ camera.rotation
+        x, y = width / 2 - focal * seen[:, 0] / seen[:, 2], height / 2 + focal * seen[:, 1] / seen[:, 2]
+        inside = (seen[:, 2] < 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        column, row = (np.where(inside, v, 0).astype(int) for v in (x, y))
+        state = np.where(inside, 1 + mask[row, column], 0)
+        rows.append((*_box(mask), *np.where(inside, np.stack([x, y, state]), 0).T.ravel()))
+    return _table(rows, MOST_PERSONS, 5 + 3 * len(JOINTS))
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Returns the corners of the box around a mask that is not empty, and whether its area reaches `MIN_AREA`."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    large = mask.mean() >= MIN_AREA
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1), float(large)
+
+
+def _table(rows: list[tuple[Any, ...]], most: int, columns: int) -> Array:
+    table = np.zeros((most, columns), np.float32)
+    if rows:
+        table[: len(rows)] = rows
+    return table

@@ -27,6 +27,8 @@ class Rendered:
         depth: float32 (N, H, W), metres along the optical axis, 0 = no surface.
         normals: float32 (N, 3, H, W), unit vectors (right, up, towards the camera), 0 = no surface.
         edges: uint8 (N, H, W), 1 on edges, see `labels.edges`.
+        detection: float32 (N, M, 6), the boxes of things, see `labels.boxes`.
+        keypoints: float32 (N, M, 5 + 3J), the joints of persons, see `labels.joints`.
         instance: int32 (N, H, W), 1 + position in ``Scene.things``, 0 = no surface.
     """
 
@@ -37,6 +39,8 @@ class Rendered:
     depth: Array
     normals: Array
     edges: NDArray[np.uint8]
+    detection: Array
+    keypoints: Array
     instance: NDArray[np.int32]
 
 
@@ -85,5 +89,7 @@ def shoot(scene: Scene, height: int, width: int, generator: np.random.Generator)
         depth=depth,
         normals=normals,
         edges=labels.edges(instance, surface, depth, normals),
+        detection=labels.boxes(instance, scene),
+        keypoints=labels.joints(instance, scene),
         instance=instance,
     )

@@ -25,7 +25,20 @@ SEMSEG_CLASSES = (
 PART_CLASSES = ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
 """Body parts of persons, as in PASCAL: hands count as lower arms, feet as lower legs."""
 
+_SIDED = tuple(f"{side}_{name}" for side in ("left", "right") for name in (
+    "hip", "knee", "ankle", "toe", "shoulder", "elbow", "wrist",
+))  # fmt: skip
+
+JOINTS = ("pelvis", "neck", "head", *_SIDED)
+"""Names of the joints of a person, in the order in which they are labelled."""
+
 BACKGROUND, GROUND, PERSON = (SEMSEG_CLASSES.index(name) for name in ("background", "ground", "person"))
+
+THING_CLASSES = SEMSEG_CLASSES[2:]
+"""Classes of what has a box: all but background and ground, which come first."""
+
+MOST_THINGS, MOST_PERSONS = 32, 4
+"""At least as many as any scene has."""
 
 FAR = 16.0
 """Metres of z-depth beyond which surfaces are lost in the haze and count as sky."""

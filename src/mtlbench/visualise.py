@@ -115,6 +115,38 @@ def values(array: Array, truth: Array | None = None, limits: tuple[float, float]
     return _hatch(255 * np.stack(shares, -1), absent)
 
 
+def boxes(image: Picture, corners: Array, ids: Array, count: int) -> Picture:
+    """Draws boxes (N, 4), x0, y0, x1, y1 in pixels, on a copy of an image, in the colours of ``count`` classes."""
+    sheet, colours = Image.fromarray(image), palette(count + 1)[1:]
+    pen = ImageDraw.Draw(sheet)
+    # The first are the most certain, so they are drawn last.
+    for (x0, y0, x1, y1), index in reversed(list(zip(corners.tolist(), ids.tolist(), strict=True))):
+        x0, y0 = math.floor(x0), math.floor(y0)
+        outline = tuple(int(c) for c in colours[index])
+        pen.rectangle((x0, y0, max(x0, math.ceil(x1) - 1), max(y0, math.ceil(y1) - 1)), outline=outline)
+    return np.asarray(sheet)
+
+
+def poses(image: Picture, points: Array, limbs: Sequence[tuple[int, int]]) -> Picture:
+    """Draws keypoints (N, J, 3), x, y and visibility, on a copy of an image, with lines between those of a limb."""
+    sheet, colours = Image.fromarray(image), palette(max(2, len(points) + 1))[1:]
+    pen = ImageDraw.Draw(sheet)
+    for pose, colour in zip(points, colours, strict=False):
+        fill = tuple(int(c) for c in colour)
+        places = [(math.floor(x), math.floor(y)) if seen > 0 else None for x, y, seen in pose.tolist()]
+        for one, other in limbs:
+            if (start := places[one]) and (stop := places[other]):
+                pen.line((*start, *stop), fill=fill)
+        for place in filter(None, places):
+            pen.point(place, fill="white")
+    return np.asarray(sheet)
+
+
+def hatched(image: Picture) -> Picture:
+    """Returns a picture of an image's size that says that there is no label."""
+    return _hatch(image.astype(float), np.ones(image.shape[:2], bool))
+
+
 def error(kind: str, prediction: Array, truth: Array) -> Picture:
     """Draws how wrong a dense prediction is: black where it is right, pale yellow where it is furthest off.
 

@@ -15,7 +15,7 @@ from PIL import Image
 from mtlbench.cli import predict
 from mtlbench.cli.stored import needs_images
 from mtlbench.errors import DataError, MethodError
-from mtlbench.tasks import Classification, Depth, Normals, Regression, SemanticSegmentation
+from mtlbench.tasks import Classification, Depth, Detection, Normals, Regression, SemanticSegmentation
 
 TASKS = {"seg": SemanticSegmentation("seg", classes=3), "normals": Normals("normals"), "depth": Depth("depth")}
 
@@ -60,6 +60,25 @@ def test_arrays_have_the_size_of_the_photograph_and_the_form_of_targets(tmp_path
     (out / "a.npz").unlink()
     write(tmp_path / "a.png", arrays=False)
     assert not (out / "a.npz").exists()
+
+
+def test_boxes_are_drawn_on_the_image_and_stored_in_pixels_of_the_photograph(
+    tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Detection("boxes", classes=1, most=2, stride=2)
+    raw = torch.full((1, 5, 8, 8), -20.0)
+    raw[:, 0, 2:4, 4:6] = 20.0  # The cell in column 2 and row 1: its corner is the centre of the box.
+    raw[:, 1:3], raw[:, 3:] = 2.0, 0.0
+    monkeypatch.setattr(Brightness, "tasks", {"boxes": task})
+    monkeypatch.setattr(Brightness, "__call__", lambda self, image: {"boxes": raw})
+    Image.fromarray(np.full((16, 24, 3), 40, np.uint8)).save(tmp_path / "a.png")
+    out = write(tmp_path / "a.png")
+    with np.load(out / "a.npz") as arrays:
+        assert arrays["boxes"].shape == (2, 6)
+        assert np.allclose(arrays["boxes"][0], [6, 0, 18, 8, 1, 0])  # 2..6 x 0..4 of 8 x 8 pixels
+    sheet = np.asarray(Image.open(out / "a.png"))
+    left, right = np.split(sheet[-12:-4, -2 * (sheet.shape[1] // 2) :], 2, 1)
+    assert (left == 40).all(-1).sum() == 64 and (right == 40).all(-1).sum() == 64 - 12
 
 
 def test_photographs_of_one_name_do_not_overwrite_each_other(tmp_path: Path, write: Any) -> None:

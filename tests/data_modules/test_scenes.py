@@ -66,7 +66,8 @@ def test_shapes_dtypes_and_ranges(rendered: Rendered) -> None:
     wide = render(0, [3], 48, 80)
     assert wide.image.shape == wide.normals.shape == (1, 3, 48, 80) and wide.edges.shape == (1, 48, 80)
     types = {f.name: getattr(rendered, f.name).dtype for f in fields(Rendered)}
-    assert types.pop("depth") == types.pop("normals") == np.float32 and types.pop("instance") == np.int32
+    assert {types.pop(name) for name in ("depth", "normals", "detection", "keypoints")} == {np.dtype(np.float32)}
+    assert types.pop("instance") == np.int32
     assert set(types.values()) == {np.dtype(np.uint8)}
     assert set(np.unique(rendered.semseg)) == set(range(len(SEMSEG_CLASSES)))
     assert set(np.unique(rendered.parts)) == set(range(len(PART_CLASSES)))

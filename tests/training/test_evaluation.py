@@ -14,7 +14,7 @@ from torch import nn
 from mtlbench.data import Collate
 from mtlbench.metrics import MeanLoss
 from mtlbench.runs.store import RunFolder
-from mtlbench.tasks import Regression
+from mtlbench.tasks import Regression, SemanticSegmentation
 from mtlbench.testing import ToyData, difference, toy_spec, trained
 from mtlbench.training import callbacks, checkpoint
 from mtlbench.training.build import build_with_network
@@ -101,6 +101,21 @@ def test_examples_are_the_first_images_with_truth_and_prediction(count):
         answers = method.network(torch.from_numpy(found["image"]), names).predictions
     assert np.array_equal(found["prediction/shape"], answers["shape"].argmax(1).numpy())
     assert found["shown/target/shape"].shape == (count, 16, 24, 3)
+
+
+def test_kinds_that_draw_on_the_image_get_it():
+    class Framed(SemanticSegmentation):
+        def draw_on(self, image, value, truth=None):
+            assert truth is not None
+            return np.concatenate([image, super().draw(value, truth)], 1)
+
+    method, data = prepared()
+    method.tasks["shape"] = Framed("shape", classes=4)
+    found = examples(method, data.eval_dataloader("val"), 2)
+    for what in ("target", "prediction"):
+        shown = found[f"shown/{what}/shape"]
+        assert shown.shape == (2, 16, 48, 3)
+        assert np.array_equal(shown[:, :, :24], found["image"].transpose(0, 2, 3, 1))
 
 
 class Watched(Regression):

@@ -71,7 +71,7 @@ def _image(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arra
     for name, task in tasks.items():
         value = task.decode(raw[name])[0].numpy()
         if task.dense:
-            panels.append(task.draw(value))
+            panels.append(task.draw_on(panels[0], value))
         else:
             words.append(f"{name} {task.caption(value)}")
     heads = ["image", *(name for name, task in tasks.items() if task.dense)]
@@ -111,17 +111,8 @@ def _cell(task: Task, value: Any) -> str:
 
 
 def _arrays(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Any]:
-    """Returns decoded predictions by task, dense ones at another height and width.
-
-    Raw outputs are resized, not decoded ones: class ids and unit vectors have no values in between.
-    """
-    from torch.nn import functional as F
-
-    found: dict[str, Any] = {}
-    for name, task in tasks.items():
-        value = F.interpolate(raw[name], tuple(size), mode="bilinear") if task.dense else raw[name]
-        found[name] = task.decode(value)[0].numpy()
-    return found
+    """Returns decoded predictions by task, dense ones at another height and width."""
+    return {name: task.decode_at(raw[name], *size)[0].numpy() for name, task in tasks.items()}
 
 
 def _free(out: Path, name: str, written: set[Path]) -> Path:

@@ -139,9 +139,9 @@ class Collate:
                 raise _wrong(sample, name, fault)
         batch = torch.stack([task.blank(height, width) if target is None else target for target in found])
         # Once over the batch, which costs less than image by image; the image is sought only where there is a fault.
-        if new and task.fault(batch):
+        if new and task.fault_within(batch, height, width):
             for sample, target in zip(samples, found, strict=True):
-                if target is not None and (fault := task.fault(target[None])):
+                if target is not None and (fault := task.fault_within(target[None], height, width)):
                     raise _wrong(sample, name, fault)
         return batch
 

@@ -103,7 +103,7 @@ def faults_of(sample: Sample, tasks: Mapping[str, Task]) -> list[str]:
     size = extent(inputs_of(sample))
     faults = []
     for name, target in sample["targets"].items():
-        fault = form_fault(tasks[name], target, *size) or tasks[name].fault(target[None])
+        fault = form_fault(tasks[name], target, *size) or tasks[name].fault_within(target[None], *size)
         if fault:
             faults.append(f"{sample['id']}: {name}: {fault}.")
     return faults

@@ -19,6 +19,8 @@ _HOMES = {
     "MapError": "maps",
     "SoftAccuracy": "maps",
     "SoftCrossEntropy": "maps",
+    "AveragePrecision": "detection",
+    "CorrectKeypoints": "keypoints",
     "Joint": "joint",
     "Accuracy": "scalar",
     "SquaredError": "scalar",

@@ -2,11 +2,15 @@
 
 from mtlbench.tasks.base import IGNORE, Task, form_fault
 from mtlbench.tasks.dense import BinaryMap, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
+from mtlbench.tasks.detection import Detection
 from mtlbench.tasks.geometry import Geometry, LabelOptions
+from mtlbench.tasks.heat_maps import HeatMaps
 from mtlbench.tasks.image import NO_CLASS, Classification, Regression
+from mtlbench.tasks.keypoints import Keypoints
 from mtlbench.tasks.table import Count, MultiLabel
 
 __all__ = [
-    "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Count", "Depth", "Edges", "Geometry", "HumanParts",
-    "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency", "SemanticSegmentation", "Task", "form_fault",
+    "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Count", "Depth", "Detection", "Edges", "Geometry",
+    "HeatMaps", "HumanParts", "Keypoints", "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency",
+    "SemanticSegmentation", "Task", "form_fault",
 ]  # fmt: skip

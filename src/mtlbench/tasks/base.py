@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from mtlbench import visualise
@@ -51,13 +52,18 @@ class Task(ABC):
         """Channels that the head must predict."""
 
     @property
+    def branches(self) -> tuple[int, ...]:
+        """How the channels divide into quantities, each of which may get a branch of a head. Default: one of all."""
+        return (self.channels,)
+
+    @property
     def protocols(self) -> tuple[Protocol, ...]:
         """What `metric` computes; the first one enters Δm and the ranking."""
         return cast(tuple[Protocol, ...], self.metric().protocols)
 
     @abstractmethod
     def valid(self, target: Tensor) -> Tensor:
-        """Returns which elements carry a label: bool, (B, H, W) for dense tasks, else (B,)."""
+        """Returns which elements carry a label: bool, (B, H, W) for a label per pixel, (B,) for one per image."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -94,6 +100,19 @@ class Task(ABC):
         """Returns a raw prediction in the form of a target: class ids, probability, unit vector, metres, number."""
         return prediction
 
+    def decode_at(self, prediction: Tensor, height: int, width: int) -> Tensor:
+        """Decodes a raw prediction for another size of the image. Default: dense ones are resized first.
+
+        Not afterwards, because class ids and unit vectors have no values in between.
+        """
+        if self.dense:
+            prediction = F.interpolate(prediction, (height, width), mode="bilinear")
+        return self.decode(prediction)
+
+    def fault_within(self, target: Tensor, height: int, width: int) -> str | None:
+        """As `fault`, with the size of the image, which limits places in it. Default: `fault`."""
+        return self.fault(target)
+
     def fault(self, target: Tensor) -> str | None:
         """Finds what is wrong with the values of a target, one sample's or a batch's: the rule and a value.
 
@@ -122,6 +141,10 @@ class Task(ABC):
             truth: The target, whose range sets the colours, so that pictures compare. Default: ``value``.
         """
         return visualise.values(value, truth)
+
+    def draw_on(self, image: Picture, value: Array, truth: Array | None = None) -> Picture:
+        """As `draw`, for kinds that draw on the image, uint8 (H, W, 3). Default: `draw`, without it."""
+        return self.draw(value, truth)
 
     def caption(self, value: Array) -> str:
         """Returns a whole-image label or a decoded prediction of one sample as text; ``"–"`` where there is none."""
@@ -219,7 +242,8 @@ def form_fault(task: Task, target: Tensor, height: int, width: int) -> str | Non
     # Any precision holds the values; whole numbers in place of real ones, or the reverse, mean something else.
     if size == shape and own.is_floating_point == dtype.is_floating_point:
         return None
-    hint = "; a label must have the size of its image" if task.dense and size[-2:] != (height, width) else ""
+    as_image = task.dense and shape[-2:] == (height, width)
+    hint = "; a label must have the size of its image" if as_image and size[-2:] != (height, width) else ""
     return f"the label must be {dtype} of shape {shape}, found {own} of shape {size}{hint}"
 
 

@@ -41,6 +41,9 @@ COMPARED_IMAGES = 50
 class Blind(ABC):
     """Fits one fixed prediction of a task."""
 
+    def frame(self, height: int, width: int) -> None:  # noqa: B027
+        """Is told the size of the images before the first update. Default: targets of the kind show it."""
+
     @abstractmethod
     def update(self, target: Tensor) -> None:
         """Adds a batch of training targets (B, ...), in the form of the task's kind."""

@@ -47,6 +47,17 @@ class Geometry(Protocol):
     def scale(self) -> float:
         """Enlargement."""
 
+    @property
+    def height(self) -> int:
+        """Of the new picture, pixels."""
+
+    @property
+    def width(self) -> int:
+        """Of the new picture, pixels."""
+
+    def points(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns where points (..., 2) of the old picture lie in the new one: x, y in pixels."""
+
     def nearest(self, label: NDArray[Any], fill: float | NDArray[Any]) -> NDArray[Any]:
         """Takes a label (..., H, W) at the nearest old pixel of each new one; ``fill`` outside."""
 

@@ -98,8 +98,12 @@ def _shown(method: MTLMethod, arrays: dict[str, np.ndarray]) -> dict[str, np.nda
         what, _, name = key.partition("/")
         if name:
             task, truths = method.tasks[name], arrays[f"target/{name}"]
-            pairs = zip(values, truths, strict=True)
-            drawn = [task.draw(value, truth) if task.dense else task.caption(value) for value, truth in pairs]
+            if not task.dense:
+                drawn: list[Any] = [task.caption(value) for value in values]
+            elif "image" in arrays:
+                drawn = [task.draw_on(*one) for one in zip(_pictures(arrays["image"]), values, truths, strict=True)]
+            else:
+                drawn = [task.draw(*one) for one in zip(values, truths, strict=True)]
             shown[f"shown/{what}/{name}"] = np.array(drawn)
     return shown
 
@@ -114,6 +118,11 @@ def _add_losses(method: MTLMethod, losses: dict[str, MeanLoss], batch: Batch) ->
 def _as_drawn(method: MTLMethod, name: str, value: torch.Tensor, *, raw: bool) -> np.ndarray:
     task = method.tasks[name]
     return _numpy(task.decode(value.float()) if raw else value)
+
+
+def _pictures(images: np.ndarray) -> np.ndarray:
+    """Returns images (N, 3, H, W) as pictures (N, H, W, 3)."""
+    return images.transpose(0, 2, 3, 1)
 
 
 def _numpy(value: torch.Tensor) -> np.ndarray[Any, Any]:

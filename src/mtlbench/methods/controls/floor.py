@@ -84,6 +84,7 @@ def fit(tasks: Mapping[str, Task], batches: Iterable[Batch], image_size: Sequenc
         )
     blind = {name: one for name, one in found.items() if one is not None}
     for name, one in blind.items():
+        one.frame(*image_size)
         # A rank may have no image at all; a blank label adds nothing but its shape.
         one.update(tasks[name].blank(*image_size)[None])
     for batch in batches:
