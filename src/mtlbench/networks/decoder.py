@@ -109,19 +109,19 @@ class VectorHead(nn.Linear):
         return full_precision(super().forward(pooled(shared)))
 
 
-def head_factor(upsampling: str, neck: Neck) -> int:
+def head_factor(upsampling: str, stride: int) -> int:
     """Returns the factor of `DenseHead` for a suite's ``model.upsampling``.
 
     Args:
         upsampling: A key of `UPSAMPLING`.
-        neck: The neck in front of the heads.
+        stride: Pixels between neighbouring positions of the map that the heads read.
 
     Raises:
         SuiteError: The name is unknown.
     """
     if upsampling not in UPSAMPLING:
         raise SuiteError(unknown_name("upsampling", upsampling, UPSAMPLING))
-    return neck.stride if upsampling == "learned" else 1
+    return stride if upsampling == "learned" else 1
 
 
 def build_heads(tasks: Mapping[str, Task], width: int, image_size: tuple[int, int], factor: int = 1) -> nn.ModuleDict:

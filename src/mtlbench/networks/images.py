@@ -40,7 +40,7 @@ class Images(Family):
         size = (height, width)
         encoder = build_encoder(model.name, image_size=size, weights=model.weights, options=model.encoder_options)
         neck = Neck(encoder.channels, encoder.strides, model.decoder_channels)
-        factor = head_factor(model.upsampling, neck)
+        factor = head_factor(model.upsampling, neck.stride)
         return Parts(encoder, neck, build_heads(tasks, model.decoder_channels, size, factor))
 
     def block(self, width: int) -> nn.Module:
