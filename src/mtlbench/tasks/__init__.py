@@ -1,12 +1,13 @@
 """Tasks: one thing to predict each, with its loss, its ignore rule, its metrics and their direction."""
 
 from mtlbench.tasks.base import IGNORE, Task, form_fault
+from mtlbench.tasks.control import Action
 from mtlbench.tasks.dense import BinaryMap, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
 from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.tasks.image import NO_CLASS, Classification, Regression
 from mtlbench.tasks.table import Count, MultiLabel
 
 __all__ = [
-    "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Count", "Depth", "Edges", "Geometry", "HumanParts",
+    "IGNORE", "NO_CLASS", "Action", "BinaryMap", "Classification", "Count", "Depth", "Edges", "Geometry", "HumanParts",
     "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency", "SemanticSegmentation", "Task", "form_fault",
 ]  # fmt: skip
