@@ -42,7 +42,7 @@ SEQUENCES: Mapping[str, tuple[str, ...]] = {
     "patrol": ("reach", "reach", "reach"),
     "deliver": ("carry", "reach"),
     "relay": ("carry", "carry"),
-    "clear": ("push", "reach"),
+    "tidy": ("push", "reach"),
 }
 """Tasks of several steps: a rule for each goal."""
 
@@ -50,14 +50,14 @@ CONDITIONINGS = ("next", "all")
 
 
 class Sequences(Control):
-    """Tasks of several steps, each with a goal of its own: ``patrol``, ``deliver``, ``relay`` and ``clear``.
+    """Tasks of several steps, each with a goal of its own: ``patrol``, ``deliver``, ``relay`` and ``tidy``.
 
     An observation always shows all goals in their order and the share of goals reached so far.
 
     Args:
         root: Not used: demonstrations are computed.
-        conditioning: ``next``: the goal of the next step is part of the input on its own. ``all``: it is not, so that
-            the network must find it among the goals.
+        conditioning: ``next``: the goal of the next step is part of the input on its own. ``all``: zeros are in its
+            place, so that the network must find it among the goals.
         **options: See `Control`.
     """
 

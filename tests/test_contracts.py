@@ -188,8 +188,11 @@ def test_data_module_with_a_state_is_noticed(target, message):
 # ---- suites ---------------------------------------------------------------------------------------------------------
 
 
+BRIEF = ("demonstrations=3", "episodes=2")
 SHORTER = {
-    "control": [f"data.options.{each}" for each in ("streams=[reach,gate,push]", "demonstrations=3", "episodes=2")],
+    "control": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]")],
+    "control_mixing": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]", "slots=3")],
+    "control_sequences": [f"data.options.{each}" for each in (*BRIEF, "streams=[deliver,relay,tidy]")],
     "computation_sharing": ["tasks={semseg: {}, depth: {}, edges: {}}"],  # 2 sub-tasks per row instead of 5.
     "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
     "grouping_digits": ["tasks={left: {}, sum: {}, ink: {}}"],

@@ -64,8 +64,8 @@ class World:
     """One episode: a sequence of goals, each to be reached under a rule.
 
     An observation holds, in this order: position and velocity of the agent, the puck, the obstacle or gate, whether the
-    puck was touched, and all goals; with several goals, also the share of goals reached so far, and with ``following``
-    the goal of the next step once more, on its own.
+    puck was touched, and all goals; with room for several goals, also the share of goals reached so far, and on its own
+    the goal of the next step, or zeros without ``following``.
 
     Args:
         rules: Names of `RULES`, one per goal.
@@ -126,8 +126,8 @@ class World:
         seen = [*self.position, self.velocity[0] / SPEED, self.velocity[1] / SPEED, *self.puck, *self.mark]
         seen += [float(self.touched), *(number for goal in goals for number in goal)]
         if self.slots > 1:
-            seen.append(self.reached / len(self.rules))
-        return np.array([*seen, *(self.goal if self.following else ())])
+            seen += [self.reached / len(self.rules), *(self.goal if self.following else (0.0, 0.0))]
+        return np.array(seen)
 
 
 def draw(generator: np.random.Generator, size: float, far: Callable[[Point], bool] = lambda point: True) -> Point:
