@@ -57,7 +57,7 @@ class Union(MTLDataModule):
         tasks: Mapping[str, Task] | None = None,
         **common: Any,
     ):
-        chosen = _tasks_by_stream(streams)
+        chosen = self.tasks_by_stream(streams)
         every = {name: task for found in chosen.values() for name, task in found.items()}
         super().__init__(root, tasks=every if tasks is None else tasks, **common)
         self.given = dict(streams or {})
@@ -78,9 +78,17 @@ class Union(MTLDataModule):
     @classmethod
     def tasks_of(cls, options: Mapping[str, Any]) -> Mapping[str, Task]:
         """Returns the tasks of all streams."""
-        return {
-            name: task for found in _tasks_by_stream(options.get("streams")).values() for name, task in found.items()
-        }
+        streams = cls.tasks_by_stream(options.get("streams"))
+        return {name: task for found in streams.values() for name, task in found.items()}
+
+    @classmethod
+    def tasks_by_stream(cls, streams: Any) -> dict[str, dict[str, Task]]:
+        """Returns the tasks of every stream.
+
+        Raises:
+            SuiteError: A stream is described in another form, or two streams have a task of one name.
+        """
+        return _tasks_by_stream(streams)
 
     @classmethod
     def inputs_kind(cls, options: Mapping[str, Any]) -> str:
@@ -213,8 +221,12 @@ class Union(MTLDataModule):
         return [scores for at, scores in self._evaluations if at <= step]
 
     def _closeness(self, name: str, scores: Mapping[str, float]) -> float:
-        """Returns a task's score from 0 to 1 = perfect: shares as they are, errors as a share of the first one."""
-        protocol = self.tasks[name].protocols[0]
+        """Returns a task's score from 0 to 1 = perfect: shares as they are, errors as a share of the first one.
+
+        It is the first of the task's scores that was measured: success in rollouts may be known at the end only.
+        """
+        protocols = self.tasks[name].protocols
+        protocol = next((p for p in protocols if scores[p.id] == scores[p.id]), protocols[0])
         value = scores[protocol.id]
         if value != value:
             return 0.0
@@ -299,11 +311,6 @@ class _Chained:
 
 
 def _tasks_by_stream(streams: Any) -> dict[str, dict[str, Task]]:
-    """Returns the tasks of every stream.
-
-    Raises:
-        SuiteError: A stream is described in another form, or two streams have a task of one name.
-    """
     found: dict[str, dict[str, Task]] = {}
     owner: dict[str, str] = {}
     for name, given in _checked(streams).items():

@@ -33,7 +33,7 @@ COMPOSITIONS = [
     ("kd_mtl", "mgda_ub"),
 ]
 
-ON_VECTORS = ["uniform", "pcgrad", "famo", "mgda_ub", "mmoe", "ple", "moe", "task_moe"]
+ON_VECTORS = ["uniform", "pcgrad", "famo", "mgda_ub", "mmoe", "ple", "maps", "moe", "task_moe"]
 """One of every kind of step, and every network that is not built on feature maps."""
 
 
@@ -129,8 +129,10 @@ def test_a_difference_sees_what_is_missing_or_not_finite():
 # ---- data modules ---------------------------------------------------------------------------------------------------
 
 
-DESCRIBED = {"data_modules.folder:Folder", "data_modules.table:Table", "data_modules.union:Union"}
-"""Data modules that a suite describes; their own tests run the checks on a description."""
+DESCRIBED = {
+    "data_modules.folder:Folder", "data_modules.mt10:MT10", "data_modules.table:Table", "data_modules.union:Union",
+}  # fmt: skip
+"""Data modules that a suite describes or that need a simulator; their own tests run the checks."""
 
 
 def data_modules():
@@ -186,7 +188,11 @@ def test_data_module_with_a_state_is_noticed(target, message):
 # ---- suites ---------------------------------------------------------------------------------------------------------
 
 
+BRIEF = ("demonstrations=3", "episodes=2")
 SHORTER = {
+    "control": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]")],
+    "control_mixing": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]", "slots=3")],
+    "control_sequences": [f"data.options.{each}" for each in (*BRIEF, "streams=[deliver,relay,tidy]")],
     "computation_sharing": ["tasks={semseg: {}, depth: {}, edges: {}}"],  # 2 sub-tasks per row instead of 5.
     "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
     "grouping_digits": ["tasks={left: {}, sum: {}, ink: {}}"],

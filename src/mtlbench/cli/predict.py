@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds run, files and the folder for the predictions."""
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
-    parser.add_argument("images", nargs="+", metavar="FILE", help="images, or tables for a run on a table")
+    parser.add_argument("images", nargs="+", metavar="FILE", help="images; tables or arrays for a run on vectors")
     parser.add_argument("--out", default="predictions", help="folder for the predictions (default: predictions)")
     parser.add_argument(
         "--arrays",
         action="store_true",
-        help="also write <file>.npz: each prediction, at the photograph's own size",
+        help="also write <file>.npz: predictions, at a photograph's own size; always done for actions",
     )
     add_allow(parser)
 
@@ -99,7 +99,7 @@ def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, array
         for index, name in enumerate(batch["id"]):
             cells = (_cell(task, decoded[key][index]) for key, task in tasks.items())
             table.writerow([name, *cells])
-    if arrays:
+    if arrays or any(task.array for task in tasks.values()):
         np.savez_compressed(target.with_suffix(".npz"), **decoded)
     return f"{target}  {len(samples)} rows"
 

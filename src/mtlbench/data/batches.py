@@ -128,7 +128,10 @@ class Collate:
         targets = {name: self._stacked(samples, name, task, new) for name, task in self.tasks.items()}
         self._seen |= new
         counts = {name: task.count(targets[name]) for name, task in self.tasks.items()}
-        return Batch(inputs=inputs, targets=targets, counts=counts, id=[sample["id"] for sample in samples])
+        batch = Batch(inputs=inputs, targets=targets, counts=counts, id=[sample["id"] for sample in samples])
+        if all("previous" in sample for sample in samples):
+            batch["previous"] = stacked([{**sample, "inputs": sample["previous"]} for sample in samples])
+        return batch
 
     @staticmethod
     def _stacked(samples: Sequence[Sample], name: str, task: Task, new: Collection[str]) -> torch.Tensor:

@@ -4,6 +4,7 @@
 
     {"inputs": inputs,                   # a tensor, or any nesting of tensors in mappings and lists
      "targets": {task: target},          # a missing label is simply absent
+     "previous": inputs,                 # only in sequences: the inputs of the step before, or its own at the start
      "id": str}
 
 Data sets of images write ``"image"`` in place of ``"inputs"``: uint8 (3, H, W), RGB. Only images have dense tasks.
@@ -13,6 +14,7 @@ Data sets of images write ``"image"`` in place of ``"inputs"``: uint8 (3, H, W),
     {"inputs": inputs,                   # those of the samples with a new first axis: uint8 (B, 3, H, W) for images
      "targets": {task: (B, ...)},        # every task of the run; missing labels hold the task's blank
      "counts": {task: int},              # valid elements of this batch, as plain integers: no device sync
+     "previous": inputs,                 # only if every sample has them
      "id": [str] * B}
 
 **Streams**: a data set with one input stream per task returns ``{"streams": {name: batch}}`` instead; every inner
@@ -25,7 +27,7 @@ would have to save, and a resumed run sees exactly the batches of an uninterrupt
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -38,6 +40,7 @@ from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
 from mtlbench.data.contract import Sample, Samples
 from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
+from mtlbench.data.rollouts import Rollout
 from mtlbench.errors import DataError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
@@ -68,9 +71,13 @@ class Augmented(Dataset):
 
     def __init__(self, samples: Samples, augment: Callable[[Sample, np.random.Generator], Sample], seed: int):
         self.samples, self.augment, self.seed = samples, augment, seed
+        # A generator for every sample takes longer than a step on short vectors.
+        self.plain = getattr(augment, "__func__", None) is MTLDataModule.augment
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
+        if self.plain:
+            return self.samples[index]
         return self.augment(self.samples[index], np.random.default_rng(seed_of("augment", self.seed, epoch, index)))
 
 
@@ -327,6 +334,17 @@ class MTLDataModule(L.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader:
         """Returns this rank's share of a split: every sample exactly once over all ranks, none repeated."""
         return self._share(self.scored_samples(split), split)
+
+    def rollouts(self, split: str, *, final: bool = False) -> Sequence[Rollout]:
+        """Returns the episodes in which a trained network acts, for a split: the same on every rank, in one order.
+
+        Args:
+            split: The split on which the network is scored.
+            final: Whether training is over. During training, few episodes keep evaluations short.
+
+        Default: none. Tasks with rollouts have metrics with ``add_episodes``, see `mtlbench.metrics.Success`.
+        """
+        return ()
 
     def fitting_dataloader(self) -> DataLoader:
         """Returns this rank's share of the training samples in order, with their labels, without augmentation."""

@@ -27,6 +27,7 @@ _HOMES = {
     "MeanLoss": "scalar",
     "LabelF1": "table",
     "PoissonDeviance": "table",
+    "Success": "control",
 }
 
 __all__ = list(_HOMES)

@@ -73,7 +73,7 @@ def cases_of(
 
 def _floor(spec: RunSpec, fitted: Sequence[str], scenario: Scenario | None) -> Iterator[Case]:
     """Yields the cases of the floor, on the tasks whose kind has one; none where the scenario is about another."""
-    if not fitted or scenario and scenario.task not in fitted:
+    if not fitted or scenario and scenario.task and scenario.task not in fitted:
         return
     spec = spec.with_tasks(*fitted)
     yield from scenario.floor_cases(spec) if scenario else [Case(spec)]

@@ -141,7 +141,7 @@ def _checked_scenario(found: Examined, data: Any, tasks: Mapping[str, Any]) -> S
     scenario = found.scenario
     if scenario is None:
         return None
-    if scenario.task not in tasks:
+    if scenario.task and scenario.task not in tasks:
         raise DataError(f"A scenario needs the data of its task. {scenario.task}: absent in {data.root}.")
     needed = scenario.images_needed()
     if needed and needed > (size := len(data.samples("train"))):

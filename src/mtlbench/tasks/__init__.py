@@ -1,6 +1,7 @@
 """Tasks: one thing to predict each, with its loss, its ignore rule, its metrics and their direction."""
 
 from mtlbench.tasks.base import IGNORE, Task, form_fault
+from mtlbench.tasks.control import Action
 from mtlbench.tasks.dense import BinaryMap, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
 from mtlbench.tasks.detection import Detection
 from mtlbench.tasks.geometry import Geometry, LabelOptions
@@ -10,7 +11,7 @@ from mtlbench.tasks.keypoints import Keypoints
 from mtlbench.tasks.table import Count, MultiLabel
 
 __all__ = [
-    "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Count", "Depth", "Detection", "Edges", "Geometry",
+    "IGNORE", "NO_CLASS", "Action", "BinaryMap", "Classification", "Count", "Depth", "Detection", "Edges", "Geometry",
     "HeatMaps", "HumanParts", "Keypoints", "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency",
     "SemanticSegmentation", "Task", "form_fault",
 ]  # fmt: skip

@@ -36,6 +36,7 @@ class Task(ABC):
         name: Key in ``batch["targets"]`` and in the network's predictions.
         scale: Static factor on the loss, applied before any balancing.
         optional: Whether the task is dropped when the data lacks it altogether.
+        array: Whether a decoded prediction is numbers with neither a picture nor a word for them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task(ABC):
     kind: ClassVar[str]
     dense: ClassVar[bool] = True
     in_delta_m: ClassVar[bool] = True
+    array: ClassVar[bool] = False
 
     @property
     @abstractmethod

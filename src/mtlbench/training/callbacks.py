@@ -217,7 +217,9 @@ class EndOfStep(L.Callback):
         return row
 
     def _evaluate(self, method: MTLMethod) -> None:
-        scores, loss = evaluate(method, self.data.eval_dataloader("val"), with_loss=self.select_best)
+        scores, loss = evaluate(
+            method, self.data.eval_dataloader("val"), self.data.rollouts("val"), with_loss=self.select_best
+        )
         self.write({"step": self.step, **keys.flat(scores, "val")})
         self.data.observe(self.step, scores)
         if self.select_best and loss < self.best_loss:

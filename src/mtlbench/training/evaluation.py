@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 from mtlbench import distributed
 from mtlbench.data import Batch
 from mtlbench.data.contract import streams
+from mtlbench.data.rollouts import Rollout
 from mtlbench.method import MTLMethod
 from mtlbench.metrics import MeanLoss
 from mtlbench.tasks.inputs import inputs_of, is_image
+from mtlbench.training.rollouts import roll_out
 
 Scores = dict[str, dict[str, float]]
 
@@ -41,13 +43,19 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def evaluate(
-    method: MTLMethod, batches: Iterable[Batch], *, final: bool = False, with_loss: bool = False
+    method: MTLMethod,
+    batches: Iterable[Batch],
+    rollouts: Sequence[Rollout] = (),
+    *,
+    final: bool = False,
+    with_loss: bool = False,
 ) -> tuple[Scores, float]:
     """Returns the scores of all tasks, and the sum of their scaled mean losses (NaN unless ``with_loss``).
 
     Args:
         method: Method in a trainer.
         batches: A split.
+        rollouts: Episodes in which the network acts; see `MTLDataModule.rollouts`.
         final: Compute every metric. If false, only those fast enough to monitor during training.
         with_loss: Compute the losses.
     """
@@ -60,6 +68,7 @@ def evaluate(
             step(batch, index)
             if with_loss:
                 _add_losses(method, losses, batch)
+        roll_out(method, rollouts, dict((method.metrics if final else method.monitors).items()))
         scores = method.scores(final=final)
     if not with_loss:
         return scores, float("nan")

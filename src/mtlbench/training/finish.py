@@ -34,12 +34,12 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
     if spec.trainer["selection"] == "best":
         _restore_best(method, folder)
     split = data.scored_split()
-    scores, _ = evaluate(method, data.eval_dataloader(split), final=True)
+    scores = _scores(method, data, split)
     end.write({"step": end.step, **keys.flat(scores, split)})
     # A plan may choose by these: the reported split must stay unseen until its choice is made. A run that holds out
     # some of its few examples is there for such a choice, and sees no other labels.
     validated = split not in ("val", HELD_OUT)
-    validation = evaluate(method, data.eval_dataloader("val"), final=True)[0] if validated else None
+    validation = _scores(method, data, "val") if validated else None
     weights = method.state_dict()
     cost = {
         **end.clock.summary(),
@@ -63,6 +63,10 @@ def finish(spec: RunSpec, folder: RunFolder, method: MTLMethod, data: MTLDataMod
         path.unlink()
     if end.tracker is not None:
         end.tracker.finish(left_behind(result, summary, pictures, folder.path))
+
+
+def _scores(method: MTLMethod, data: MTLDataModule, split: str) -> Scores:
+    return evaluate(method, data.eval_dataloader(split), data.rollouts(split, final=True), final=True)[0]
 
 
 def _restore_best(method: MTLMethod, folder: RunFolder) -> None:

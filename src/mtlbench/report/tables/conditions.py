@@ -144,7 +144,7 @@ def _footnotes(rows: Sequence[ConditionRow], about: Record, weak: Sequence[str])
     if "target" in about:
         return (f"{SCORES} A difference carries the mark where the reference does, and then supports no claim.",)
     return (
-        f"{formatting.MARK} Without the added task, the row is not better than the floor in some of "
+        f"{formatting.MARK} In the condition {about['base']}, the row is not better than the floor in some of "
         f"{', '.join(weak)}: what was not learned cannot drop.",
     )
 
