@@ -4,9 +4,11 @@ from mtlbench.tasks.base import IGNORE, Task, form_fault
 from mtlbench.tasks.dense import BinaryMap, Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
 from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.tasks.image import NO_CLASS, Classification, Regression
+from mtlbench.tasks.scored import ScoredClassification, ScoredRegression
 from mtlbench.tasks.table import Count, MultiLabel
 
 __all__ = [
     "IGNORE", "NO_CLASS", "BinaryMap", "Classification", "Count", "Depth", "Edges", "Geometry", "HumanParts",
-    "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency", "SemanticSegmentation", "Task", "form_fault",
+    "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency", "ScoredClassification", "ScoredRegression",
+    "SemanticSegmentation", "Task", "form_fault",
 ]  # fmt: skip
