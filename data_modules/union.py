@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtlbench import registry
 from mtlbench.data import Batch, Collate, MTLDataModule, Sample, Samples
+from mtlbench.data.contract import lengths_of
 from mtlbench.data.label_rules import ChangedLabels
 from mtlbench.data.mixing import read_mixing
 from mtlbench.data.module import Augmented, Readable
@@ -31,7 +33,7 @@ class Union(MTLDataModule):
     draws ``slots`` streams by a rule and takes the same number of samples of each.
 
     Args:
-        root: Not used; a stream has its own.
+        root: Folder of the streams that name none of their own.
         streams: Stream -> ``module`` of the data set; ``tasks`` of it (default: all); ``options`` and ``root``; and
             without ``mixing``: ``batch``, samples per step (default: an equal share), and ``every``, the period in
             steps, of which the shortest counts as 1.
@@ -135,6 +137,18 @@ class Union(MTLDataModule):
         counts = [len(data.samples(split)) for data in self.streams.values()]
         return sum(counts) if all(counts) else 0
 
+    def downloads(self) -> list[Any]:
+        """Returns the files of all streams that can be fetched, each once."""
+        return list({item.name: item for data in self.streams.values() for item in data.downloads()}.values())
+
+    def read(self, path: Path) -> Samples:
+        """Returns the samples of a file of the user's; all streams have the same inputs, and the first reads it."""
+        return next(iter(self.streams.values())).read(path)
+
+    def doubts(self, split: str) -> list[str]:
+        """Returns the doubts of all streams."""
+        return [f"{name}: {line}" for name, data in self.streams.items() for line in data.doubts(split)]
+
     def samples(self, split: str) -> Samples:
         """Returns the samples of all streams, one stream after the other."""
         return _Joined([data.samples(split) for data in self.streams.values()])
@@ -166,7 +180,10 @@ class Union(MTLDataModule):
         """Returns micro-batches of streams from the trainer's current step to the end of the run."""
         samples = {name: self._training(name) for name in self.streams}
         lengths = {name: len(some) for name, some in samples.items()}
-        batches: Any = StreamBatches(self.schedule, lengths, self.steps, self.seed, **self._place())
+        found = {name: lengths_of(some) for name, some in samples.items()}
+        by_length = {name: counts for name, counts in found.items() if counts is not None}
+        place = {**self._place(), "sample_lengths": by_length}
+        batches: Any = StreamBatches(self.schedule, lengths, self.steps, self.seed, **place)
         each = {name: Augmented(some, self.streams[name].augment, self.seed) for name, some in samples.items()}
         loading = {**self._loading(), "collate_fn": CollateStreams(self._collates())}
         return DataLoader(_Streams(each), batch_sampler=batches, **loading)
@@ -238,7 +255,8 @@ class Union(MTLDataModule):
     def _opened(self, name: str, found: Mapping[str, Task]) -> MTLDataModule:
         given = self.given[name]
         tasks = {task: self.tasks[task] for task in found if task in self.tasks}
-        return _module(name, given)(given.get("root"), tasks=tasks, seed=self.seed, **(given.get("options") or {}))
+        root = given.get("root", self.root)
+        return _module(name, given)(root, tasks=tasks, seed=self.seed, **(given.get("options") or {}))
 
     def _training(self, name: str) -> Samples:
         samples, tasks = self.streams[name].samples("train"), self.streams[name].tasks

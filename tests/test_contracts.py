@@ -16,7 +16,7 @@ from mtlbench.runs.plan import Ending
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.study.resolve import Local, resolve
-from mtlbench.tasks.inputs import VECTORS
+from mtlbench.tasks.inputs import TOKENS, VECTORS
 from mtlbench.testing import TOLERANCE, check_data_module, check_method, contracts, difference, toy_spec, trained
 from mtlbench.training.run import train
 from tests.support import faults
@@ -37,6 +37,10 @@ ON_VECTORS = ["uniform", "pcgrad", "famo", "mgda_ub", "mmoe", "ple", "maps", "mo
 """One of every kind of step, and every network that is not built on feature maps."""
 
 
+ON_TEXTS = ["pcgrad", "task_moe"]
+"""Ranks and micro-batches see texts of different lengths."""
+
+
 def failures(findings):
     return [f"{finding.check}: {finding.detail}" for finding in findings if not finding.ok]
 
@@ -50,6 +54,11 @@ def test_method(name, pool):
 @pytest.mark.parametrize("name", ON_VECTORS)
 def test_method_on_vectors(name, pool):
     assert not failures(check_method(name, pool, inputs=VECTORS))
+
+
+@pytest.mark.parametrize("name", ON_TEXTS)
+def test_method_on_texts(name, pool):
+    assert not failures(check_method(name, pool, inputs=TOKENS))
 
 
 @pytest.mark.parametrize(("name", "balancer"), COMPOSITIONS)
@@ -129,9 +138,8 @@ def test_a_difference_sees_what_is_missing_or_not_finite():
 # ---- data modules ---------------------------------------------------------------------------------------------------
 
 
-DESCRIBED = {
-    "data_modules.folder:Folder", "data_modules.mt10:MT10", "data_modules.table:Table", "data_modules.union:Union",
-}  # fmt: skip
+DESCRIBED = {f"data_modules.{name}:{name.capitalize()}" for name in ("folder", "table", "text", "union")}
+DESCRIBED |= {"data_modules.mt10:MT10"}
 """Data modules that a suite describes or that need a simulator; their own tests run the checks."""
 
 
@@ -214,11 +222,11 @@ def tiny(name, folder):
     overrides += [f"data.options.{key}={value}" for key, value in small(module).items() if key != "size"]
     if "size" in registry.arguments_of(module):
         overrides += ["data.options.size=32", "model.image_size=[32,32]"]
-    return resolve(
-        suite.load(name, overrides),
-        Local(data=miniature(whole.data.module.partition(":")[0].rpartition(".")[2], folder)),
-        overrides,
-    )
+    root = miniature(whole.data.module.partition(":")[0].rpartition(".")[2], folder)
+    if whole.model.encoder.startswith("transformers:"):
+        more, root = texts(name, folder)
+        overrides += more
+    return resolve(suite.load(name, overrides), Local(data=root), overrides)
 
 
 def plan_of(spec):
@@ -244,6 +252,15 @@ def finished(spec: RunSpec, root):
 
 
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
+
+
+def texts(name, folder):
+    """Returns overrides for a suite of texts: a small encoder and hashed words; and the folder of its data."""
+    options = "{hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 16}"
+    words = ["model.encoder=transformers:bert", "model.weights=null", f"model.encoder_options={options}"]
+    streams = suite.load(name).data.options["streams"]
+    words += [f"data.options.streams.{stream}.options.tokenizer=words" for stream in streams]
+    return ["trainer.batch_size=4", *words], miniature("text_sets", folder)
 
 
 def trained_elsewhere(name):

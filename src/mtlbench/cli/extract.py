@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise MethodError("An artifact holds an extracted network. Give --out with --track.")
     if arguments.track and wandb_mode() == "disabled":
         raise MethodError("--track logs to W&B, which is off. Set WANDB_MODE to online or offline.")
-    needs_images(finished_run(Path(arguments.run_folder))[0], "Extraction")  # Refused before torch is imported.
+    spec, _ = finished_run(Path(arguments.run_folder))  # Refused before torch is imported, as are programs.
+    if arguments.export:
+        needs_images(spec, "An exported program")
     from mtlbench.networks.experts.extracted import export
     from mtlbench.networks.pruning import PrunedNetwork
     from mtlbench.training import extraction_report as extraction
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = load_run(arguments.run_folder, allow=arguments.allow)
     if isinstance(loaded.method.network, PrunedNetwork):
+        needs_images(spec, "Extraction from a pruned network")
         return _pruned(arguments, loaded)
     if arguments.out and arguments.threshold is None:
         raise MethodError(_NEEDED)

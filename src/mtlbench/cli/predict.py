@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds run, files and the folder for the predictions."""
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
-    parser.add_argument("images", nargs="+", metavar="FILE", help="images; tables or arrays for a run on vectors")
+    parser.add_argument(
+        "images", nargs="+", metavar="FILE", help="images; tables, arrays or lines of text (.txt), for a run on these"
+    )
     parser.add_argument("--out", default="predictions", help="folder for the predictions (default: predictions)")
     parser.add_argument(
         "--arrays",
@@ -82,6 +84,10 @@ def _image(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arra
     return f"{target}  {'; '.join(words)}"
 
 
+CHUNK = 256
+"""Samples of a file that are predicted at once."""
+
+
 def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, arrays: bool) -> str:
     """Writes the predictions of all samples of a file as CSV, one line per sample and one column per task."""
     from mtlbench.data import Collate
@@ -89,14 +95,20 @@ def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, array
 
     samples = loaded.data.read(path)
     tasks = loaded.method.tasks
-    batch = Collate({})([samples[index] for index in range(len(samples))])
-    raw = loaded.method(inputs_of(batch))
-    decoded: dict[str, Any] = {name: task.decode(raw[name].float()).numpy() for name, task in tasks.items()}
+    ids: list[str] = []
+    parts: dict[str, list[Any]] = {name: [] for name in tasks}
+    for start in range(0, len(samples), CHUNK):
+        batch = Collate({})([samples[index] for index in range(start, min(start + CHUNK, len(samples)))])
+        raw = loaded.method(inputs_of(batch))
+        ids += batch["id"]
+        for name, task in tasks.items():
+            parts[name].append(task.decode(raw[name].float()).numpy())
+    decoded: dict[str, Any] = {name: np.concatenate(found) for name, found in parts.items()}
     target = _free(out, f"{path.stem}.csv", written)
     with target.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["id", *tasks])
-        for index, name in enumerate(batch["id"]):
+        for index, name in enumerate(ids):
             cells = (_cell(task, decoded[key][index]) for key, task in tasks.items())
             table.writerow([name, *cells])
     if arrays or any(task.array for task in tasks.values()):

@@ -11,7 +11,7 @@ from mtlbench.data.contract import Batch, Sample
 from mtlbench.errors import DataError, SuiteError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task, form_fault
-from mtlbench.tasks.inputs import extent, input_fault, inputs_of, stacked
+from mtlbench.tasks.inputs import extent, input_fault, inputs_of, is_text, stacked
 
 
 def check_division(batch_size: int, world: int, micro: int, batches: int = 1) -> None:
@@ -34,6 +34,27 @@ def check_division(batch_size: int, world: int, micro: int, batches: int = 1) ->
         )
 
 
+WINDOW = 32
+"""Batches that are sorted by length together. More would waste less padding, and mix the samples less."""
+
+
+def by_length(order: np.ndarray, lengths: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Returns an order whose consecutive ``size`` samples have similar lengths, so that they need little padding.
+
+    Samples are sorted within windows of `WINDOW` batches. The batches, and the samples of a batch, are then shuffled.
+
+    Args:
+        order: Indices of samples; what fills no batch at the end is dropped.
+        lengths: Length of every sample, by index.
+        size: Samples of a batch.
+        generator: Shuffles.
+    """
+    kept = order[: len(order) // size * size]
+    windows = (kept[start : start + WINDOW * size] for start in range(0, len(kept), WINDOW * size))
+    batches = np.concatenate([some[np.argsort(lengths[some], kind="stable")] for some in windows]).reshape(-1, size)
+    return generator.permuted(batches[generator.permutation(len(batches))], axis=1).reshape(-1)
+
+
 class StepBatches:
     """Yields the (epoch, index) pairs of each micro-batch of this rank, from a given step to the last.
 
@@ -51,6 +72,7 @@ class StepBatches:
         world: Number of ranks.
         batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; of equal
             size, what is left over is not used.
+        lengths: Length of every sample, if batches shall hold samples of similar length.
     """
 
     def __init__(
@@ -65,6 +87,7 @@ class StepBatches:
         rank: int = 0,
         world: int = 1,
         batches: int = 1,
+        lengths: np.ndarray | None = None,
     ):
         check_division(batch_size, world, micro, batches)
         if size < batch_size:
@@ -74,6 +97,7 @@ class StepBatches:
             )
         self.size, self.batch_size, self.steps, self.seed = size, batch_size, steps, seed
         self.start, self.micro, self.rank, self.world, self.batches = start, micro, rank, world, batches
+        self.lengths = lengths
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,7 +120,10 @@ class StepBatches:
         for step in range(self.start, self.steps):
             epoch, offset = divmod(step, self.steps_per_epoch)
             if epoch != epoch_drawn:
-                order = np.random.default_rng(seed_of("order", self.seed, epoch)).permutation(self.size)
+                generator = np.random.default_rng(seed_of("order", self.seed, epoch))
+                order = generator.permutation(self.size)
+                if self.lengths is not None:
+                    order = by_length(order, self.lengths, self.batch_size, generator)
                 epoch_drawn = epoch
             batch = order[offset * self.batch_size : (offset + 1) * self.batch_size]
             for part in self.parts(batch):
@@ -131,6 +158,9 @@ class Collate:
         batch = Batch(inputs=inputs, targets=targets, counts=counts, id=[sample["id"] for sample in samples])
         if all("previous" in sample for sample in samples):
             batch["previous"] = stacked([{**sample, "inputs": sample["previous"]} for sample in samples])
+        if is_text(inputs_of(samples[0])):
+            # An integer of the host, so that no step waits for the device.
+            batch["tokens"] = sum(len(inputs_of(sample)["tokens"]) for sample in samples)
         return batch
 
     @staticmethod

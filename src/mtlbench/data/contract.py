@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any, Protocol
 
+import numpy as np
+
 Sample = dict[str, Any]
 
 
@@ -19,10 +21,18 @@ class Batch(dict[str, Any]):
 
 
 class Samples(Protocol):
-    """A finite, indexable set of samples."""
+    """A finite, indexable set of samples.
+
+    If it has an attribute ``lengths``, an integer array (N,), the batches of training hold samples of similar length.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def lengths_of(samples: Samples) -> np.ndarray | None:
+    """Returns the lengths of samples, if batches shall hold samples of similar length."""
+    return getattr(samples, "lengths", None)
 
 
 def streams(batch: Any) -> list[Any]:

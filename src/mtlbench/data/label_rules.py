@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtlbench.data.contract import lengths_of
 from mtlbench.errors import DataError
 from mtlbench.seeding import seed_of
 
@@ -101,6 +102,12 @@ class ChangedLabels:
             other = self.samples[int(source[place])]["targets"]
             targets |= {task: other[task]} if task in other else {}
         return {**sample, "targets": targets}
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of the samples; see `mtlbench.data.contract.Samples`."""
+        lengths = lengths_of(self.samples)
+        return None if lengths is None else lengths[self.indices]
 
     def _indices(self, tasks: set[str], batch_size: int) -> np.ndarray:
         if tasks - self.kept.keys():

@@ -15,7 +15,8 @@ Data sets of images write ``"image"`` in place of ``"inputs"``: uint8 (3, H, W),
      "targets": {task: (B, ...)},        # every task of the run; missing labels hold the task's blank
      "counts": {task: int},              # valid elements of this batch, as plain integers: no device sync
      "previous": inputs,                 # only if every sample has them
-     "id": [str] * B}
+     "id": [str] * B,
+     "tokens": int}                      # texts alone: their tokens in all, without padding
 
 **Streams**: a data set with one input stream per task returns ``{"streams": {name: batch}}`` instead; every inner
 batch is a batch as above whose ``targets`` hold only the tasks of that stream.
@@ -38,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
-from mtlbench.data.contract import Sample, Samples
+from mtlbench.data.contract import Sample, Samples, lengths_of
 from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
 from mtlbench.data.rollouts import Rollout
 from mtlbench.errors import DataError
@@ -112,7 +113,7 @@ class MTLDataModule(L.LightningDataModule):
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
         clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
-        INPUTS: What the inputs are: `mtlbench.tasks.inputs.IMAGES` or `VECTORS`. The encoder must take them.
+        INPUTS: What the inputs are: `mtlbench.tasks.inputs.IMAGES`, `VECTORS` or `TOKENS`. The encoder must take them.
         RENAMED: Option -> the name under which it enters a run's identity, for options that had another name when runs
             were first stored.
         labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.
@@ -304,13 +305,14 @@ class MTLDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Returns micro-batches from the trainer's current step to the end of the run, in one go."""
         samples = self.training_samples()
-        batches = StepBatches(len(samples), self.batch_size, self.steps, self.seed, **self._place())
+        lengths = lengths_of(samples)
+        batches = StepBatches(len(samples), self.batch_size, self.steps, self.seed, **self._place(), lengths=lengths)
         # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
         sampler = cast(Any, batches)
         augmented = Augmented(Readable(samples, "train"), self.augment, self.seed)
         return DataLoader(augmented, batch_sampler=sampler, **self._loading())
 
-    def _place(self) -> dict[str, int]:
+    def _place(self) -> dict[str, Any]:
         """Returns where in the run, and on which of how many ranks, this process reads its micro-batches."""
         trainer = self.trainer
         return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtlbench.data.batches import Collate
+from mtlbench.data.batches import Collate, by_length
 from mtlbench.data.contract import Batch, Sample
 from mtlbench.data.mixing import Mixing, draw
 from mtlbench.errors import SuiteError
@@ -111,6 +111,7 @@ class StreamBatches:
         rank: This rank.
         world: Number of ranks.
         batches: Independent mini-batches per micro-batch.
+        sample_lengths: For streams whose batches shall hold samples of similar length: the length of every sample.
 
     Raises:
         SuiteError: A slot cannot be divided evenly, or a stream has fewer samples than a slot.
@@ -128,6 +129,7 @@ class StreamBatches:
         rank: int = 0,
         world: int = 1,
         batches: int = 1,
+        sample_lengths: Mapping[str, np.ndarray] | None = None,
     ):
         parts = micro * batches * world
         for name, size in schedule.sizes.items():
@@ -143,6 +145,7 @@ class StreamBatches:
                 )
         self.schedule, self.lengths, self.steps, self.seed = schedule, dict(lengths), steps, seed
         self.start, self.micro, self.rank, self.world, self.batches = start, micro, rank, world, batches
+        self.sample_lengths = sample_lengths or {}
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -178,7 +181,10 @@ class StreamBatches:
         known = self._orders.get(name)
         if known is None or known[0] != epoch:
             generator = np.random.default_rng(seed_of("order", name, self.seed, epoch))
-            known = self._orders[name] = epoch, generator.permutation(self.lengths[name])
+            order = generator.permutation(self.lengths[name])
+            if name in self.sample_lengths:
+                order = by_length(order, self.sample_lengths[name], size, generator)
+            known = self._orders[name] = epoch, order
         return [(name, epoch, int(index)) for index in known[1][within * size : (within + 1) * size]]
 
     def _parts(self, slots: Sequence[Sequence[Key]]) -> Iterator[list[Key]]:

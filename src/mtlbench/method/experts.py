@@ -57,7 +57,9 @@ class ExpertMethod(MTLMethod):
         statistics, layers = outputs.statistics["experts"], cast(ExpertNetwork, self.network).layers
         part, last = self._part()
         tasks = list(outputs.predictions)
-        tables = self._statistics.add(statistics, tasks, length(batch), batch["counts"], part, batch.get("idle", ()))
+        # Ranks and micro-batches count by their tokens. Images have equally many of them.
+        size = batch.get("tokens", length(batch))
+        tables = self._statistics.add(statistics, tasks, size, batch["counts"], part, batch.get("idle", ()))
         if tables is None:
             return {}
         losses = routing_losses(tables, layers, self.weights)

@@ -25,6 +25,8 @@ _HOMES = {
     "Accuracy": "scalar",
     "SquaredError": "scalar",
     "MeanLoss": "scalar",
+    "ClassAgreement": "agreement",
+    "Correlation": "agreement",
     "LabelF1": "table",
     "PoissonDeviance": "table",
     "Success": "control",

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from mtlbench.errors import DataError
 
-IMAGES, VECTORS = "images", "vectors"
-"""Kinds of inputs, which data modules have and encoders take."""
+IMAGES, VECTORS, TOKENS = "images", "vectors", "tokens"
+"""Kinds of inputs, which data modules have and encoders take.
+
+A text is a mapping with ``tokens``, int64 (L,), and for two texts ``segments``, int64 (L,), which is 0 or 1. A batch of
+texts holds them padded with zeros, (B, N), and ``mask``, bool (B, N), which is True for the tokens of a text.
+"""
 
 
 def inputs_of(holder: Mapping[str, Any]) -> Any:
@@ -81,22 +85,41 @@ def input_fault(sample: Mapping[str, Any], kind: str = "") -> str | None:
             return f"inputs are finite. Found {float(leaf[~leaf.isfinite()][0])}"
     if kind == VECTORS and not (isinstance(inputs, Tensor) and inputs.ndim == 1 and inputs.is_floating_point()):
         return f"a vector is floating point (features,). Found {_form(inputs)}"
+    if kind == TOKENS and not (is_text(inputs) and len(inputs["tokens"])):
+        return f"a text is a mapping with `tokens`, int64 (L,), L > 0. Found {_form(inputs)}"
     return None
+
+
+def is_text(inputs: Any) -> bool:
+    """Returns whether the inputs of a sample are the tokens of a text."""
+    tokens = inputs.get("tokens") if isinstance(inputs, Mapping) else None
+    return isinstance(tokens, Tensor) and tokens.ndim == 1 and tokens.dtype == torch.int64
 
 
 def stacked(samples: Sequence[Mapping[str, Any]]) -> Any:
     """Returns the inputs of a batch: those of its samples, with a new first axis on every tensor.
+
+    Texts are padded to the longest of them.
 
     Raises:
         DataError: The inputs of the samples differ in form.
     """
     found = [inputs_of(sample) for sample in samples]
     image = "image" in samples[0]
+    if all(is_text(one) for one in found) and len({tuple(one) for one in found}) == 1:
+        return padded(found)
     forms = {str(tuple(one.shape)) if image else _form(one) for one in found}
     if len(forms) > 1:
         what, ids = "Images" if image else "Inputs", ", ".join(sample["id"] for sample in samples[:4])
         raise DataError(f"{what} of one batch must have one size. Found {', '.join(sorted(forms))} among {ids}.")
     return _stack(found)
+
+
+def padded(texts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns texts as a batch: every entry (B, N) with zeros after the end of a text, and ``mask``."""
+    counts = torch.tensor([len(text["tokens"]) for text in texts])
+    batch = {key: torch.nn.utils.rnn.pad_sequence([text[key] for text in texts], batch_first=True) for key in texts[0]}
+    return {**batch, "mask": torch.arange(int(counts.max())) < counts[:, None]}
 
 
 def _stack(found: Sequence[Any]) -> Any:

@@ -21,7 +21,7 @@ from mtlbench.data import Collate, MTLDataModule, Sample
 from mtlbench.method import MethodSpec
 from mtlbench.runs.spec import RunSpec
 from mtlbench.tasks import Task
-from mtlbench.tasks.inputs import IMAGES, VECTORS, extent, input_fault, inputs_of, leaves
+from mtlbench.tasks.inputs import IMAGES, extent, input_fault, inputs_of, leaves, stacked
 from mtlbench.testing.rank_pool import RankPool
 from mtlbench.testing.toy import TOYS, sourced, toy_spec, trained
 from mtlbench.training.build import build_method
@@ -88,7 +88,7 @@ def check_method(
         pool: Pool of two ranks. If None, a pool is started and closed here.
         arguments: Hyper-parameters that differ from the defaults.
         balancer: Balancer for a method that takes one.
-        inputs: Kind of inputs of the toy data, `mtlbench.tasks.inputs.IMAGES` or `VECTORS`.
+        inputs: Kind of inputs of the toy data, `mtlbench.tasks.inputs.IMAGES`, `VECTORS` or `TOKENS`.
     """
     own = pool or RankPool(2)
     try:
@@ -129,7 +129,8 @@ def _ownership(spec: RunSpec, inputs: str) -> str | None:
     tasks = dict(TOYS[inputs][0].TASKS)
     method = build_method(spec.method, MethodSpec(tasks, spec.model))
     method.configure_model()
-    return check_network(method.network, tasks, torch.randn(4, 6) if inputs == VECTORS else None)
+    samples = TOYS[inputs][0](ragged=False).samples("val")
+    return check_network(method.network, tasks, stacked([samples[index] for index in range(4)]))
 
 
 def check_network(network: Any, tasks: Mapping[str, Task], inputs: Any = None) -> str | None:

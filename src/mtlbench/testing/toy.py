@@ -22,7 +22,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Classification, Depth, Regression, SemanticSegmentation, Task
-from mtlbench.tasks.inputs import IMAGES, VECTORS
+from mtlbench.tasks.inputs import IMAGES, TOKENS, VECTORS
 from mtlbench.training import checkpoint
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.run import train
@@ -55,7 +55,7 @@ class ToyData(MTLDataModule):
         """Returns samples that depend only on split and index."""
         return _ToySamples(split, self.size if split == "train" else 7, self)
 
-    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns an image with its labels."""
         image = generator.integers(0, 256, (3, 16, 24), dtype=np.uint8)
         bright = image.mean(0)
@@ -134,7 +134,7 @@ class ToyVectors(ToyData):
         """Returns the length of the vectors."""
         return {"features": 6}
 
-    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns a vector with its labels."""
         x = generator.standard_normal(6).astype(np.float32)
         bright = float(x.sum())
@@ -145,6 +145,28 @@ class ToyVectors(ToyData):
             "mean": torch.tensor(bright),
         }
         return {"inputs": torch.from_numpy(x)}, targets
+
+
+class ToyTexts(ToyVectors):
+    """Texts of 3 to 9 random tokens, with the labels of `ToyVectors`, which depend on their tokens."""
+
+    INPUTS: ClassVar[str] = TOKENS
+
+    def input_sizes(self) -> dict[str, int]:
+        """Returns vocabulary and length."""
+        return {"vocabulary": 20, "length": 9}
+
+    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Returns a text with its labels."""
+        tokens = torch.from_numpy(generator.integers(1, 20, int(generator.integers(3, 10))))
+        mean = float(tokens.double().mean())
+        targets = {
+            "kind": torch.tensor(int(mean * 7) % 3),
+            "shape": torch.tensor(int(np.digitize(mean, [8, 10, 12]))),
+            "far": torch.tensor(float(tokens[0] - tokens[1]) / 10),
+            "mean": torch.tensor(mean / 10),
+        }
+        return {"inputs": {"tokens": tokens}}, targets
 
 
 TOYS: Mapping[str, tuple[type[ToyData], Mapping[str, Any]]] = {
@@ -164,6 +186,23 @@ TOYS: Mapping[str, tuple[type[ToyData], Mapping[str, Any]]] = {
             "decoder_channels": 8,
             "encoder_options": {"width": 16, "depth": 2},
             "inputs": {"features": 6},
+        },
+    ),
+    TOKENS: (
+        ToyTexts,
+        {
+            "encoder": "transformers:bert",
+            "decoder_channels": 8,
+            # Dropout differs between ranks.
+            "encoder_options": {
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
+            "inputs": {"vocabulary": 20, "length": 9},
         },
     ),
 }

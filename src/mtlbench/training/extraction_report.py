@@ -15,6 +15,8 @@ from mtlbench.errors import MethodError
 from mtlbench.networks.experts.extracted import describe, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes
 from mtlbench.networks.experts.network import ExpertNetwork
+from mtlbench.networks.families import family_of
+from mtlbench.networks.family import Model
 from mtlbench.networks.flops import forward_flops
 from mtlbench.tasks.inputs import inputs_of
 from mtlbench.training.load import LoadedRun
@@ -84,8 +86,8 @@ def _row(
     loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: float | None, kept: Any, off: float | None = None
 ) -> Measured:
     protocol, score = next(iter(_score(loaded, network, task).items()))
-    height, width = loaded.spec.model["image_size"]
-    image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    model = Model(**{**loaded.spec.model, "weights": None})
+    image = family_of(model.encoder).example(model)
     return Measured(
         task,
         threshold,
@@ -119,7 +121,7 @@ def _off_route(loaded: LoadedRun, network: ExpertNetwork, task: str, kept: Any) 
     with torch.inference_mode(), routes(network) as chosen:
         for image, _ in _batches(loaded, task):
             network(image, [task])
-            found.append(outside(chosen, kept, len(image)).float().mean(1))
+            found.append(outside(chosen, kept, 1)[0].float())  # Texts differ in their numbers of tokens.
     return float(torch.cat(found).mean())
 
 

@@ -52,7 +52,7 @@ class ASELoRAMoE(ExpertMethod):
     """
 
     TAXONOMY = "architectures/conditional"
-    ENCODERS: ClassVar[tuple[str, ...]] = ("timm",)
+    ENCODERS: ClassVar[tuple[str, ...]] = ("timm", "transformers")
     SEARCH: ClassVar[dict[str, Any]] = {"mutual_information": [0.0005, 0.005, 0.03], "rank": [4, 8]}
 
     def __init__(

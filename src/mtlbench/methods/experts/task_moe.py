@@ -34,9 +34,9 @@ class TaskMoE(ExpertMethod):
             pretrained weights.
         descriptions: d_t by task, for the gate of that name.
 
-    Differences from the official code: no official code is known. The paper works on text, this method on images. An
-    expert's width is the MLP's over k (except with ``copy``), so active FLOPs equal those of the dense network run once
-    per task.
+    Differences from the official code: no official code is known. The paper works on text; this method takes images and
+    vectors too. An expert's width is the MLP's over k (except with ``copy``), so active FLOPs equal those of the dense
+    network run once per task.
 
     Example:
         >>> import torch

@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.experts import ExpertLayer, LayerStatistics, TaskRouter
 from mtlbench.networks.experts.perceptron import ExpertPerceptron
+from mtlbench.networks.experts.transformer import ExpertTransformer
 from mtlbench.networks.experts.trunk import ExpertOptions, ExpertTrunk
 from mtlbench.networks.experts.vit import ExpertViT
 from mtlbench.networks.families import family_of
 from mtlbench.networks.family import Model
+from mtlbench.networks.text_encoder import TextEncoder
 from mtlbench.networks.vectors import VectorEncoder
 from mtlbench.tasks import Task
 
 TOKENS_PER_PASS = 4096
 """Target number of tokens per pass on a CPU. More do not fit its caches, so running fewer tasks at a time is faster."""
+
+TRUNKS: Mapping[type, type[Any]] = {VectorEncoder: ExpertPerceptron, TextEncoder: ExpertTransformer}
+"""Kind of encoder -> its blocks with experts; `ExpertViT` for others."""
 
 
 class ExpertNetwork(MTLNetwork):
@@ -44,7 +49,7 @@ class ExpertNetwork(MTLNetwork):
             tasks: Tasks by name.
             options: Placement of experts and routing.
             model: The keys of a suite's ``model`` section, see `Model`. The encoder is a plain vision transformer, by
-                default timm's ``vit_tiny_patch16_224``, or a perceptron of residual blocks.
+                default timm's ``vit_tiny_patch16_224``, a perceptron of residual blocks, or a transformer of texts.
 
         Raises:
             SuiteError: The encoder has no blocks that experts fit into, or cannot be built.
@@ -54,7 +59,7 @@ class ExpertNetwork(MTLNetwork):
         described = Model(**{"encoder": "vit_tiny_patch16_224", **model})
         # The neck is drawn right after the encoder, as in `DenseNetwork`: both start from its weights.
         parts = family_of(described.encoder).parts(tasks, described)
-        trunk: type[Any] = ExpertPerceptron if isinstance(parts.encoder, VectorEncoder) else ExpertViT
+        trunk = next((found for kind, found in TRUNKS.items() if isinstance(parts.encoder, kind)), ExpertViT)
         self.encoder: ExpertTrunk = trunk(parts.encoder, list(tasks), options)
         self.neck, self.heads = parts.neck, parts.heads
         self.separate = False
@@ -73,13 +78,13 @@ class ExpertNetwork(MTLNetwork):
 
     def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""
-        tokens, early = self.encoder.begin(inputs)
+        tokens, early, present = self.encoder.begin(inputs)
         if not self.encoder.aware:
-            return self._alike(tokens, early, tasks)
+            return self._alike(tokens, early, tasks, present)
         predictions: dict[str, Tensor] = {}
         found: list[dict[str, LayerStatistics]] = []
         for group in self._groups(tasks, tokens):
-            late, statistics = self.encoder.finish(tokens, group)
+            late, statistics = self.encoder.finish(tokens, group, present)
             # Early maps are common to the tasks of the group and are repeated as views.
             repeated = [m.unsqueeze(0).expand(len(group), *m.shape).flatten(0, 1) for m in early]
             features = self.neck([*repeated, *late]).unflatten(0, (len(group), -1))
@@ -88,9 +93,9 @@ class ExpertNetwork(MTLNetwork):
         layers = {name: LayerStatistics.cat([part[name] for part in found]) for name in (found[0] if found else ())}
         return Outputs(predictions, statistics={"experts": layers})
 
-    def _alike(self, tokens: Tensor, early: list[Tensor], tasks: Sequence[str]) -> Outputs:
+    def _alike(self, tokens: Tensor, early: list[Tensor], tasks: Sequence[str], present: Tensor | None) -> Outputs:
         """Predicts tasks that share all features, with one pass for all of them."""
-        late, statistics = self.encoder.finish(tokens, tasks[:1])
+        late, statistics = self.encoder.finish(tokens, tasks[:1], present)
         shared = self.neck([*early, *late])
         layers = {name: LayerStatistics.cat([layer] * len(tasks)) for name, layer in statistics.items()}
         return Outputs({task: self.heads[task](shared) for task in tasks}, shared, {"experts": layers})

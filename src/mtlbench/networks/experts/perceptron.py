@@ -39,15 +39,23 @@ class ExpertPerceptron(ExpertTrunk):
         """The encoder's blocks."""
         return self.encoder.blocks
 
-    def begin(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def begin(self, inputs: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Returns one token (B, 1, D) per vector (B, features), and no features."""
-        return self.run(self.encoder.embed(self.encoder.normalise(inputs))[:, None], range(self.first), (), {})
+        x = self.encoder.embed(self.encoder.normalise(inputs))[:, None]
+        return *self.run(x, range(self.first), (), {}), None
 
-    def block(self, index: int, x: Tensor, tasks: Sequence[str], statistics: dict[str, LayerStatistics]) -> Tensor:
+    def block(
+        self,
+        index: int,
+        x: Tensor,
+        tasks: Sequence[str],
+        statistics: dict[str, LayerStatistics],
+        present: Any = None,
+    ) -> Tensor:
         """Runs the MLP of a block."""
         block = self.blocks[index]
         return x + self.part(block.mlp, block.norm2(x), tasks, f"block{index}.mlp", statistics)
 
-    def features(self, x: Tensor, index: int) -> list[Tensor]:
+    def features(self, x: Tensor, index: int, present: Any = None) -> list[Tensor]:
         """Returns the features (R, D) of the last block."""
         return [self.encoder.norm(x[:, 0])] if index == len(self.blocks) - 1 else []

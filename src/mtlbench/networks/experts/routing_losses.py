@@ -106,7 +106,7 @@ class StepStatistics:
         Args:
             layers: Statistics by name of the layer, with rows in the order of ``tasks``.
             tasks: Tasks of this pass.
-            images: Number of images in this pass on this rank.
+            images: Number of images in this pass on this rank; of texts, the number of their tokens.
             counts: Valid labels per task on this rank.
             part: Index of the micro-batch within the step.
             idle: Tasks that no pass of this micro-batch predicts, the same on every rank.

@@ -123,49 +123,66 @@ class ExpertTrunk(nn.Module, ABC):
         """The encoder's blocks."""
 
     @abstractmethod
-    def begin(self, inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    def begin(self, inputs: Any) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Runs the blocks that do not depend on the task.
 
         Args:
             inputs: As the encoder takes them.
 
         Returns:
-            Tokens (B, N, D), and the features so far.
+            Tokens (B, N, D), the features so far, and which tokens there are, bool (B, N); None if all.
         """
 
     @abstractmethod
-    def features(self, x: Tensor, index: int) -> list[Tensor]:
+    def features(self, x: Tensor, index: int, present: Any = None) -> list[Tensor]:
         """Returns what the neck reads of the tokens (R, N, D) after block ``index``: one feature or none."""
 
-    def finish(self, x: Tensor, tasks: Sequence[str]) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
+    def finish(
+        self, x: Tensor, tasks: Sequence[str], present: Tensor | None = None
+    ) -> tuple[list[Tensor], dict[str, LayerStatistics]]:
         """Runs the remaining blocks for the samples of several tasks.
 
         Args:
             x: Tokens (B, N, D) of `begin`.
             tasks: Names of the G tasks.
+            present: Which tokens there are, as `begin` returns it.
 
         Returns:
             The remaining features, of G · B rows each, and the statistics of every sparse layer by name.
         """
         statistics: dict[str, LayerStatistics] = {}
         x = x.unsqueeze(0).expand(len(tasks), -1, -1, -1).flatten(0, 1)
-        _, found = self.run(x, range(self.first, len(self.blocks)), tasks, statistics)
+        if present is not None:
+            present = present.repeat(len(tasks), 1)
+        _, found = self.run(x, range(self.first, len(self.blocks)), tasks, statistics, present)
         return found, statistics
 
     def run(
-        self, x: Tensor, indices: range, tasks: Sequence[str], statistics: dict[str, LayerStatistics]
+        self,
+        x: Tensor,
+        indices: range,
+        tasks: Sequence[str],
+        statistics: dict[str, LayerStatistics],
+        present: Any = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs some blocks; returns the tokens after them, and what the neck reads of these blocks."""
         found = []
         for index in indices:
             if self.embeddings:
                 x = self._add_task_tokens(x, tasks)
-            x = self.block(index, x, tasks, statistics)
-            found += self.features(x, index)
+            x = self.block(index, x, tasks, statistics, present)
+            found += self.features(x, index, present)
         return x, found
 
     @abstractmethod
-    def block(self, index: int, x: Tensor, tasks: Sequence[str], statistics: dict[str, LayerStatistics]) -> Tensor:
+    def block(
+        self,
+        index: int,
+        x: Tensor,
+        tasks: Sequence[str],
+        statistics: dict[str, LayerStatistics],
+        present: Any = None,
+    ) -> Tensor:
         """Runs one block on tokens (R, N, D), and adds the statistics of its sparse layers."""
 
     @staticmethod

@@ -31,11 +31,11 @@ class ExpertViT(ExpertTrunk):
         """
         super().__init__(encoder, _ordinary(encoder).embed_dim, tasks, options)
 
-    def begin(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def begin(self, inputs: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Returns tokens and maps (B, C, h, w) of images (B, 3, H, W) uint8, RGB."""
         x, early = self.encoder.embed(self.encoder.normalise(inputs))
         x, maps = self.run(x, range(self.first), (), {})
-        return x, [*early, *maps]
+        return x, [*early, *maps], None
 
     @property
     def model(self) -> Any:
@@ -47,7 +47,14 @@ class ExpertViT(ExpertTrunk):
         """The transformer's blocks."""
         return self.model.blocks
 
-    def block(self, index: int, x: Tensor, tasks: Sequence[str], statistics: dict[str, LayerStatistics]) -> Tensor:
+    def block(
+        self,
+        index: int,
+        x: Tensor,
+        tasks: Sequence[str],
+        statistics: dict[str, LayerStatistics],
+        present: Any = None,
+    ) -> Tensor:
         """Runs attention and MLP of a block."""
         block = self.blocks[index]
         attention = self.part(block.attn, block.norm1(x), tasks, f"block{index}.attention", statistics)
@@ -55,7 +62,7 @@ class ExpertViT(ExpertTrunk):
         mlp = self.part(block.mlp, block.norm2(x), tasks, f"block{index}.mlp", statistics)
         return x + block.drop_path2(block.ls2(mlp))
 
-    def features(self, x: Tensor, index: int) -> list[Tensor]:
+    def features(self, x: Tensor, index: int, present: Any = None) -> list[Tensor]:
         """Returns the map (R, D, h, w) of a block that the neck reads."""
         if index not in self.encoder.trunk.out_indices:
             return []

@@ -1,0 +1,172 @@
+"""Tokenizers: texts as numbers. `Words` needs no file; `Pieces` is the tokenizer of a pretrained encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from mtlbench.errors import SuiteError
+from mtlbench.networks.text_files import PACKAGED, digest_of, folder_of
+
+FILE = "tokenizer.json"
+START, END, FIRST = 1, 2, 3
+"""Numbers of `Words`: start, end of a text, and the first word. 0 is the padding."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text, or a pair of texts.
+
+    Attributes:
+        tokens: (L,) int32, with special tokens.
+        first: Tokens of the first text with its special tokens; L for a single text.
+        cut: Whether the text was longer than allowed, and its end is missing.
+    """
+
+    tokens: np.ndarray
+    first: int
+    cut: bool
+
+
+class Tokenizer(Protocol):
+    """Turns texts into numbers; see `Words`."""
+
+    @property
+    def vocabulary(self) -> int: ...  # noqa: D102
+    def identity(self) -> str: ...  # noqa: D102
+    def encode(self, texts: Sequence[str], seconds: Sequence[str] | None, length: int) -> list[Encoded]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Words:
+    """Lower-case words and punctuation marks, whose numbers are hashes: no vocabulary is fitted or stored.
+
+    Two words may have one number. With 8192 numbers and 5000 different words, about half of the words share theirs.
+
+    Attributes:
+        vocabulary: Numbers that there are.
+    """
+
+    vocabulary: int = 8192
+
+    def identity(self) -> str:
+        """Returns what identifies the tokenizer."""
+        return f"words-1-{self.vocabulary}"
+
+    def encode(self, texts: Sequence[str], seconds: Sequence[str] | None, length: int) -> list[Encoded]:
+        """Returns texts, or pairs of texts, of at most ``length`` tokens. The longer text of a pair is cut first."""
+        numbers: dict[str, int] = {}
+        found = []
+        for index, text in enumerate(texts):
+            parts = [self._numbers(text, numbers)]
+            parts += [self._numbers(seconds[index], numbers)] if seconds is not None else []
+            kept = _shares([len(part) for part in parts], length - 1 - len(parts))
+            whole, first = [START], 0
+            for part, count in zip(parts, kept, strict=True):
+                whole += [*part[:count], END]
+                first = first or len(whole)
+            cut = sum(kept) < sum(map(len, parts))
+            found.append(Encoded(np.array(whole, dtype=np.int32), first, cut))
+        return found
+
+    def _numbers(self, text: str, known: dict[str, int]) -> list[int]:
+        words = _WORD.findall(text.lower())
+        for word in words:
+            if word not in known:
+                digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+                known[word] = FIRST + int.from_bytes(digest, "big") % (self.vocabulary - FIRST)
+        return [known[word] for word in words]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The tokenizer of a pretrained encoder, read by the library tokenizers.
+
+    Attributes:
+        name: `mtlbench.networks.text_files.PACKAGED`, or a folder.
+    """
+
+    name: str
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer as Read
+        except ImportError as error:
+            raise SuiteError(
+                f"The tokenizer {self.name} needs the library tokenizers, which is not installed. Install it: "
+                'pip install "mtlbench[text]", or choose the tokenizer words.'
+            ) from error
+        path = folder_of(self.name, FILE) / FILE
+        try:
+            return Read.from_file(str(path))
+        except Exception as error:  # The library raises plain exceptions.
+            raise SuiteError(
+                f"{path} must be a tokenizer of the library tokenizers. {error}. Save it again."
+            ) from error
+
+    @property
+    def vocabulary(self) -> int:
+        """Numbers that there are."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def identity(self) -> str:
+        """Returns the hash of the file."""
+        return f"pieces-{digest_of(folder_of(self.name, FILE) / FILE)}"
+
+    def encode(self, texts: Sequence[str], seconds: Sequence[str] | None, length: int) -> list[Encoded]:
+        """Returns texts, or pairs of texts, of at most ``length`` tokens. The longer text of a pair is cut first."""
+        tokenizer = self._tokenizer
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length=length)
+        given = list(texts) if seconds is None else list(zip(texts, seconds, strict=True))
+        return [
+            Encoded(
+                np.array(one.ids, dtype=np.int32),
+                # Sequence 0 ends where the second text begins; its special tokens belong to no sequence.
+                len(one.ids) if seconds is None else one.type_ids.index(1) if 1 in one.type_ids else len(one.ids),
+                bool(one.overflowing),
+            )
+            for one in tokenizer.encode_batch(given)
+        ]
+
+
+def tokenizer_of(name: str, vocabulary: int) -> Tokenizer:
+    """Returns the tokenizer that a suite names.
+
+    Args:
+        name: ``words``, a key of `mtlbench.networks.text_files.PACKAGED`, or a folder with ``tokenizer.json``.
+        vocabulary: Numbers of ``words``.
+
+    Raises:
+        SuiteError: The vocabulary is too small, or there is no such name.
+    """
+    if name == "words":
+        if not 16 <= vocabulary <= 2**24:
+            raise SuiteError(f"The vocabulary of words has 16 to {2**24} numbers. Found {vocabulary}.")
+        return Words(vocabulary)
+    if not name or (name not in PACKAGED and "/" not in name and "\\" not in name):
+        raise SuiteError(
+            f"A tokenizer is words, {', '.join(PACKAGED)}, or the path of a folder with {FILE}. Found {name!r}. "
+            "Correct data.options.tokenizer."
+        )
+    return Pieces(name)
+
+
+def _shares(lengths: list[int], room: int) -> list[int]:
+    """Returns how many tokens of each text are kept: the longer text loses its end first."""
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    short = min(range(2), key=lambda i: lengths[i])
+    kept = min(lengths[short], room // 2)
+    return [kept, room - kept] if short == 0 else [room - kept, kept]
