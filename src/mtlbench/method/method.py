@@ -45,11 +45,14 @@ class MTLMethod(L.LightningModule, Registered):
     Attributes:
         ENCODERS: Families of encoders that the network can be built on; empty for any.
         PHASES: Whether training has phases, so that only its end is a result: `selection: best` is refused.
+        ARRIVALS: How a task is added to trained ones: ``"continue"`` from the weights of the last run; ``"plan"``, by
+            the method's own plan, which leaves the runs of earlier tasks as they are; ``"none"`` if it cannot be.
     """
 
     TAKES: ClassVar[tuple[str, ...]] = ("spec",)
     ENCODERS: ClassVar[tuple[str, ...]] = ()
     PHASES: ClassVar[bool] = False
+    ARRIVALS: ClassVar[str] = "continue"
 
     network: MTLNetwork
     surgery: Surgery

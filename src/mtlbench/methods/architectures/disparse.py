@@ -57,6 +57,7 @@ class DiSparse(MTLMethod):
     Differences from the official code: the share kept is found exactly instead of being tuned per data set, and
     ``pretrained`` scores by the Taskonomy rule everywhere. Rankings are per task, which makes a normalisation of scores
     unnecessary. Masked gradients are 0 before any balancer sees them. Biases, norms and embeddings are kept.
+    A task that arrives later (scenario `incremental`) keeps the masks of the trunk, and its head is whole.
 
     Example:
         >>> import torch
@@ -124,10 +125,12 @@ class DiSparse(MTLMethod):
         """Chooses the masks, unless a checkpoint had them, and keeps gradients within them."""
         super().on_train_start()
         if not self.ready:
-            if self.mode == "dynamic":
-                self._draw_masks()
-            else:
-                self._choose_masks()
+            # Weights of a pruned run bring their masks, which stay. A new head is whole.
+            if self.sparsity and self.network.density() == 1:
+                if self.mode == "dynamic":
+                    self._draw_masks()
+                else:
+                    self._choose_masks()
             self.ready.fill_(True)
         self.network.prune()
         for name in self.network.prunable:
