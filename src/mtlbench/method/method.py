@@ -110,6 +110,10 @@ class MTLMethod(L.LightningModule, Registered):
         """Returns plain values by name that are stored beside the result. Default: the balancer's summary."""
         return self.balancer.summary()
 
+    def preparation_flops(self) -> int:
+        """Returns the FLOPs on this rank of what a method computed before its first step. Default: none."""
+        return 0
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the optimiser's groups. Default: no weight decay on vectors and on balancer parameters."""
         matrices = [p for p in self.network.parameters() if p.requires_grad and p.ndim > 1]

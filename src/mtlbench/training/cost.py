@@ -81,10 +81,10 @@ def cost_of(method: MTLMethod, seconds: float, world: int, flops: StepFlops, ste
     """
     cuda = method.device.type == "cuda"
     peak = peak_memory(cuda=cuda)  # Before the forward passes below, which are not part of training.
-    per_step = flops.per_step()
+    per_step, before = flops.per_step(), method.preparation_flops()
     return {
         "train_seconds": seconds,
-        "training_flops": None if per_step is None else round(per_step * steps * world),
+        "training_flops": None if per_step is None else round((before + per_step * steps) * world),
         **prediction_cost(method),
         "peak_memory_gib": peak / 2**30,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
