@@ -111,7 +111,7 @@ class MTLMethod(L.LightningModule, Registered):
         return self.balancer.summary()
 
     def preparation_flops(self) -> int:
-        """Returns the FLOPs on this rank of what a method computed before its first step. Default: none."""
+        """Returns the FLOPs of what this process has computed before its first step, on this rank. Default: none."""
         return 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:

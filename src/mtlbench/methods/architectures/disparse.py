@@ -78,7 +78,6 @@ class DiSparse(MTLMethod):
     ready: Tensor
     keep_ratio: Tensor
     overlap: Tensor
-    prepared: Tensor
 
     def __init__(
         self,
@@ -107,7 +106,7 @@ class DiSparse(MTLMethod):
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.register_buffer("keep_ratio", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("overlap", torch.full((len(self.tasks),) * 2, math.nan, dtype=torch.float64))
-        self.register_buffer("prepared", torch.zeros((), dtype=torch.int64))
+        self._prepared = 0
         self._whole = False
 
     @classmethod
@@ -137,7 +136,7 @@ class DiSparse(MTLMethod):
                 else:
                     with counting(self.network) as counter:
                         self._choose_masks()
-                    self.prepared += counter.flops
+                    self._prepared = counter.flops
             self.ready.fill_(True)
         self.network.prune()
         for name in self.network.prunable:
@@ -152,7 +151,7 @@ class DiSparse(MTLMethod):
 
     def preparation_flops(self) -> int:
         """Returns the FLOPs of the passes for the scores."""
-        return int(self.prepared)
+        return self._prepared
 
     def phase(self, step: int) -> str:
         """Returns the kind of a step: those that change masks take further passes."""

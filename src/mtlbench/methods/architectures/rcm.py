@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mtlbench.data.contract import streams
@@ -61,7 +60,6 @@ class RCM(MTLMethod):
     SEARCH: ClassVar[dict[str, Any]] = {"response_init": [True, False]}
 
     network: RCMNetwork
-    prepared: Tensor
 
     def __init__(
         self, spec: MethodSpec, *, response_init: bool = True, normalised: bool = True, calibration: int = 10
@@ -70,7 +68,7 @@ class RCM(MTLMethod):
         if calibration < 1:
             raise MethodError(f"rcm: calibration must be at least 1 batch. Found {calibration}. The default is 10.")
         self.response_init, self.normalised, self.calibration = response_init, normalised, calibration
-        self.register_buffer("prepared", torch.zeros((), dtype=torch.int64))
+        self._prepared = 0
 
     def build_network(self) -> MTLNetwork:
         """Returns banks, and modulators per task.
@@ -86,11 +84,11 @@ class RCM(MTLMethod):
         if self.response_init:
             with counting(self.network) as counter:
                 self.network.start_from_responses(self._images())
-            self.prepared += counter.flops
+            self._prepared = counter.flops
 
     def preparation_flops(self) -> int:
         """Returns the FLOPs of the passes whose responses were measured."""
-        return int(self.prepared)
+        return self._prepared
 
     def _images(self) -> Iterator[Tensor]:
         """Yields the images of the first batches."""
