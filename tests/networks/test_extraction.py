@@ -227,7 +227,7 @@ def test_damaged_files(tmp_path):
         load_extracted(tmp_path)
 
 
-@pytest.mark.parametrize(("tasks", "remedy"), [("ab", "Give a run of an expert method"), ("a", "export` without")])
+@pytest.mark.parametrize(("tasks", "remedy"), [("ab", "Give a run of a method"), ("a", "export` without")])
 def test_a_network_without_experts_is_refused_with_what_to_do(tasks, remedy):
     loaded = SimpleNamespace(
         method=SimpleNamespace(network=torch.nn.Identity(), tasks=dict.fromkeys(tasks)),

@@ -80,7 +80,7 @@ def expert_network(loaded: LoadedRun) -> ExpertNetwork:
             + (
                 " on one task alone. Write it as it is: `mtlbench export` without --task."
                 if alone
-                else ". Give a run of an expert method, such as mod_squad or moe; `mtlbench extract` also takes disparse."
+                else ". Give a run of a method with experts, such as mod_squad; `mtlbench extract` also takes disparse."
             )
         )
     return network.eval()
