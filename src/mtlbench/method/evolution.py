@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -228,7 +228,7 @@ class Evolution:
         seeds: list[Path],
         counts: dict[int, int],
         known: set[str],
-    ) -> Generator[tuple[Path, Genes, RunSpec]]:
+    ) -> Iterator[tuple[Path, Genes, RunSpec]]:
         """Yields the children of a generation: parent, genes and run. A child that repeats a run is drawn again."""
         for _ in range(self.children):
             for _ in range(DRAWS):

@@ -13,6 +13,7 @@ from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.method.learning_curves import LearningCurves
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.film import CuedNetwork
+from mtlbench.runs import keys
 from mtlbench.seeding import seed_of
 
 PARALLEL, SERIAL = 0, 1
@@ -171,7 +172,7 @@ class Multitasking(MTLMethod):
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns whether the step was serial."""
-        return {**super().diagnostics(), "regime/serial": self.network.is_serial.float()}
+        return {**super().diagnostics(), keys.REGIME.key(): self.network.is_serial.float()}
 
     def summary(self) -> dict[str, Any]:
         """Returns the cost, the regime of every interval, what it reached, and the present utility of either regime."""
