@@ -98,7 +98,7 @@ class PathNetwork(DenseNetwork):
         self.frozen = frozenset(() if trained is None else self.sizes.keys() - {*trained, HEAD})
         for name, parameter in self.named_parameters():
             if self.component(name) in self.frozen:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
         self.train()  # A trainer leaves modules in the mode in which they were built.
 
     def component(self, name: str) -> str:
