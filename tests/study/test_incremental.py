@@ -97,6 +97,24 @@ def test_a_further_sub_task_has_the_base_of_the_others(mine: Path) -> None:
     assert serving == {next(iter(run.tasks)): run.run_id for run in runs}
 
 
+def test_a_plan_that_adds_tasks_is_followed(mine: Path) -> None:
+    def followed(case: Any) -> list[list[Any]]:
+        plan, results, found = case.begin(own_plan), None, []
+        while True:
+            try:
+                runs = plan.send(results)
+            except StopIteration:
+                return found
+            found.append(runs)
+            scores = {task: {run.tasks[task]["protocols"][0]["id"]: 0.5} for run in runs for task in run.tasks}
+            results = [{"validation": scores, "summary": {"components": {"embedding": 9, "head": 1}}}] * len(runs)
+
+    cases = resolved(mine, "methods=[{name: mu2net, children: 2, generations: 1}]", ARRIVE).cases
+    before, after = followed(cases[0]), followed(cases[2])
+    assert [list(runs[0].tasks) for runs in after] == [["left"], ["right"], ["segments"], ["ink"]]
+    assert after[:2] == before and not any(run.start or run.data.get("labels") for runs in after for run in runs)
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
 def test_merged_networks_are_refused_before_anything_is_trained(mine: Path, method: str) -> None:
     with pytest.raises(MethodError, match=rf"{method} makes its network from finished runs.*Leave it out"):
