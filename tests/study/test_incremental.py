@@ -112,6 +112,7 @@ def test_a_plan_that_adds_tasks_is_followed(mine: Path) -> None:
     cases = resolved(mine, "methods=[{name: mu2net, children: 2, generations: 1}]", ARRIVE).cases
     before, after = followed(cases[0]), followed(cases[2])
     assert [list(runs[0].tasks) for runs in after] == [["left"], ["right"], ["segments"], ["ink"]]
+    assert all(run.method["arguments"].get("trained") is not None for runs in after for run in runs)
     assert after[:2] == before and not any(run.start or run.data.get("labels") for runs in after for run in runs)
 
 

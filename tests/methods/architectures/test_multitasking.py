@@ -137,6 +137,18 @@ def test_cues_rest_in_the_parallel_regime(tmp_path: Path) -> None:
     assert len(summary["accuracy"]) == 4 and summary["utility"]["serial"] < 0 <= summary["utility"]["parallel"]
 
 
+@pytest.mark.parametrize("serial", [True, False])
+def test_momentum_moves_no_idle_cue(serial: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtlbench.method.step.before_optimiser", lambda *_: None)
+    method = agent()
+    method.network.use(serial=serial)
+    for parameter in method.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    method.on_before_optimizer_step(None)  # type: ignore[arg-type]
+    assert all((p.grad is not None) == serial for p in method.network.cues.parameters())
+    assert all(p.grad is not None for p in method.network.heads.parameters())
+
+
 def test_both_regimes_train_and_their_flops_are_counted_apart(tmp_path: Path) -> None:
     spec = toy_spec("multitasking", steps=6, arguments={"cost": 0.0, "intervals": 6})
     weights = trained(spec, str(tmp_path))
