@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mtlbench.methods.experts.moe import MoE
 from mtlbench.methods.experts.task_moe import TaskMoE
 from mtlbench.networks.experts.extracted import describe, export, load_extracted, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes, surviving
+from mtlbench.training.extraction_report import expert_network
 from tests.support.command_line import SMALL, mtlbench
 from tests.support.expert_methods import TASKS, build, images, losses
 
@@ -223,6 +225,16 @@ def test_damaged_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
+
+
+@pytest.mark.parametrize(("tasks", "remedy"), [("ab", "Give a run of a method"), ("a", "export` without")])
+def test_a_network_without_experts_is_refused_with_what_to_do(tasks, remedy):
+    loaded = SimpleNamespace(
+        method=SimpleNamespace(network=torch.nn.Identity(), tasks=dict.fromkeys(tasks)),
+        result={"run_id": "x-s0-1", "method": "x"},
+    )
+    with pytest.raises(MethodError, match=f"needs a network with experts. x-s0-1 was trained by 'x'.*{remedy}"):
+        expert_network(loaded)
 
 
 def test_the_command(tmp_path):

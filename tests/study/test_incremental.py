@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from mtlbench import registry
+from mtlbench.errors import MethodError
 from mtlbench.method import MTLMethod
-from mtlbench.runs.plan import Ending
+from mtlbench.runs.plan import Ending, foreseen
 from mtlbench.runs.store import RunFolder
 from mtlbench.study import scenarios
 from mtlbench.study.scenarios.base import Scope
@@ -67,14 +69,63 @@ def test_a_network_per_task_is_joined_by_one_more(mine: Path) -> None:
     assert serving == {next(iter(run.tasks)): run.run_id for run in runs} and not any(run.start for run in runs)
 
 
+def own_plan(spec: Any) -> Any:
+    """Returns the plan of a run's method."""
+    cls = registry.find(spec.method["path"])
+    return (cls if issubclass(cls, MTLMethod) else MTLMethod).plan(spec)
+
+
+def test_a_student_keeps_its_teachers_and_gets_one_of_the_new_task(mine: Path) -> None:
+    runs, serving = foreseen(resolved(mine, "methods=[kd_mtl]", ARRIVE).cases[2].begin(own_plan))
+    assert [(run.method["name"], list(run.tasks)) for run in runs] == [
+        ("single_task", ["left"]), ("single_task", ["right"]), ("kd_mtl", ["left", "right"]),
+        ("single_task", ["segments"]), ("kd_mtl", ["left", "right", "segments"]),
+        ("single_task", ["ink"]), ("kd_mtl", ["left", "right", "segments", "ink"]),
+    ]  # fmt: skip
+    first, second, last = (run for run in runs if run.method["name"] == "kd_mtl")
+    alone = {next(iter(run.tasks)): run for run in runs if run.method["name"] == "single_task"}
+    assert last.sources == {task: {"run": run.run_id, "hash": run.hash} for task, run in alone.items()}
+    assert [alone[task].trainer["steps"] for task in ("left", "segments", "ink")] == [3, 2, 2]
+    assert second.start and second.start["run"] == first.run_id and set(serving.values()) == {last.run_id}
+
+
+def test_a_further_sub_task_has_the_base_of_the_others(mine: Path) -> None:
+    runs, serving = foreseen(resolved(mine, "methods=[computation_sharing]", ARRIVE).cases[2].begin(own_plan))
+    base, *others = runs
+    assert [list(run.tasks) for run in runs] == [["left"], ["right"], ["segments"], ["ink"]]
+    assert all(run.sources == {"base": {"run": base.run_id, "hash": base.hash}} for run in others)
+    assert serving == {next(iter(run.tasks)): run.run_id for run in runs}
+
+
+def test_a_plan_that_adds_tasks_is_followed(mine: Path) -> None:
+    def followed(case: Any) -> list[list[Any]]:
+        plan, results, found = case.begin(own_plan), None, []
+        while True:
+            try:
+                runs = plan.send(results)
+            except StopIteration:
+                return found
+            found.append(runs)
+            scores = {task: {run.tasks[task]["protocols"][0]["id"]: 0.5} for run in runs for task in run.tasks}
+            results = [{"validation": scores, "summary": {"components": {"embedding": 9, "head": 1}}}] * len(runs)
+
+    cases = resolved(mine, "methods=[{name: mu2net, children: 2, generations: 1}]", ARRIVE).cases
+    before, after = followed(cases[0]), followed(cases[2])
+    assert [list(runs[0].tasks) for runs in after] == [["left"], ["right"], ["segments"], ["ink"]]
+    assert all(run.method["arguments"].get("trained") is not None for runs in after for run in runs)
+    assert after[:2] == before and not any(run.start or run.data.get("labels") for runs in after for run in runs)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_merged_networks_are_refused_before_anything_is_trained(mine: Path, method: str) -> None:
+    with pytest.raises(MethodError, match=rf"{method} makes its network from finished runs.*Leave it out"):
+        resolved(mine, f"methods=[uniform, {method}]", ARRIVE)
+    resolved(mine, f"methods=[{method}]", "scenario={}")
+
+
 def trained_case(case: Any, root: Path) -> dict[str, str]:
     """Trains the runs of a case one after another; returns who serves which task."""
-
-    def of(spec: Any) -> Any:
-        cls = registry.find(spec.method["path"])
-        return (cls if issubclass(cls, MTLMethod) else MTLMethod).plan(spec)
-
-    plan, results = case.begin(of), None
+    plan, results = case.begin(own_plan), None
     while True:
         try:
             runs = plan.send(results)
@@ -98,6 +149,26 @@ def test_rcm_forgets_nothing_and_a_shared_trunk_does(mine: Path) -> None:
                 found.append(network(image, ["left", "right"]))
         for later in found[1:]:
             assert all(torch.equal(found[0][task], later[task]) == same for task in ("left", "right"))
+
+
+def test_distillation_goes_on_for_tasks_whose_labels_are_gone(mine: Path) -> None:
+    case = resolved(mine, "methods=[kd_mtl]", "scenario={kind: incremental, task: segments, steps: 2}").cases[1]
+    run = trained_case(case, mine / "results")["left"]
+    rows = [json.loads(line) for line in (mine / "results" / run / "metrics.jsonl").read_text().splitlines()]
+    assert all(rows[0][f"distillation/{task}"] > 0 for task in ("left", "right", "segments"))
+    assert [key for key in rows[0] if key.startswith("loss/")] == ["loss/segments"]
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_pruned_trunk_keeps_its_masks(mine: Path, mode: str) -> None:
+    method = f"methods=[{{name: disparse, mode: {mode}, batches: 8}}]"
+    cases = resolved(mine, method, "scenario={kind: incremental, task: segments, steps: 2}").cases
+    first, last = (
+        load_run(mine / "results" / trained_case(c, mine / "results")["left"], allow=["tests"]) for c in cases
+    )
+    before, after = first.method.network, last.method.network
+    assert before.density() < 0.5 and all(torch.equal(before.mask(n), after.mask(n)) for n in before.prunable)
+    assert all(after.mask(name).all() for name in after.of("segments"))
 
 
 @pytest.mark.parametrize(("options", "message"), [

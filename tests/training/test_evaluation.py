@@ -73,8 +73,8 @@ def test_evaluating_leaves_every_module_as_it_was():
     assert {name: module.training for name, module in method.named_modules()} == before and torch.is_grad_enabled()
 
 
-def shared(rank_value):
-    network = nn.BatchNorm1d(2)
+def shared(rank_value, mode=True):
+    network = nn.BatchNorm1d(2).train(mode)
     rank = torch.distributed.get_rank()
     network.running_mean.fill_(rank_value[rank])
     network.num_batches_tracked.fill_(rank + 1)
@@ -84,6 +84,10 @@ def shared(rank_value):
 
 def test_buffers_are_averaged_over_ranks_and_counters_are_not(pool):
     assert pool.call(shared, [1.0, 4.0]) == [([2.5, 2.5], 1), ([2.5, 2.5], 2)]
+
+
+def test_buffers_of_modules_that_rest_are_left_alone(pool):
+    assert pool.call(shared, [1.0, 4.0], mode=False) == [([1.0, 1.0], 1), ([4.0, 4.0], 2)]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

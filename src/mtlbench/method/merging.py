@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Merging(MTLMethod):
     Raises:
         MethodError: If a value is out of range.
     """
+
+    ARRIVALS: ClassVar[str] = "none"
 
     def __init__(self, spec: MethodSpec, *, scale: float, scales: Sequence[float], realign: float):
         super().__init__(spec)

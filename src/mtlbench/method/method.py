@@ -45,11 +45,14 @@ class MTLMethod(L.LightningModule, Registered):
     Attributes:
         ENCODERS: Families of encoders that the network can be built on; empty for any.
         PHASES: Whether training has phases, so that only its end is a result: `selection: best` is refused.
+        ARRIVALS: How a task is added to trained ones: ``"continue"`` from the weights of the last run; ``"plan"``, by
+            the method's own plan, which leaves the runs of earlier tasks as they are; ``"none"`` if it cannot be.
     """
 
     TAKES: ClassVar[tuple[str, ...]] = ("spec",)
     ENCODERS: ClassVar[tuple[str, ...]] = ()
     PHASES: ClassVar[bool] = False
+    ARRIVALS: ClassVar[str] = "continue"
 
     network: MTLNetwork
     surgery: Surgery
@@ -106,6 +109,10 @@ class MTLMethod(L.LightningModule, Registered):
     def summary(self) -> dict[str, Any]:
         """Returns plain values by name that are stored beside the result. Default: the balancer's summary."""
         return self.balancer.summary()
+
+    def preparation_flops(self) -> int:
+        """Returns the FLOPs of what this process has computed before its first step, on this rank. Default: none."""
+        return 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the optimiser's groups. Default: no weight decay on vectors and on balancer parameters."""

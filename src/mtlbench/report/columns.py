@@ -179,8 +179,8 @@ COSTS = (
         preparing=True,
         tip="FLOPs of all training of one seed",
         note="FLOPs of all forward and backward passes of all runs of one seed, counted on one real step of each kind "
-        "and multiplied by its number of steps: passes of every single task and trial steps included, diagnostics and "
-        "evaluations not",
+        "and multiplied by its number of steps: passes of every single task, trial steps and passes before the first "
+        "step included, diagnostics and evaluations not",
     ),
     cost(
         "steps",

@@ -102,5 +102,5 @@ def read_summary(study: ReportInput, run: str) -> dict[str, Any]:
     It is empty if there is none, or if the result that it belongs to is not whole.
     """
     found = (inert(read_json(study.folder / run / "summary.json")) or {}) if run in study.results else {}
-    needed = {"experts": shapes.EXPERTS, "sharing": shapes.SHARING}
+    needed = {"experts": shapes.EXPERTS, "sharing": shapes.SHARING, "regimes": shapes.REGIMES}
     return {key: value for key, value in found.items() if key not in needed or needed[key](value)}

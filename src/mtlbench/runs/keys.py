@@ -71,10 +71,11 @@ LOAD = Family("experts/{layer}/load/{expert}", "share of choices that an expert 
 DISTILLATION = Family("distillation/{task}", "distance to the teacher of a task")
 MIXING = Family("mixing/{stream}", "probability that a step draws a stream")
 SHARED = Family("sharing/kept", "share of weights that a task changes")
+REGIME = Family("regime/serial", "1 if tasks have a pass of their own, 0 if one pass serves all")
 
 HISTORY = (
     LR, LOSS, SCORE, CONFLICTS, SIMILARITY, CONDITION, TURN, COSINE, NORM, WEIGHT, INFORMATION, LOAD, DISTILLATION,
-    MIXING, SHARED,
+    MIXING, SHARED, REGIME,
 )  # fmt: skip
 """What shipped methods record over the steps. A method may add names of its own, see `MTLMethod.diagnostics`."""
 

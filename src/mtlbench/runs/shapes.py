@@ -124,7 +124,15 @@ def _choice(value: Any) -> bool:
     return _CHOICE(value) and 0 <= value["best"] < len(value["tried"])
 
 
-_OF_PLANS: Mapping[str, Shape] = {"grouping": _GROUPING, "unseen_task": _choice}
+_CHILD = record(
+    {"run": text, "parent": text, "task": text, "generation": whole, "trained": listed(text), "hyper": mapping},
+    {"kept": truth, "score": number},
+)
+_EVOLUTION = record(
+    {"lineage": listed(_CHILD), "growth": listed(record({"task": text, "parameters": number})), "whole": number},
+    {"note": text},
+)
+_OF_PLANS: Mapping[str, Shape] = {"grouping": _GROUPING, "unseen_task": _choice, "evolution": _EVOLUTION}
 
 
 def _plan_record(value: Any) -> bool:
@@ -163,3 +171,9 @@ SHARING = record(
     {"threshold": number, "storage": record({"parameters": number}), "curves": record({"scores": listed(_POINT)})}
 )
 """Part ``sharing`` of ``summary.json``."""
+
+REGIMES = record(
+    {"cost": number, "serial": truth, "chosen": listed(whole),
+     "utility": record({"serial": number, "parallel": number})}
+)  # fmt: skip
+"""Part ``regimes`` of ``summary.json``."""

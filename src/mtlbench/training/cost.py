@@ -19,6 +19,9 @@ from mtlbench.networks.family import Model
 from mtlbench.networks.flops import FlopCounter, cost_alone, counting, forward_flops
 from mtlbench.training.evaluation import evaluating
 
+BEFORE = "before the first step"
+"""Kind of what a method computes only once."""
+
 
 class StepFlops:
     """FLOPs of a training: one micro-batch of every kind is counted, and multiplied by how often its kind occurs.
@@ -36,9 +39,13 @@ class StepFlops:
         self._kinds: dict[str, list[int]] = {kind: list(found) for kind, found in (state or {}).items()}
         self._open = ExitStack()
         self._counting: tuple[str, bool, FlopCounter] | None = None
+        self._begun = False
 
     def begin(self, method: MTLMethod, batch: Batch, batch_idx: int) -> None:
         """Note a micro-batch, and count it if none of its kind has been counted."""
+        if not self._begun and (before := method.preparation_flops()):
+            self._kinds[BEFORE] = [before, True, 1]
+        self._begun = True
         step, micro = method.trainer.global_step, method.trainer.accumulate_grad_batches
         active = sum(count > 0 for count in label_counts(method.tasks, batch))
         kind = f"{method.phase(step)}, {active} tasks{', end' if batch_idx % micro == micro - 1 else ''}"

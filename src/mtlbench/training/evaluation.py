@@ -36,9 +36,13 @@ def evaluating(method: MTLMethod) -> Iterator[None]:
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Averages floating-point buffers (BatchNorm statistics) over ranks: the rule for evaluation and checkpoints."""
+    """Averages floating-point buffers (BatchNorm statistics) over ranks: the rule for evaluation and checkpoints.
+
+    Modules that rest in evaluation mode are left out: theirs do not move, and an average would round them.
+    """
+    moving = {id(b) for m in network.modules() if m.training for b in m.buffers(recurse=False)}
     for buffer in network.buffers():
-        if buffer.is_floating_point():
+        if buffer.is_floating_point() and id(buffer) in moving:
             distributed.mean_(buffer)
 
 

@@ -75,9 +75,15 @@ def expert_network(loaded: LoadedRun) -> ExpertNetwork:
     """
     network: Any = loaded.method.network
     if not isinstance(network, ExpertNetwork):
+        alone = len(loaded.method.tasks) == 1
         raise MethodError(
             f"Extraction needs a network with experts. {loaded.result['run_id']} was trained by "
-            f"{loaded.result['method']!r}. Give a run of mod_squad, task_moe, m3vit or moe."
+            f"{loaded.result['method']!r}"
+            + (
+                " on one task alone. Write it as it is: `mtlbench export` without --task."
+                if alone
+                else ". Give a run of a method with experts, such as mod_squad; `mtlbench extract` also takes disparse."
+            )
         )
     return network.eval()
 

@@ -214,6 +214,17 @@ def test_pretrained_prunes_what_the_dense_run_has_learned(tmp_path):
     assert 0.2 < summary["flops"]["sparse"] / summary["flops"]["dense"] < 0.8
 
 
+def test_training_flops_count_the_passes_for_the_scores(tmp_path):
+    def flops(**arguments):
+        spec = toy_spec("disparse", steps=3, tasks=NAMES, ragged=False, arguments=arguments)
+        trained(spec, str(tmp_path))
+        return RunFolder(tmp_path, spec.run_id).result()["cost"]["training_flops"]
+
+    none, one, two, three = flops(mode="dynamic", interval=9), *(flops(batches=n) for n in (1, 2, 3))
+    assert three - two == two - one > 0  # Of a batch, beside what the choice takes once.
+    assert one - none == pytest.approx(two - one, rel=0.05)
+
+
 def test_the_size_and_the_products_by_hand():
     net = network("disparse", "cnn", {"depth": TASKS["depth"]})
     last = net.prunable[-1]

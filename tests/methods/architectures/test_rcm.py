@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from mtlbench.errors import MethodError
 from mtlbench.networks.rcm import Modulated, convolutions_of, principal_basis
+from mtlbench.runs.store import RunFolder
 from mtlbench.testing import check_network, toy_spec, trained
 from tests.support import network_checks as arch
 from tests.support.architectures import TASKS, dense, images, made, network
@@ -98,6 +99,17 @@ def test_tasks_trained_together_are_those_trained_alone(tmp_path):
         assert_close(both[name], alone[name], rtol=0, atol=1e-10)
     changed = [n for n in own if n.endswith("direction") and not torch.equal(both[n], both[n.replace("mean", "far")])]
     assert changed
+
+
+def test_training_flops_count_the_calibration(tmp_path):
+    def flops(**arguments):
+        spec = toy_spec("rcm", steps=3, tasks=["kind", "far"], ragged=False, arguments=arguments)
+        trained(spec, str(tmp_path))
+        return RunFolder(tmp_path, spec.run_id).result()["cost"]["training_flops"]
+
+    none, one, two, three = flops(response_init=False), *(flops(calibration=n) for n in (1, 2, 3))
+    assert three - two == two - one > 0  # Of a batch, beside the rotation of the banks.
+    assert one - none == pytest.approx(two - one, rel=0.15)
 
 
 def test_a_modulator_by_hand():

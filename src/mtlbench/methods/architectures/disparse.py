@@ -22,6 +22,7 @@ from mtlbench.method.forward import label_counts, loss_sums, scales
 from mtlbench.method.lookahead import moved
 from mtlbench.networks import pruning
 from mtlbench.networks.base import MTLNetwork
+from mtlbench.networks.flops import counting
 from mtlbench.networks.pruning import PrunedNetwork
 from mtlbench.runs.plan import Plan
 from mtlbench.runs.spec import RunSpec
@@ -50,13 +51,15 @@ class DiSparse(MTLMethod):
         interval: Steps between two changes of dynamic masks; the paper's 50 for NYU Depth V2.
         until: Share of the steps after which dynamic masks stay; the paper's 15 000 of 20 000 steps.
 
-    Cost: before the first step, T forward and backward passes per batch for the scores; dynamic, T backward passes at
-    each change. Training is dense arithmetic on sparse weights: time and FLOPs of a step are those of `uniform`. The
-    summary holds what the sparse network would take: ``stored_bytes`` and ``flops`` of one image in the pruned layers.
+    Cost: before the first step, one forward and T backward passes per batch for the scores; dynamic, as many at each
+    change. The training FLOPs count them. Training is dense arithmetic on sparse weights: time and FLOPs of a step are
+    those of `uniform`. The summary holds what the sparse network would take: ``stored_bytes`` and ``flops`` of one
+    image in the pruned layers.
 
     Differences from the official code: the share kept is found exactly instead of being tuned per data set, and
     ``pretrained`` scores by the Taskonomy rule everywhere. Rankings are per task, which makes a normalisation of scores
     unnecessary. Masked gradients are 0 before any balancer sees them. Biases, norms and embeddings are kept.
+    A task that arrives later (scenario `incremental`) keeps the masks of the trunk, and its head is whole.
 
     Example:
         >>> import torch
@@ -67,6 +70,7 @@ class DiSparse(MTLMethod):
         tensor([True, True, True, True])
     """
 
+    VERSION = 2  # 2: training FLOPs count the scores.
     TAXONOMY = "architectures/learned"
     SEARCH: ClassVar[dict[str, Any]] = {"mode": list(MODES)}
 
@@ -102,6 +106,7 @@ class DiSparse(MTLMethod):
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.register_buffer("keep_ratio", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("overlap", torch.full((len(self.tasks),) * 2, math.nan, dtype=torch.float64))
+        self._prepared = 0
         self._whole = False
 
     @classmethod
@@ -124,10 +129,14 @@ class DiSparse(MTLMethod):
         """Chooses the masks, unless a checkpoint had them, and keeps gradients within them."""
         super().on_train_start()
         if not self.ready:
-            if self.mode == "dynamic":
-                self._draw_masks()
-            else:
-                self._choose_masks()
+            # Weights of a pruned run bring their masks, which stay. A new head is whole.
+            if self.sparsity and self.network.density() == 1:
+                if self.mode == "dynamic":
+                    self._draw_masks()
+                else:
+                    with counting(self.network) as counter:
+                        self._choose_masks()
+                    self._prepared = counter.flops
             self.ready.fill_(True)
         self.network.prune()
         for name in self.network.prunable:
@@ -139,6 +148,10 @@ class DiSparse(MTLMethod):
         self.network.prune()
         if self._changes(self._state.step):
             self._change_masks(self._state.step)
+
+    def preparation_flops(self) -> int:
+        """Returns the FLOPs of the passes for the scores."""
+        return self._prepared
 
     def phase(self, step: int) -> str:
         """Returns the kind of a step: those that change masks take further passes."""

@@ -12,6 +12,7 @@ from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork
+from mtlbench.networks.flops import counting
 from mtlbench.networks.rcm import RCMNetwork
 
 
@@ -31,8 +32,9 @@ class RCM(MTLMethod):
         normalised: Whether rows of W_t have a direction and a length of their own.
         calibration: Batches whose responses are measured, at least 1; fewer if the run has fewer steps.
 
-    Cost of a step: T forward and T backward passes. A modulator has 1/9 of the weights of a 3 x 3 convolution with as
-    many channels in and out.
+    Cost of a step: T forward and T backward passes; before the first, a forward pass per batch of the calibration,
+    which the training FLOPs count. A modulator has 1/9 of the weights of a 3 x 3 convolution with as many channels in
+    and out.
 
     Differences from the official code: the bank is useful only with pretrained weights, which the suite chooses
     (``model.weights``). Basis and bank are exact inverses, so no mean has to be folded into BatchNorm. Decoders are the
@@ -53,6 +55,7 @@ class RCM(MTLMethod):
         torch.Size([2, 3, 32, 48])
     """
 
+    VERSION = 2  # 2: training FLOPs count the calibration.
     TAXONOMY = "architectures/computer vision/single tasking"
     SEARCH: ClassVar[dict[str, Any]] = {"response_init": [True, False]}
 
@@ -65,6 +68,7 @@ class RCM(MTLMethod):
         if calibration < 1:
             raise MethodError(f"rcm: calibration must be at least 1 batch. Found {calibration}. The default is 10.")
         self.response_init, self.normalised, self.calibration = response_init, normalised, calibration
+        self._prepared = 0
 
     def build_network(self) -> MTLNetwork:
         """Returns banks, and modulators per task.
@@ -78,7 +82,13 @@ class RCM(MTLMethod):
         """Rotates the banks, unless a checkpoint or the run that this one starts from has done so."""
         super().on_train_start()
         if self.response_init:
-            self.network.start_from_responses(self._images())
+            with counting(self.network) as counter:
+                self.network.start_from_responses(self._images())
+            self._prepared = counter.flops
+
+    def preparation_flops(self) -> int:
+        """Returns the FLOPs of the passes whose responses were measured."""
+        return self._prepared
 
     def _images(self) -> Iterator[Tensor]:
         """Yields the images of the first batches."""

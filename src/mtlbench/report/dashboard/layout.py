@@ -210,7 +210,7 @@ def _search(found: Logged) -> list[Panel]:
 def _own(found: Logged) -> list[Panel]:
     """Return panels of what only some methods record; names that a method of the user adds are among them."""
     declared = found.over_steps(*keys.HISTORY)
-    shipped = found.over_steps(keys.DISTILLATION, keys.MIXING, keys.SHARED)
+    shipped = found.over_steps(keys.DISTILLATION, keys.MIXING, keys.SHARED, keys.REGIME)
     some = [*shipped, *(key for key in found.history if key not in declared)]
     return [*_figures(found, "sharing"), *(Lines(key, (key,)) for key in some)]
 

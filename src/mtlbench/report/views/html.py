@@ -14,8 +14,10 @@ from markupsafe import Markup, escape
 from mtlbench.report import references
 from mtlbench.report.columns import Part, TableColumn, grid, problem_summary
 from mtlbench.report.figures.affinity import affinity_figures
+from mtlbench.report.figures.evolution import evolution_figures
 from mtlbench.report.figures.experts import read_usage, usage_figures
 from mtlbench.report.figures.gallery import exhibits
+from mtlbench.report.figures.regimes import read_regimes, regime_figures
 from mtlbench.report.figures.scores import score_figures
 from mtlbench.report.figures.series import read_series
 from mtlbench.report.figures.sharing import read_sharing, sharing_figures
@@ -112,6 +114,8 @@ def _figures(study: ReportInput, board: tables.AnyBoard) -> tuple[dict[str, go.F
         **training_figures(board, series),
         **tuning_figures(board.tunings),
         **affinity_figures(board.groupings),
+        **evolution_figures(study.plan),
+        **regime_figures(read_regimes(study)),
         **sharing_figures(read_sharing(study, board)),
         **usage_figures(usages, series),
     }

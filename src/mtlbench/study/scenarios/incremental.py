@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from mtlbench import registry
-from mtlbench.errors import unknown_name
+from mtlbench.errors import MethodError, unknown_name
 from mtlbench.runs.plan import Case, Ending, MethodPlan, Plan, Result, Serving
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study.scenarios.base import Fault, Scenario, Scope, is_count
@@ -22,13 +22,16 @@ class Incremental(Scenario):
 
     A first run trains the tasks that are there from the beginning. For every task that arrives, a further run starts
     from the weights of the last one, with a fresh head, and trains on the labels of the new task alone. Earlier tasks
-    are still scored. Their drop is relative to the same method before any task arrived. A method that serves tasks by
-    several networks (`single_task`, grouping) trains a network for the new task, and forgets nothing by construction.
+    are still scored. Their drop is relative to the same method before any task arrived. A method that reads other runs
+    (`kd_mtl`) reads those of the earlier tasks again, and one more of the new task. A method that serves tasks by
+    several networks (`single_task`, grouping) trains a network for the new task, and forgets nothing by construction;
+    that of `computation_sharing` has the base of the others. A method may add tasks by its own plan or refuse to add
+    any, see `MTLMethod.ARRIVALS`.
 
     Attributes:
         task: The task that arrives first.
         then: Further tasks in the order in which they arrive.
-        steps: Steps of every run on a new task; None for the suite's own.
+        steps: Steps of every run on a new task; None for the suite's own. A method's own plan keeps its steps.
     """
 
     then: Sequence[str] = ()
@@ -50,7 +53,17 @@ class Incremental(Scenario):
             yield "steps", f"steps must be a whole number of at least 1, or null; found {self.steps!r}."
 
     def cases(self, spec: RunSpec) -> Iterator[Case]:
-        """Yields the case before any task arrives, and one after each arrival."""
+        """Yields the case before any task arrives, and one after each arrival.
+
+        Raises:
+            MethodError: If the method cannot add a task.
+        """
+        if _arrivals(spec) == "none":
+            raise MethodError(
+                f"In the scenario incremental, a method adds tasks to what it has trained. {spec.label}: "
+                f"{spec.method['name']} makes its network from finished runs of all tasks at once, and tunes it with "
+                "the labels of all of them. Leave it out of methods."
+            )
         yield Case(self._known(spec, 0), self._before)
         for count, column in enumerate(self._columns, 1):
             yield Case(self._known(spec, count), column, partial(self._plan, spec, count))
@@ -93,22 +106,42 @@ class Incremental(Scenario):
 
     def _plan(self, spec: RunSpec, count: int, method_plan: MethodPlan) -> Plan:
         """Follows the method's plan on the first tasks, then trains the arriving ones one by one."""
+        if _arrivals(spec) == "plan":
+            return (yield from method_plan(self._known(spec, count)))
         serving, found = yield from _followed(method_plan(self._known(spec, 0)))
         for number, name in enumerate(self._arriving[:count], 1):
-            if len(set(serving.values())) > 1:
-                alone = self._shorter(spec.with_method(registry.record("single_task")).with_tasks(name))
+            served = [found[run] for run in dict.fromkeys(serving.values())]
+            if len(served) > 1:
+                alone = self._shorter(_alone(spec, name, served))
                 yield [alone]
-                serving = {**serving, name: alone.run_id}
+                found, serving = {**found, alone.run_id: alone}, {**serving, name: alone.run_id}
                 continue
-            last, known = found[next(iter(serving.values()))], self._known(spec, number)
+            (last,), known = served, self._known(spec, number)
             silent = {task: {"count": 0} for task in known.tasks if task != name}
             start = {"run": last.run_id, "hash": last.hash, "related": None, "freeze": False}
             # Its last step counts: the best one would be chosen by labels of the earlier tasks.
             run = replace(self._shorter(known), start=start).with_labels({**known.data.get("labels", {}), **silent})
             run = replace(run, trainer={**run.trainer, "selection": "last"})
+            if last.sources:
+                run = yield from self._with_sources(run, spec, last.sources, found)
             yield [run]
-            found, serving = {run.run_id: run}, dict.fromkeys(run.tasks, run.run_id)
+            found, serving = {**found, run.run_id: run}, dict.fromkeys(run.tasks, run.run_id)
         return Ending(serving)
+
+    def _with_sources(
+        self, run: RunSpec, spec: RunSpec, earlier: Mapping[str, Mapping[str, str]], found: dict[str, RunSpec]
+    ) -> Generator[list[RunSpec], list[Result], RunSpec]:
+        """Trains the runs that a method reads for its new task as those of the earlier tasks; returns its run."""
+        method = found[next(iter(earlier.values()))["run"]].method
+        roles = registry.find(spec.method["path"]).roles(list(run.tasks))  # type: ignore[attr-defined]
+        more = {
+            role: self._shorter(spec.with_method(method).with_tasks(*tasks))
+            for role, tasks in roles.items()
+            if role not in earlier
+        }
+        if more:
+            yield list(more.values())
+        return replace(run, sources={**earlier, **(run.with_sources(**more).sources or {})})
 
     def _shorter(self, spec: RunSpec) -> RunSpec:
         """Returns a run with the steps of an arrival."""
@@ -134,3 +167,16 @@ def _followed(plan: Plan) -> Followed:
             runs = plan.send(results)
         except StopIteration as end:
             return Ending.of(end.value).serving, found
+
+
+def _arrivals(spec: RunSpec) -> str:
+    """Returns `MTLMethod.ARRIVALS` of a run's method; balancers train by continuing."""
+    return str(getattr(registry.find(spec.method["path"]), "ARRIVALS", "continue"))
+
+
+def _alone(spec: RunSpec, task: str, served: Sequence[RunSpec]) -> RunSpec:
+    """Returns the run of a further network: one that reads what its siblings read, or else a single-task run."""
+    sources = next((run.sources for run in served if run.sources), None)
+    if sources:
+        return replace(spec.with_tasks(task), sources=sources)
+    return spec.with_method(registry.record("single_task")).with_tasks(task)
