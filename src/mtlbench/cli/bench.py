@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from mtlbench.cli import engines
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.errors import DataError, ExitCode
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", action="store_true", help="render a small data set in the original layout and use it"
     )
     parser.add_argument("--retry", action="store_true", help="run failed runs again")
+    engines.add_arguments(parser)
     parser.add_argument(
         "--dry", action="store_true", help="print runs, steps, and estimates of time and disk; train nothing"
     )
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what is missing and show the leaderboard."""
     asked = read_request(arguments)
     tracking.check()
+    engines.check(arguments)
     root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
         asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
@@ -77,6 +80,8 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     print_doubts(study)
     if not arguments.dry:
         _prepare(asked.suite, asked.local)
+    if arguments.executor == "slurm" and not arguments.dry:
+        return engines.on_slurm(arguments, asked, root)
     devices = asked.local.devices
     accelerators = _accelerators()
     jobs, threads = _share_cores(arguments.jobs, devices, len(accelerators))
@@ -86,13 +91,24 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
         else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads, accelerators=accelerators)
     )
     with Progress() as progress:
-        bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
+        bench = Bench(
+            root,
+            study,
+            executor,
+            retry=arguments.retry,
+            record=not arguments.dry,
+            watch=progress.update,
+            patience=engines.patience(arguments),
+        )
         print_plan(bench, jobs, threads)
         if arguments.dry:
             print_details(bench, jobs)
             return _refused(bench)
         signal.signal(signal.SIGTERM, _interrupt)
         bench.run()
+    if bench.left:
+        print(f"No run is left to start. Other benches still train {len(bench.left)}; this one ends (--idle).")
+        return ExitCode.DONE
     return _end(root, unchanged=False)
 
 
