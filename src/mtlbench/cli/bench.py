@@ -25,6 +25,7 @@ from mtlbench.suite import Suite
 from mtlbench.tracking import others as tracking
 
 if TYPE_CHECKING:
+    from mtlbench.bench.executors.base import Executor
     from mtlbench.bench.scheduler import Bench
 
 
@@ -71,7 +72,6 @@ def _is_whole(root: Path, states: Mapping[str, str]) -> bool:
 
 def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     print("Reading the suite and its methods …", flush=True)
-    from mtlbench.bench.executors.local import LocalExecutor
     from mtlbench.bench.scheduler import Bench
     from mtlbench.cli.plan import print_details
     from mtlbench.cli.progress import Progress, print_doubts, print_plan
@@ -82,19 +82,15 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
         _prepare(asked.suite, asked.local)
     if arguments.executor == "slurm" and not arguments.dry:
         return engines.on_slurm(arguments, asked, root)
-    devices = asked.local.devices
-    accelerators = _accelerators()
-    jobs, threads = _share_cores(arguments.jobs, devices, len(accelerators))
-    executor = (
-        None
-        if arguments.dry
-        else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads, accelerators=accelerators)
-    )
+    if arguments.executor == "ray" and not arguments.dry:
+        executor, jobs, threads = engines.on_ray(arguments, root)
+    else:
+        executor, jobs, threads = _on_this_machine(arguments, root)
     with Progress() as progress:
         bench = Bench(
             root,
             study,
-            executor,
+            None if arguments.dry else executor,
             retry=arguments.retry,
             record=not arguments.dry,
             watch=progress.update,
@@ -110,6 +106,16 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
         print(f"No run is left to start. Other benches still train {len(bench.left)}; this one ends (--idle).")
         return ExitCode.DONE
     return _end(root, unchanged=False)
+
+
+def _on_this_machine(arguments: argparse.Namespace, root: Path) -> tuple[Executor, int, int]:
+    """Returns an executor of this machine, runs at once, and threads per process."""
+    from mtlbench.bench.executors.local import LocalExecutor
+
+    accelerators = _accelerators()
+    jobs, threads = _share_cores(arguments.jobs, arguments.devices, len(accelerators))
+    options = {"jobs": jobs, "devices": arguments.devices, "threads": threads}
+    return LocalExecutor(root, **options, accelerators=accelerators), jobs, threads
 
 
 def _end(root: Path, *, unchanged: bool) -> int:

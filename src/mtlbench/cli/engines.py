@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from mtlbench.bench.executors import slurm
+from mtlbench.bench.executors.base import Executor
 from mtlbench.bench.executors.options import read_options
+from mtlbench.bench.executors.ray_cluster import RayOptions
 from mtlbench.bench.executors.slurm import SlurmOptions
 from mtlbench.cli.arguments import Request, overrides_of
 from mtlbench.errors import ExitCode, SuiteError
 
-NAMES = ("local", "slurm")
+NAMES = ("local", "slurm", "ray")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +54,8 @@ def check(arguments: argparse.Namespace) -> None:
             f"--option is for executors beyond this machine. Found {arguments.option[0]!r}. Use --jobs and --devices, "
             "or name another --executor."
         )
-    if arguments.executor == "slurm":
-        read_options(SlurmOptions, "slurm", arguments.option)
+    if kind := {"slurm": SlurmOptions, "ray": RayOptions}.get(arguments.executor):
+        read_options(kind, arguments.executor, arguments.option)
 
 
 def patience(arguments: argparse.Namespace) -> float:
@@ -75,8 +77,33 @@ def on_slurm(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
         print(f"Submitted as SLURM array {slurm.submit(root, path)}.")
     else:
         print(f"Submit it with: sbatch {path} (or add --submit)")
-    print(f"State of the runs: mtlbench status {arguments.suite} --results {arguments.results}")
+    print(
+        f"State of the runs: mtlbench status {arguments.suite} --results {arguments.results}"
+    )
     return ExitCode.DONE
+
+
+def on_ray(arguments: argparse.Namespace, root: Path) -> tuple[Executor, int, int]:
+    """Returns an executor of a Ray cluster, runs at once as the cluster is now, and threads per process.
+
+    Raises:
+        MtlbenchError: If Ray is not installed or there is no cluster.
+    """
+    from mtlbench.bench.executors.ray_cluster import RayCluster
+    from mtlbench.bench.executors.remote import RemoteExecutor
+
+    options = read_options(RayOptions, "ray", arguments.option)
+    cluster = RayCluster(options, arguments.devices)
+    executor = RemoteExecutor(
+        root,
+        cluster,
+        jobs=arguments.jobs,
+        devices=arguments.devices,
+        threads=options.cpus,
+        shared=options.shared,
+        every=options.every,
+    )
+    return executor, arguments.jobs or cluster.room(), options.cpus
 
 
 def command(arguments: argparse.Namespace, asked: Request) -> list[str]:
