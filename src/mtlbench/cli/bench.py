@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mtlbench.cli import engines
+from mtlbench.cli import buckets, engines
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.errors import DataError, ExitCode
@@ -27,6 +27,7 @@ from mtlbench.tracking import others as tracking
 if TYPE_CHECKING:
     from mtlbench.bench.executors.base import Executor
     from mtlbench.bench.scheduler import Bench
+    from mtlbench.runs.bucket import Bucket
 
 
 EPILOG = f"Exit codes: {ExitCode.described()}"
@@ -57,12 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
         asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
+    bucket = buckets.opened(arguments, asked.suite.name, root)
     key = studies.key_of(asked.suite, asked.local)
     known = records.recall(root, key)
     if known and not arguments.dry and _is_whole(root, states_of(root, known)):
         records.remember(root, known)
         return _end(root, unchanged=True)
-    return _work(arguments, asked, root)
+    return _work(arguments, asked, root, bucket)
 
 
 def _is_whole(root: Path, states: Mapping[str, str]) -> bool:
@@ -70,8 +72,9 @@ def _is_whole(root: Path, states: Mapping[str, str]) -> bool:
     return bool(states) and all(state == "done" and RunFolder(root, run_id).spec() for run_id, state in states.items())
 
 
-def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
+def _work(arguments: argparse.Namespace, asked: Request, root: Path, bucket: Bucket | None) -> int:
     print("Reading the suite and its methods …", flush=True)
+    from mtlbench.bench.executors.bucket import BucketExecutor
     from mtlbench.bench.scheduler import Bench
     from mtlbench.cli.plan import print_details
     from mtlbench.cli.progress import Progress, print_doubts, print_plan
@@ -86,6 +89,8 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
         executor, jobs, threads = engines.on_ray(arguments, root)
     else:
         executor, jobs, threads = _on_this_machine(arguments, root)
+    if bucket is not None and not arguments.dry:
+        executor = BucketExecutor(root, bucket, executor)
     with Progress() as progress:
         bench = Bench(
             root,

@@ -54,6 +54,12 @@ def check(arguments: argparse.Namespace) -> None:
             f"--option is for executors beyond this machine. Found {arguments.option[0]!r}. Use --jobs and --devices, "
             "or name another --executor."
         )
+    if arguments.executor == "ray" and hasattr(arguments, "url"):
+        if read_options(RayOptions, "ray", arguments.option).shared:
+            raise SuiteError(
+                "Nodes of a Ray cluster do not work in a bucket. Found --results with a URL and shared=true. Add "
+                "--option shared=false, so that their results come back to the bench, which sends them to the bucket."
+            )
     if kind := {"slurm": SlurmOptions, "ray": RayOptions}.get(arguments.executor):
         read_options(kind, arguments.executor, arguments.option)
 
@@ -78,7 +84,7 @@ def on_slurm(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     else:
         print(f"Submit it with: sbatch {path} (or add --submit)")
     print(
-        f"State of the runs: mtlbench status {arguments.suite} --results {arguments.results}"
+        f"State of the runs: mtlbench status {arguments.suite} --results {getattr(arguments, 'url', arguments.results)}"
     )
     return ExitCode.DONE
 
@@ -113,7 +119,7 @@ def command(arguments: argparse.Namespace, asked: Request) -> list[str]:
         "--seeds": arguments.seeds,
         "--trials": arguments.trials,
         "--data": asked.local.data,
-        "--results": Path(arguments.results).absolute(),
+        "--results": getattr(arguments, "url", None) or Path(arguments.results).absolute(),
         "--jobs": arguments.jobs,
         "--devices": arguments.devices,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.bench.executors import slurm
+from mtlbench.cli import buckets
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import broken_off, failed_runs, study_of
 from mtlbench.errors import ExitCode, coloured_output, inert
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    buckets.fetched(arguments)
     root, record = study_of(Path(arguments.results), arguments.suite)
     states = states_of(root, record)
     console = Console(file=coloured_output())
