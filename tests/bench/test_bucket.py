@@ -236,6 +236,32 @@ def test_a_failure_is_seen_elsewhere_and_goes_when_the_run_is_tried_again(url: s
     assert "error.json" not in files_of(bucket.names())[SPEC.run_id] and list(results_in(url, tmp_path / "b")) == [0]
 
 
+def test_an_answer_that_fails_is_asked_for_again(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every seventh call fails while the runs train; nothing is lost, and no run is trained again."""
+    calls, steps, put = [0], [], Bucket.put
+
+    def failing(self: Bucket, name: str, content: bytes) -> None:
+        calls[0] += 1
+        if calls[0] % 7 == 0:
+            raise ConnectionError("reset by peer")
+        put(self, name, content)
+
+    monkeypatch.setattr(Bucket, "put", failing)
+    monkeypatch.setattr(BucketExecutor, "stop", lambda self: None)
+    assert set(bench(tmp_path / "a", Bucket(url, "mine"), steps).values()) == {"done"}
+    assert sorted(steps) == [(seed, step) for seed in range(6) for step in range(1, STEPS + 1)]
+    assert sorted(results_in(url, tmp_path / "end")) == list(range(6)) and calls[0] > 10
+
+
+def test_a_bucket_that_cannot_be_read_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **more: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.find", denied)
+    with pytest.raises(StoreError, match="credentials"):
+        Bucket(url, "mine").names()
+
+
 def test_heartbeats_do_not_wait_for_uploads(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = Claim(Bucket(url, "mine"), SPEC.run_id, 1, liveness.owner(0))
     assert claim.taken() and not Claim(claim.bucket, SPEC.run_id, 1, liveness.owner(0)).taken()

@@ -55,6 +55,10 @@ class Bucket:
             found = self.fs.find(self.base, detail=True)
         except FileNotFoundError:
             return {}
+        except Exception as error:  # Libraries of stores have errors of their own, for example for absent credentials.
+            raise StoreError(
+                f"Results must be readable. {self.url}: {shortened(str(error))}. Correct the URL or its credentials."
+            ) from error
         return {
             path[len(self.base) :].lstrip("/"): f"{about.get('size')} {about.get('ETag') or about.get('created')}"
             for path, about in found.items()

@@ -17,7 +17,7 @@ from typing import Any
 
 from mtlbench.bench.executors.base import Executor
 from mtlbench.bench.executors.parcels import Files, Outbox, read, unpack
-from mtlbench.errors import ExitCode
+from mtlbench.errors import ExitCode, StoreError, shortened
 from mtlbench.runs import liveness
 from mtlbench.runs.bucket import Bucket, Claim, claims_of, files_of, owner_of
 from mtlbench.runs.spec import RunSpec
@@ -42,6 +42,7 @@ class BucketExecutor(Executor):
         self.root, self.bucket, self.inner, self.every = root, bucket, inner, every
         self._own: dict[str, tuple[Claim, Outbox]] = {}
         self._refused: list[RunSpec] = []
+        self._over: list[tuple[RunSpec, int]] = []
         self._numbers: dict[str, int] = {}
         self._due = 0.0
         self._pulse = _Pulse(every)
@@ -57,7 +58,7 @@ class BucketExecutor(Executor):
     @property
     def running(self) -> list[str]:
         """Ids of the runs that were started here and were not yet yielded by `ended`."""
-        return [*self.inner.running, *(spec.run_id for spec in self._refused)]
+        return [*self.inner.running, *(spec.run_id for spec in self._refused), *(spec.run_id for spec, _ in self._over)]
 
     def start(self, spec: RunSpec) -> None:
         """Claims a run in the bucket, fetches its checkpoint, and starts it, unless it is claimed elsewhere."""
@@ -90,25 +91,30 @@ class BucketExecutor(Executor):
         """Yields runs that have ended since the last call, after their files were sent."""
         while self._refused:
             yield self._refused.pop(), ExitCode.NOT_OURS
-        for spec, code in self.inner.ended():
-            self._give_back(spec.run_id)
-            yield spec, code
-        if time.monotonic() >= self._due:
-            for run_id in list(self._own):
-                self._send(run_id)
-            self._send_study()
-            self._numbers |= fetch(self.root, self.bucket, self._own)
+        self._over += self.inner.ended()
+        try:
+            while self._over:
+                self._give_back(self._over[0][0].run_id)
+                yield self._over.pop(0)
+            if time.monotonic() >= self._due:
+                for run_id in list(self._own):
+                    self._send(run_id)
+                self._send_study()
+                self._numbers |= fetch(self.root, self.bucket, self._own)
+                self._due = time.monotonic() + self.every
+        except (OSError, StoreError) as error:  # Runs go on meanwhile.
+            print(f"The bucket does not answer, and is tried again: {shortened(str(error))}", flush=True)
             self._due = time.monotonic() + self.every
 
     def _send(self, run_id: str) -> None:
         claim, outbox = self._own[run_id]
-        parcel = outbox.packed()
         if self._lost(claim):
             return
-        for name in sorted(parcel.files, key=lambda name: name == RESULT_FILE):
-            self.bucket.put(f"{run_id}/{name}", parcel.files[name])
-        for name in parcel.removed:
-            self.bucket.remove(f"{run_id}/{name}")
+        with outbox.sending() as parcel:
+            for name in sorted(parcel.files, key=lambda name: name == RESULT_FILE):
+                self.bucket.put(f"{run_id}/{name}", parcel.files[name])
+            for name in parcel.removed:
+                self.bucket.remove(f"{run_id}/{name}")
         self._pulse.tell(claim, parcel.progress)
 
     def _lost(self, claim: Claim) -> bool:
@@ -122,9 +128,10 @@ class BucketExecutor(Executor):
     def _give_back(self, run_id: str) -> None:
         """Sends the rest of a run that has ended here, and releases its claim."""
         self._send(run_id)
-        claim, _ = self._own.pop(run_id)
+        claim, _ = self._own[run_id]
         self._pulse.remove(claim)
         claim.release()
+        del self._own[run_id]
 
     def _complete(self) -> None:
         """Do what a killed bench left undone: send its finished runs, and remove their checkpoints."""
@@ -222,7 +229,7 @@ class _Pulse(threading.Thread):
     def tell(self, claim: Claim, progress: Mapping[str, Any]) -> None:
         """Adds progress to the next heartbeats."""
         with self._lock:
-            self._claims[claim] |= progress
+            self._claims.get(claim, {}).update(progress)
 
     def remove(self, claim: Claim) -> None:
         """Ends its heartbeats; none is written any more when this returns."""

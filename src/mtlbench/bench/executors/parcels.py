@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ class Outbox:
         progress = self.run.progress()
         steps: dict[str, Any] = {key: progress[key] for key in ("step", "steps") if key in progress}
         return Parcel(code, files, removed, self._news(), steps)
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[Parcel]:
+        """Yields the next parcel; if sending it fails, its files are in the next one again."""
+        sent, read_so_far = dict(self._sent), self._read
+        try:
+            yield self.packed()
+        except BaseException:
+            self._sent, self._read = sent, read_so_far
+            raise
 
     def _changes(self) -> tuple[Files, tuple[str, ...]]:
         found: Files = {}
