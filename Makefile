@@ -9,7 +9,8 @@ DOCS := .venv/.installed-docs
 # Pass on only the variables that the user has set.
 FLAGS := --results "$(RESULTS)" \
   $(if $(METHODS),--methods "$(METHODS)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(TRIALS),--trials $(TRIALS)) $(if $(DATA),--data "$(DATA)") \
-  $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICES),--devices $(DEVICES)) \
+  $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(EXECUTOR),--executor $(EXECUTOR)) \
+  $(if $(filter 1,$(SUBMIT)),--submit) \
   $(if $(filter 1,$(SAMPLE)),--sample) $(if $(filter 1,$(RETRY)),--retry) $(if $(filter 1,$(DRY)),--dry)
 
 .DEFAULT_GOAL := help
@@ -17,7 +18,7 @@ FLAGS := --results "$(RESULTS)" \
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Variables: SUITE METHODS SEEDS TRIALS DATA RESULTS JOBS DEVICES SAMPLE=1 RETRY=1 DRY=1 SET='key.key=value ...'"
+	@echo "  Variables: SUITE METHODS SEEDS TRIALS DATA RESULTS JOBS DEVICES EXECUTOR SUBMIT=1 SAMPLE=1 RETRY=1 DRY=1 SET='key.key=value ...'"
 
 install: $(STAMP) ## Create .venv with everything that running and testing needs
 

@@ -115,6 +115,15 @@ def test_a_single_process_records_although_a_launcher_calls_it_another_rank(tmp_
     assert [(row["step"], "lr" in row) for row in rows_of(tmp_path, spec)] == [(1, True), (2, True), (2, False)]
 
 
+def test_the_tasks_of_a_cluster_job_are_not_the_ranks_of_a_run(tmp_path, monkeypatch):
+    for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
+        monkeypatch.setenv(name, "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert build_trainer(distinct(), tmp_path, [], 1).is_global_zero
+    trainer = build_trainer(distinct(), tmp_path, [], 2)
+    assert (trainer.num_devices, trainer.num_nodes, trainer.global_rank) == (2, 1, 0)
+
+
 def test_a_clock_leaves_out_its_first_window_and_the_time_between(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])

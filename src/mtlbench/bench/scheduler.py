@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import time
@@ -102,6 +103,11 @@ class Bench:
         retry: Run failed runs again.
         record: Whether this becomes the folder's current study; a dry run leaves the current one in place.
         watch: Called about once a second with this bench, to show progress.
+        patience: Seconds without a run to start after which the bench ends although other benches still train runs
+            of the study. One of several benches on a cluster need not hold its machine until the last run ends.
+
+    Attributes:
+        left: Runs that other benches still trained when this one had lost its patience.
     """
 
     def __init__(
@@ -113,9 +119,11 @@ class Bench:
         retry: bool = False,
         record: bool = True,
         watch: Callable[[Bench], None] = lambda bench: None,
+        patience: float = math.inf,
     ):
         self.root, self.study, self.executor, self.retry, self.watch = root, study, executor, retry, watch
-        self.record = record
+        self.record, self.patience = record, patience
+        self.left: list[str] = []
         self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
         self.losses: dict[str, int] = {}
         self.attempted: set[str] = set()
@@ -145,14 +153,19 @@ class Bench:
             sweep(folder)
         finished = sum(state == "done" for state in self.states().values())
         register(self.root, self.study.record, finished)
+        busy = time.monotonic()
         try:
             while True:
                 self._take_in()
                 self.advance()
                 self._start()
                 self.watch(self)
-                if not self.executor.running and not self._wanted() and not self._elsewhere():
-                    return self.states()
+                if self.executor.running or self._wanted():
+                    busy = time.monotonic()
+                else:
+                    self.left = self._elsewhere()
+                    if not self.left or time.monotonic() - busy >= self.patience:
+                        return self.states()
                 time.sleep(0.05 if self._wanted() and self.executor.free else 0.3)
         finally:
             self.executor.stop()
@@ -232,9 +245,9 @@ class Bench:
         random.Random(0).shuffle(order)
         return [found[run_id] for run_id in order]
 
-    def _elsewhere(self) -> bool:
-        waiting = [spec.run_id for member in self.members if member.open for spec in member.waiting]
-        return any(self.state(run_id) == "running" for run_id in waiting)
+    def _elsewhere(self) -> list[str]:
+        waiting = {spec.run_id for member in self.members if member.open for spec in member.waiting}
+        return sorted(run_id for run_id in waiting if self.state(run_id) == "running")
 
     def _start(self) -> None:
         for spec in self._wanted():

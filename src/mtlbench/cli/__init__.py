@@ -15,8 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mtlbench import __version__
+from mtlbench.cli import buckets
 from mtlbench.cli.output import reader_left, silence
 from mtlbench.errors import ExitCode, MtlbenchError, inert_output, shortened
+from mtlbench.runs.bucket import is_url
 
 COMMANDS = {
     "init": "write a small working project: suite, data module, method, test",
@@ -60,6 +62,8 @@ def _main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     try:
         Path(getattr(arguments, "results", "")).exists()  # Raises where the file system cannot hold such a name.
+        if is_url(getattr(arguments, "results", "")):
+            buckets.attach(arguments)
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code

@@ -23,7 +23,9 @@ def add_suite(parser: argparse.ArgumentParser) -> None:
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Adds the folder of all results."""
-    parser.add_argument("--results", default=RESULTS, metavar="FOLDER", help="results folder (default: results)")
+    parser.add_argument(
+        "--results", default=RESULTS, metavar="FOLDER", help="results folder (default: results), or the URL of a bucket"
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:

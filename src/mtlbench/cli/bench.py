@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from mtlbench.cli import buckets, engines
 from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.errors import DataError, ExitCode
@@ -24,7 +25,9 @@ from mtlbench.suite import Suite
 from mtlbench.tracking import others as tracking
 
 if TYPE_CHECKING:
+    from mtlbench.bench.executors.base import Executor
     from mtlbench.bench.scheduler import Bench
+    from mtlbench.runs.bucket import Bucket
 
 
 EPILOG = f"Exit codes: {ExitCode.described()}"
@@ -41,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", action="store_true", help="render a small data set in the original layout and use it"
     )
     parser.add_argument("--retry", action="store_true", help="run failed runs again")
+    engines.add_arguments(parser)
     parser.add_argument(
         "--dry", action="store_true", help="print runs, steps, and estimates of time and disk; train nothing"
     )
@@ -50,15 +54,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what is missing and show the leaderboard."""
     asked = read_request(arguments)
     tracking.check()
+    engines.check(arguments)
     root = results_folder(arguments.results, asked.suite, dry=arguments.dry)
     if arguments.sample:
         asked = replace(asked, local=replace(asked.local, data=_miniature(asked.suite)))
+    bucket = buckets.opened(arguments, asked.suite.name, root)
     key = studies.key_of(asked.suite, asked.local)
     known = records.recall(root, key)
     if known and not arguments.dry and _is_whole(root, states_of(root, known)):
         records.remember(root, known)
         return _end(root, unchanged=True)
-    return _work(arguments, asked, root)
+    return _work(arguments, asked, root, bucket)
 
 
 def _is_whole(root: Path, states: Mapping[str, str]) -> bool:
@@ -66,9 +72,9 @@ def _is_whole(root: Path, states: Mapping[str, str]) -> bool:
     return bool(states) and all(state == "done" and RunFolder(root, run_id).spec() for run_id, state in states.items())
 
 
-def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
+def _work(arguments: argparse.Namespace, asked: Request, root: Path, bucket: Bucket | None) -> int:
     print("Reading the suite and its methods …", flush=True)
-    from mtlbench.bench.executors.local import LocalExecutor
+    from mtlbench.bench.executors.bucket import BucketExecutor
     from mtlbench.bench.scheduler import Bench
     from mtlbench.cli.plan import print_details
     from mtlbench.cli.progress import Progress, print_doubts, print_plan
@@ -77,23 +83,44 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
     print_doubts(study)
     if not arguments.dry:
         _prepare(asked.suite, asked.local)
-    devices = asked.local.devices
-    accelerators = _accelerators()
-    jobs, threads = _share_cores(arguments.jobs, devices, len(accelerators))
-    executor = (
-        None
-        if arguments.dry
-        else LocalExecutor(root, jobs=jobs, devices=devices, threads=threads, accelerators=accelerators)
-    )
+    if arguments.executor == "slurm" and not arguments.dry:
+        return engines.on_slurm(arguments, asked, root)
+    if arguments.executor == "ray" and not arguments.dry:
+        executor, jobs, threads = engines.on_ray(arguments, root)
+    else:
+        executor, jobs, threads = _on_this_machine(arguments, root)
+    if bucket is not None and not arguments.dry:
+        executor = BucketExecutor(root, bucket, executor)
     with Progress() as progress:
-        bench = Bench(root, study, executor, retry=arguments.retry, record=not arguments.dry, watch=progress.update)
+        bench = Bench(
+            root,
+            study,
+            None if arguments.dry else executor,
+            retry=arguments.retry,
+            record=not arguments.dry,
+            watch=progress.update,
+            patience=engines.patience(arguments),
+        )
         print_plan(bench, jobs, threads)
         if arguments.dry:
             print_details(bench, jobs)
             return _refused(bench)
         signal.signal(signal.SIGTERM, _interrupt)
         bench.run()
+    if bench.left:
+        print(f"No run is left to start. Other benches still train {len(bench.left)}; this one ends (--idle).")
+        return ExitCode.DONE
     return _end(root, unchanged=False)
+
+
+def _on_this_machine(arguments: argparse.Namespace, root: Path) -> tuple[Executor, int, int]:
+    """Returns an executor of this machine, runs at once, and threads per process."""
+    from mtlbench.bench.executors.local import LocalExecutor
+
+    accelerators = _accelerators()
+    jobs, threads = _share_cores(arguments.jobs, arguments.devices, len(accelerators))
+    options = {"jobs": jobs, "devices": arguments.devices, "threads": threads}
+    return LocalExecutor(root, **options, accelerators=accelerators), jobs, threads
 
 
 def _end(root: Path, *, unchanged: bool) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlbench.cli import buckets
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.output import may_be_cut
 from mtlbench.cli.stored import broken_off, failed_runs, study_of
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the leaderboard and writes its files; with ``--format`` it prints one format and writes nothing."""
+    buckets.fetched(arguments)
     root, record = study_of(Path(arguments.results), arguments.suite)
     if arguments.format:
         return _print_text(root, record, arguments.format, arguments.against)

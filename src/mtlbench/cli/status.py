@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlbench.bench.executors import slurm
+from mtlbench.cli import buckets
 from mtlbench.cli.arguments import add_results, add_suite
 from mtlbench.cli.stored import broken_off, failed_runs, study_of
 from mtlbench.errors import ExitCode, coloured_output, inert
+from mtlbench.runs import liveness
 from mtlbench.runs.seal import is_sealed
 from mtlbench.runs.store import RunFolder
 from mtlbench.study.record import states_of
@@ -33,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    buckets.fetched(arguments)
     root, record = study_of(Path(arguments.results), arguments.suite)
     states = states_of(root, record)
     console = Console(file=coloured_output())
@@ -47,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     _show_stages(console, record, states)
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if line := slurm.queue(root):
+        console.print(escape(line), soft_wrap=True)
     faults = _verify(console, root, states) if arguments.verify else 0
     return ExitCode.FAILED if faults or failed_runs(record, states) or broken_off(record) else ExitCode.DONE
 
@@ -130,7 +136,10 @@ def _detail(folder: RunFolder, state: str) -> str:
     if state == "done":
         return UNSEALED if _unsealed(folder) else ""
     progress = folder.progress()
-    return f"{progress['step']}/{progress['steps']} steps" if {"step", "steps"} <= set(progress) else ""
+    steps = f"{progress['step']}/{progress['steps']} steps" if {"step", "steps"} <= set(progress) else ""
+    host = str(progress.get("host", "")).partition("/")[0]
+    elsewhere = state == "running" and progress.get("host") != liveness.machine()
+    return " ".join(filter(None, [steps, f"on {host}" if elsewhere and host else ""]))
 
 
 def _unsealed(folder: RunFolder) -> bool:

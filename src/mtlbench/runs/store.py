@@ -22,8 +22,9 @@ from mtlbench.runs import liveness, seal, shapes
 from mtlbench.runs.spec import RunSpec
 
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)(\.sha256)?")
-_OLD_S = 3600.0
-"""Age in seconds, by the clock of the file system, at which half-written files of other machines are swept."""
+_OLD_S = 7 * 86400.0
+"""Age in seconds at which half-written files of other machines are swept: more than the clocks of two machines differ,
+since some shared file systems take a file's time from the machine that writes it."""
 
 RESULT_FILE = "result.json"
 _DEPTH = 100

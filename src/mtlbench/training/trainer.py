@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from mtlbench.runs.spec import RunSpec
@@ -34,7 +35,8 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
         accumulate_grad_batches=trainer["accumulate"] * batches,
         gradient_clip_val=trainer["clip"] or None,
         callbacks=callbacks,
-        plugins=[checkpoint.CheckpointFiles()],
+        # Named, because Lightning would take the tasks of a SLURM or MPI job, in which benches run, for ranks.
+        plugins=[checkpoint.CheckpointFiles(), LightningEnvironment()],
         default_root_dir=str(folder),
         logger=False,
         enable_checkpointing=False,

@@ -1,0 +1,257 @@
+"""Measures the executors: ``python benchmarks/engines.py [overhead] [slurm] [ray] [node] [head] [--runs N]``.
+
+overhead  seconds that each executor adds to a run of a few steps
+slurm     a job array on a stand-in for SLURM; one job is killed, one comes back
+ray       the suite `digits` on Ray, with and without a shared folder, against this machine: every bit of the results
+node      a node of a Ray cluster is killed in the middle
+head      the head of a Ray cluster is killed in the middle, and the same bench runs again
+
+The last three need Ray: ``pip install "mtlbench[ray]"``. Nodes are processes of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mtlbench.runs.store import RunFolder, read_json
+from tests.support import slurm_stand_in
+from tests.support.command_line import SMALL, family, kill, outcome, wait_for
+
+HERE = Path(__file__).resolve().parents[1]
+COUNTING = """\
+from pathlib import Path
+from mtlbench.data_modules import digits
+
+class Digits(digits.Digits):
+    def train_dataloader(self):
+        with open(Path(__file__).with_name("trainings"), "a") as file:
+            file.write("+".join(self.tasks) + "\\n")
+        return super().train_dataloader()
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE / "src"), str(HERE)])}
+if "PYTHONPATH" in os.environ:
+    ENVIRONMENT["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+
+
+def bench(folder: Path, *more: str, steps: int, seeds: int = 1, methods: str = "uniform pcgrad") -> Any:
+    """Starts a bench of small runs in a folder, one per method and seed."""
+    (folder / "counting.py").write_text(COUNTING)
+    words = ["data.module=counting:Digits", *SMALL, f"trainer.steps={steps}", "trainer.checkpoint_every=10"]
+    words += ["--methods", methods, "--seeds", str(seeds), *more]
+    command = [sys.executable, "-m", "mtlbench.cli", "bench", "digits", *words]
+    out = (folder / "output").open("a")
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=out, stderr=out)
+
+
+def ended(process: Any, folder: Path, seconds: float = 500) -> int:
+    """Waits for a bench and returns its exit code; what it printed is shown if it failed."""
+    code = process.wait(seconds)
+    if code:
+        print((folder / "output").read_text()[-3000:])
+    return code
+
+
+def runs_of(folder: Path) -> dict[str, RunFolder]:
+    """Returns the runs of the study by id."""
+    root = folder / "results/digits"
+    study = read_json(root / "study.json") or {"rows": []}
+    return {run_id: RunFolder(root, run_id) for row in study["rows"] for run_id in row["runs"]}
+
+
+def finished(folder: Path) -> int:
+    """Returns how many runs are done."""
+    return sum(run.state() == "done" for run in runs_of(folder).values())
+
+
+def told(folder: Path, wanted: int, lost: int = 0) -> str:
+    """Returns what became of a bench; ``lost`` runs may have started twice."""
+    done, starts = finished(folder), len((folder / "trainings").read_text().split())
+    verdict = "ok" if done == wanted <= starts <= wanted + lost else "NOT AS IT SHOULD BE"
+    return f"{done} of {wanted} runs done, {starts} starts: {verdict}"
+
+
+@contextmanager
+def folder_of(name: str) -> Iterator[Path]:
+    """Makes a folder and says how long its bench took."""
+    with tempfile.TemporaryDirectory(prefix=f"engines-{name}-") as place:
+        yield Path(place)
+
+
+@contextmanager
+def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
+    """Starts a head without CPUs, so that runs are on the nodes alone."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.update(ENVIRONMENT)
+    store = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=cpus, **store)
+        yield cluster
+    finally:
+        for node in [*cluster.worker_nodes, cluster.head_node]:
+            if node is not None:
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def on(cluster: Any, *options: str) -> list[str]:
+    """Returns the words that send a bench to a cluster."""
+    given = [f"address={cluster.address}", *options]
+    return ["--executor", "ray", *(word for option in given for word in ("--option", option))]
+
+
+def raylet(node: Any) -> int:
+    """Returns the process of a node from which all its workers descend."""
+    return node.all_processes["raylet"][0].process.pid
+
+
+def overhead(runs: int) -> None:
+    """Prints seconds per run of each executor, one run at a time, beside what the runs themselves took."""
+    print("| executor | runs | bench, s | per run, s | of it training, s | added, s |\n|---|---|---|---|---|---|")
+    with folder_of("local") as folder:
+        _timed("local", folder, runs, ["--jobs", "1"])
+    with folder_of("slurm") as folder:
+        _timed("slurm (stand-in, 1 job)", folder, runs, ["--executor", "slurm", "--submit", "--option", "jobs=1"])
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        print("Ray is not installed: its rows are left out.")
+        return
+    with ray_cluster(1) as cluster:
+        for name, options in (("ray", []), ("ray, no shared folder", ["shared=false"])):
+            with folder_of("ray") as folder:
+                _timed(name, folder, runs, on(cluster, *options))
+
+
+def _timed(name: str, folder: Path, runs: int, words: list[str]) -> None:
+    for count in (1, 1 + runs):  # The first bench pays for starting up; only the runs of the second are counted.
+        since = time.perf_counter()
+        with slurm(folder) as cluster:
+            code = ended(bench(folder, *words, "--retry", steps=4, seeds=count, methods="uniform"), folder)
+            if "slurm" in words:
+                wait_for(lambda place=cluster: idle(place), seconds=500, every=0.02)
+        seconds = time.perf_counter() - since
+        if count == 1:
+            first = seconds
+    assert code == 0 and finished(folder) == 1 + runs, (folder / "output").read_text()
+    results = [run.result() or {} for run in runs_of(folder).values()]
+    training = sum(result["finished"] - result["started"] for result in results[1:]) / runs
+    each = (seconds - first) / runs + (results[0]["finished"] - results[0]["started"]) / runs
+    print(f"| {name} | {runs} | {seconds:.1f} | {each:.2f} | {training:.2f} | {each - training:.2f} |", flush=True)
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[Path]:
+    """Puts a stand-in for SLURM first on PATH."""
+    with tempfile.TemporaryDirectory() as place:
+        cluster = slurm_stand_in.install(Path(place) / "cluster")
+        before = ENVIRONMENT["PATH"]
+        ENVIRONMENT["PATH"] = f"{cluster}{os.pathsep}{before}"
+        try:
+            yield cluster
+        finally:
+            ENVIRONMENT["PATH"] = before
+            slurm_stand_in.stop(cluster)
+
+
+def idle(cluster: Path) -> bool:
+    """Returns whether all jobs have ended."""
+    states = [slurm_stand_in.state(cluster, path.name)[0] for path in cluster.glob("77_*")]
+    return bool(states) and all(state.lstrip("-").isdigit() for state in states)
+
+
+def array(runs: int) -> None:
+    """Trains on four jobs; the second is killed and the third asked to leave once a few runs are done."""
+    with folder_of("slurm") as folder, slurm(folder) as cluster:
+        words = ["--executor", "slurm", "--submit", "--jobs", "1", "--option", "jobs=4", "--option", "idle=1"]
+        since = time.perf_counter()
+        assert ended(bench(folder, *words, steps=40, seeds=runs), folder) == 0
+        wait_for(lambda: finished(folder) >= 3, seconds=500, every=0.2)
+        os.killpg(int(slurm_stand_in.state(cluster, "77_1")[1]), signal.SIGKILL)
+        os.kill(int(slurm_stand_in.state(cluster, "77_2")[1]), signal.SIGUSR1)
+        wait_for(lambda: idle(cluster), seconds=550, every=0.5)
+        print(f"slurm: {told(folder, 2 * runs, lost=2)}, {time.perf_counter() - since:.0f} s")
+
+
+def identical(runs: int) -> None:
+    """Compares the results of Ray, with and without a shared folder, with those of this machine."""
+    outcomes = {}
+    with folder_of("local") as folder:
+        assert ended(bench(folder, "--jobs", str(os.cpu_count()), steps=20), folder) == 0
+        outcomes["local"] = {run_id: outcome(run) for run_id, run in runs_of(folder).items()}
+    for name, options in (("shared folder", []), ("no shared folder", ["shared=false", "every=1"])):
+        with ray_cluster(2) as cluster, folder_of("ray") as folder:
+            since = time.perf_counter()
+            assert ended(bench(folder, *on(cluster, *options), steps=20), folder) == 0
+            same = {run_id: outcome(run) for run_id, run in runs_of(folder).items()} == outcomes["local"]
+            logs = len(list((folder / "results/digits/logs").glob("*.log")))
+            print(
+                f"ray, {name}: {told(folder, 2)}, results bit-identical to local: {same}, {logs} logs here, "
+                f"{time.perf_counter() - since:.0f} s",
+                flush=True,
+            )
+
+
+def node_lost(runs: int) -> None:
+    """Kills every process of one node of two while it trains; with and without a shared folder."""
+    for name, options in (("shared folder", []), ("no shared folder", ["shared=false", "every=1"])):
+        with ray_cluster(2) as cluster, folder_of("node") as folder:
+            process = bench(folder, *on(cluster, *options), steps=150, seeds=2)
+            wait_for(lambda: finished(folder) >= 1, seconds=300, every=0.2)
+            wait_for(lambda: _steps(folder) > 30, seconds=100, every=0.1)
+            (victim, *_) = cluster.worker_nodes
+            members = family(raylet(victim))
+            cluster.remove_node(victim, allow_graceful=False)
+            kill(*members)
+            since = time.perf_counter()
+            code = ended(process, folder)
+            print(
+                f"node lost, {name}: exit {code}, {told(folder, 4, lost=2)}, "
+                f"{time.perf_counter() - since:.0f} s after the loss",
+                flush=True,
+            )
+
+
+def head_lost(runs: int) -> None:
+    """Kills the head, and runs the same bench on a new cluster."""
+    with folder_of("head") as folder:
+        with ray_cluster(2) as cluster:
+            process = bench(folder, *on(cluster), steps=150, seeds=2)
+            wait_for(lambda: finished(folder) >= 1, seconds=300, every=0.2)
+            since = time.perf_counter()
+            members = [pid for node in (cluster.head_node, *cluster.worker_nodes) for pid in family(raylet(node))]
+            cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+            code = process.wait(400)
+            print(f"head lost: the bench ends with {code} after {time.perf_counter() - since:.0f} s", flush=True)
+            kill(*members)
+        before = finished(folder)
+        with ray_cluster(2) as cluster:
+            code = ended(bench(folder, *on(cluster), steps=150, seeds=2), folder)
+            print(f"head started again after {before} runs: exit {code}, {told(folder, 4, lost=2)}", flush=True)
+
+
+def _steps(folder: Path) -> int:
+    steps = [run.progress().get("step", 0) for run in runs_of(folder).values() if run.state() == "running"]
+    return min(steps, default=0) if len(steps) == 2 else 0
+
+
+PARTS = {"overhead": overhead, "slurm": array, "ray": identical, "node": node_lost, "head": head_lost}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("--runs", type=int, default=10)
+    chosen = parser.parse_args()
+    for part in chosen.parts:
+        PARTS[part](chosen.runs)
