@@ -135,19 +135,17 @@ def overhead(runs: int) -> None:
 
 
 def _timed(name: str, folder: Path, runs: int, words: list[str]) -> None:
-    for count in (1, 1 + runs):  # The first bench pays for starting up; only the runs of the second are counted.
+    """Prints the time between runs, from the end of the first one, so that starting the bench does not count."""
+    with slurm(folder) as cluster:
         since = time.perf_counter()
-        with slurm(folder) as cluster:
-            code = ended(bench(folder, *words, "--retry", steps=4, seeds=count, methods="uniform"), folder)
-            if "slurm" in words:
-                wait_for(lambda place=cluster: idle(place), seconds=500, every=0.02)
+        code = ended(bench(folder, *words, steps=4, seeds=runs, methods="uniform"), folder)
+        if "slurm" in words:
+            wait_for(lambda: idle(cluster), seconds=500, every=0.02)
         seconds = time.perf_counter() - since
-        if count == 1:
-            first = seconds
-    assert code == 0 and finished(folder) == 1 + runs, (folder / "output").read_text()
-    results = [run.result() or {} for run in runs_of(folder).values()]
-    training = sum(result["finished"] - result["started"] for result in results[1:]) / runs
-    each = (seconds - first) / runs + (results[0]["finished"] - results[0]["started"]) / runs
+    assert code == 0 and finished(folder) == runs, (folder / "output").read_text()
+    found = sorted((run.result() or {} for run in runs_of(folder).values()), key=lambda result: result["finished"])
+    training = sum(result["finished"] - result["started"] for result in found[1:]) / (runs - 1)
+    each = (found[-1]["finished"] - found[0]["finished"]) / (runs - 1)
     print(f"| {name} | {runs} | {seconds:.1f} | {each:.2f} | {training:.2f} | {each - training:.2f} |", flush=True)
 
 
