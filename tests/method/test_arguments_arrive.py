@@ -82,18 +82,26 @@ def test_arguments_of_methods_with_experts(name):
 
 OTHER = {
     "arguments": {"experts": 3}, "as_large_as": "moe", "auxiliary": 0.25,
-    "dropout": 0.5, "entropy": 0.5, "experts": 2, "gamma": 2.0, "heads": 1, "levels": 1,
-    "nddr_lr": 3.0, "other": 0.25, "own": 0.5, "private": 2, "rank": 5, "reduction": 2, "scale": 7.0, "shared": 2,
-    "stitch_lr": 3.0, "task_rank": 3, "top_k": 1,
+    "dropout": 0.5, "entropy": 0.5, "experts": 2, "exploration": 0.75, "gamma": 2.0, "heads": 1, "hidden": 5,
+    "levels": 1, "modules": 2, "nddr_lr": 3.0, "other": 0.25, "own": 0.5, "private": 2, "rank": 5, "reduction": 2,
+    "scale": 7.0, "selection": "soft", "shared": 2, "sharing": 0.75,
+    "sparsity": 0.75, "stitch_lr": 3.0, "task_rank": 3, "task_weight": 0.25, "top_k": 1,
 }  # fmt: skip
-IN_TRAINING = {"disparse", "graph_mtl", "rcm"}
+IN_TRAINING = {"disparse", "graph_mtl", "multitasking", "rcm"}
 """Architectures whose arguments act on training data or over the steps, which their own tests look at."""
 FAMILY = [
     name
     for name in registry.shipped()
     if f".architectures.{name}" in registry.find(name).__module__ and name not in IN_TRAINING
 ]
-ARGUMENTS = [(name, argument) for name in FAMILY for argument in registry.arguments_of(registry.find(name))]
+ELSEWHERE = {("maps", "smoothness"), ("maps", "shared_output")}
+"""Arguments that act on sequences, and on tasks whose outputs are alike; tests/networks/test_maps.py has such data."""
+ARGUMENTS = [
+    (name, argument)
+    for name in FAMILY
+    for argument in registry.arguments_of(registry.find(name))
+    if (name, argument) not in ELSEWHERE
+]
 RATES = {"nddr_lr", "stitch_lr"}
 
 

@@ -161,7 +161,7 @@ LOSSES = [5.0, 2.0, 3.0, 2.0]
 def test_the_step_of_lowest_validation_loss_is_scored_also_after_a_stop(selection, tmp_path, monkeypatch):
     states, asked = {}, []
 
-    def evaluation(method, batches, *, with_loss=False):
+    def evaluation(method, *_, with_loss=False):
         at = method.trainer.global_step
         states[at] = {key: value.clone() for key, value in method.state_dict().items() if key.startswith("network.")}
         asked.append(with_loss)

@@ -39,7 +39,7 @@ ROUNDING = 2.0**-51
 
 AMPLIFIED = 10
 
-STEPS, STOP = 12, 8
+STEPS, STOP = 8, 5
 """Steps of a checked run, and the one at which it is stopped: labels are absent and scores measured on both sides."""
 
 
@@ -97,6 +97,7 @@ def check_method(
                 toy_spec,
                 target,
                 steps=STEPS,
+                evaluate_every=4,
                 arguments=arguments,
                 balancer=balancer,
                 inputs=inputs,
