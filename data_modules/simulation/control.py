@@ -21,11 +21,11 @@ from ..union import Union
 from .demonstrations import Demonstrations, Expert, Given, Trajectories, record
 
 HELD_BACK = 3
-"""Training demonstrations for each one of the splits val and test."""
+"""Number of training demonstrations for each demonstration of the splits val and test."""
 
 
 class Control(Union):
-    """Simulated tasks with scripted experts. A subclass gives `TASKS`, `open` and `simulator`.
+    """Simulated tasks with scripted experts. A subclass defines `TASKS`, `open` and `simulator`.
 
     Every task is a stream of its own: the steps of its demonstrations. Demonstrations of the splits and episodes of the
     rollouts have initial states of their own, which depend on task, split and number alone.
@@ -136,7 +136,7 @@ class Control(Union):
         return self.demonstrated(self.open(task), task, split, count)
 
     def demonstrated(self, environment: Expert, task: str, split: str, count: int) -> Trajectories:
-        """Returns demonstrations in an environment, whose seeds depend on task, split and number alone."""
+        """Returns demonstrations recorded in an environment; seeds depend only on task, split and number."""
         return record(
             environment, lambda number: seed_of("demonstration", task, split, number) % 2**31, count, self.noise, task
         )

@@ -94,7 +94,7 @@ def _attempt(
 
 
 class Demonstrations(MTLDataModule):
-    """The demonstrations of one task as samples: an observation, the expert's action, the observation before.
+    """The demonstrations of one task as samples: an observation, the expert's action, the previous observation.
 
     Args:
         root: Not used.

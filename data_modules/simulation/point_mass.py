@@ -14,14 +14,14 @@ import numpy as np
 from mtlbench.data.rollouts import Array
 
 VERSION = 1
-"""Raise it when a world, its initial states or its expert change: it is part of the identity of data."""
+"""Increase it when a world, its initial states or its expert changes: it is part of the data's identity."""
 
 SPEED = 0.08
 """Greatest distance per step."""
 
 NEAR, STILL, CONTACT, OBSTACLE, GAP, ON_GOAL = 0.06, 0.01, 0.14, 0.2, 0.12, 0.1
-"""Distance that counts as reached; speed that counts as standing; distance at which the agent pushes the puck; radius
-of the obstacle; half the width of the gate; distance from puck to goal that counts as reached."""
+"""Distance that counts as reached; speed that counts as standing still; distance at which the agent pushes the puck;
+radius of the obstacle; half the width of the gate; distance from puck to goal that counts as reached."""
 
 STEPS = 60
 """Steps that a rule may take; twice as many where the puck is pushed."""
@@ -40,7 +40,7 @@ def length(a: Point) -> float:
 
 
 def distance(a: Point, b: Point) -> float:
-    """Returns the distance of two points."""
+    """Returns the distance between two points."""
     return length(plus(a, b, -1))
 
 
@@ -50,7 +50,7 @@ def along(a: Point, direction: Point) -> float:
 
 
 def unit(a: Point) -> Point:
-    """Returns a vector scaled to length 1; (1, 0) of one without length."""
+    """Returns a vector scaled to length 1; (1, 0) for the zero vector."""
     size = length(a)
     return (a[0] / size, a[1] / size) if size > 1e-9 else (1.0, 0.0)
 
@@ -131,7 +131,7 @@ class World:
 
 
 def draw(generator: np.random.Generator, size: float, far: Callable[[Point], bool] = lambda point: True) -> Point:
-    """Returns a point within ``size`` of the middle, of those that are far enough from others."""
+    """Draws a point within ``size`` of the middle that is far enough from others."""
     while True:
         x, y = generator.uniform(-size, size, 2)
         if far((float(x), float(y))):
@@ -143,7 +143,7 @@ class Reach:
 
     @classmethod
     def place(cls, world: World, generator: np.random.Generator) -> None:
-        """Draws what the rule needs, its goal as the first of those so far."""
+        """Draws what the rule needs, and puts its goal before those drawn so far."""
         world.goals.insert(0, draw(generator, 0.9, lambda p: distance(p, world.position) > 0.5))
 
     @classmethod
@@ -229,7 +229,7 @@ class Carry(Visit):
 
 
 class Avoid(Reach):
-    """Go to the goal around an obstacle; who touches it has failed."""
+    """Go to the goal around an obstacle; an agent that touches it has failed."""
 
     @classmethod
     def place(cls, world: World, generator: np.random.Generator) -> None:
@@ -243,7 +243,7 @@ class Avoid(Reach):
 
     @classmethod
     def move(cls, world: World, before: Point) -> None:
-        """Ends the hope of an agent that touches the obstacle."""
+        """Marks the episode as failed if the agent touches the obstacle."""
         world.failed |= distance(world.position, world.mark) < OBSTACLE
 
     @classmethod
@@ -261,7 +261,7 @@ class Avoid(Reach):
 
 
 class Gate(Reach):
-    """Go to the goal through the gap of a wall in the middle."""
+    """Go to the goal through the gap in a wall in the middle."""
 
     @classmethod
     def place(cls, world: World, generator: np.random.Generator) -> None:
@@ -297,7 +297,7 @@ class Push(Reach):
 
     @classmethod
     def move(cls, world: World, before: Point) -> None:
-        """Moves a puck that the agent runs into out of its way."""
+        """Pushes the puck away if the agent runs into it."""
         if distance(world.puck, world.position) < CONTACT:
             x, y = plus(world.position, unit(plus(world.puck, world.position, -1)), CONTACT)
             world.puck = min(1.0, max(-1.0, x)), min(1.0, max(-1.0, y))

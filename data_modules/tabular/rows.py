@@ -20,7 +20,7 @@ from mtlbench.tasks import Task
 from .targets import Target, read_targets
 
 SHARES: Mapping[str, float] = {"val": 0.15, "test": 0.15}
-"""Shares of rows that are drawn for the splits other than ``train``, if no column says which."""
+"""Shares of rows that are drawn for the splits other than ``train``, if no column assigns rows to splits."""
 
 
 class Rows(MTLDataModule):
@@ -84,7 +84,7 @@ class Rows(MTLDataModule):
         return hashlib.blake2b(self.path.read_bytes(), digest_size=8).hexdigest()
 
     def frame(self, path: Path | None = None) -> Any:
-        """Returns a file as a data frame; by default that of the data.
+        """Returns a file as a data frame; by default the data file.
 
         Raises:
             DataError: It cannot be read as its ending says.
@@ -111,7 +111,7 @@ class Rows(MTLDataModule):
         return len(self._rows[split])
 
     def doubts(self, split: str) -> list[str]:
-        """Returns a line for each regression whose training labels are far from standard as the task states them."""
+        """Returns a line for each regression whose stated mean and deviation do not fit its training labels."""
         found = []
         for name, target in self.targets.items() if split == "train" else ():
             if target.task.kind == "regression" and name in self.tasks:

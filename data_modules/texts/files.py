@@ -1,4 +1,4 @@
-"""Reads files of texts, and says in one line what is wrong with one."""
+"""Reads files of texts, and says in one line what is wrong with a faulty one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def read_frame(path: Path) -> Any:
-    """Returns a file as a data frame, by its ending.
+    """Returns a file as a data frame; its suffix names the format.
 
     Raises:
         DataError: The ending is unknown, the file is not in UTF-8, or it cannot be read as its ending says.

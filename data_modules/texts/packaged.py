@@ -1,4 +1,4 @@
-"""Reads texts from the archives of Python packages, without unpacking or importing these."""
+"""Reads texts from the archives of Python packages, without unpacking or importing them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 """The rated sentences within their archive."""
 
 _LEAST = 0.5
-"""Mean rating above which a sentence is positive, and below whose negative it is negative."""
+"""A sentence is positive if its mean rating is above this, and negative if it is below minus this."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Where the sentences of a domain lie, and what is typical of their labels.
+    """Where the sentences of a domain are, and the mean and standard deviation of their labels.
 
     Attributes:
         stem: Start of the names of its files.
@@ -165,7 +165,7 @@ def _table(files: tarfile.TarFile, name: str) -> list[list[str]]:
 
 
 def _decoded(raw: bytes) -> str:
-    """Returns a text in UTF-8, or in the encoding of Western Europe in which some articles are."""
+    """Decodes a text from UTF-8, or from Latin-1, in which some articles are encoded."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

@@ -37,7 +37,7 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens of each text."""
+        """Number of tokens of each text, (N,)."""
         return np.diff(self.ends, prepend=0)
 
     def __getitem__(self, index: int) -> np.ndarray:

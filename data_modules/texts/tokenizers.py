@@ -1,4 +1,4 @@
-"""Tokenizers: texts as numbers. `Words` needs no file; `Pieces` is the tokenizer of a pretrained encoder."""
+"""Tokenizers: texts as token ids. `Words` needs no file; `Pieces` is the tokenizer of a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtlbench.networks.text_files import PACKAGED, digest_of, folder_of
 
 FILE = "tokenizer.json"
 START, END, FIRST = 1, 2, 3
-"""Numbers of `Words`: start, end of a text, and the first word. 0 is the padding."""
+"""Token ids of `Words`: start of a text, end of a text, and the first word. Padding is 0."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -37,7 +37,7 @@ class Encoded:
 
 
 class Tokenizer(Protocol):
-    """Turns texts into numbers; see `Words`."""
+    """Turns texts into token ids; see `Words`."""
 
     @property
     def vocabulary(self) -> int: ...  # noqa: D102
@@ -47,12 +47,12 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """Lower-case words and punctuation marks, whose numbers are hashes: no vocabulary is fitted or stored.
+    """Lower-case words and punctuation marks, whose token ids are hashes: no vocabulary is fitted or stored.
 
-    Two words may have one number. With 8192 numbers and 5000 different words, about half of the words share theirs.
+    Two words may share a token id. With 8192 ids and 5000 different words, about half of the words share theirs.
 
     Attributes:
-        vocabulary: Numbers that there are.
+        vocabulary: Number of token ids.
     """
 
     vocabulary: int = 8192
@@ -62,7 +62,7 @@ class Words:
         return f"words-1-{self.vocabulary}"
 
     def encode(self, texts: Sequence[str], seconds: Sequence[str] | None, length: int) -> list[Encoded]:
-        """Returns texts, or pairs of texts, of at most ``length`` tokens. The longer text of a pair is cut first."""
+        """Returns texts or pairs of at most ``length`` tokens. The longer text of a pair is truncated first."""
         numbers: dict[str, int] = {}
         found = []
         for index, text in enumerate(texts):
@@ -88,7 +88,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The tokenizer of a pretrained encoder, read by the library tokenizers.
+    """The tokenizer of a pretrained encoder, read by the `tokenizers` library.
 
     Attributes:
         name: `mtlbench.networks.text_files.PACKAGED`, or a folder.
@@ -115,7 +115,7 @@ class Pieces:
 
     @property
     def vocabulary(self) -> int:
-        """Numbers that there are."""
+        """Number of token ids."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def identity(self) -> str:
@@ -123,7 +123,7 @@ class Pieces:
         return f"pieces-{digest_of(folder_of(self.name, FILE) / FILE)}"
 
     def encode(self, texts: Sequence[str], seconds: Sequence[str] | None, length: int) -> list[Encoded]:
-        """Returns texts, or pairs of texts, of at most ``length`` tokens. The longer text of a pair is cut first."""
+        """Returns texts or pairs of at most ``length`` tokens. The longer text of a pair is truncated first."""
         tokenizer = self._tokenizer
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length=length)
@@ -162,7 +162,7 @@ def tokenizer_of(name: str, vocabulary: int) -> Tokenizer:
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:
-    """Returns how many tokens of each text are kept: the longer text loses its end first."""
+    """Returns how many tokens of each text are kept: the longer text is truncated first."""
     if sum(lengths) <= room:
         return lengths
     if len(lengths) == 1:

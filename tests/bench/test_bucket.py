@@ -110,7 +110,7 @@ class Dying(Bucket):
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket in memory, and benches that look without waiting and beat on their own."""
+    """A bucket in memory, and benches that poll without waiting and have no heartbeat thread."""
     from fsspec.implementations.memory import MemoryFileSystem
 
     monkeypatch.setattr("mtlbench.bench.scheduler.check_run", lambda spec: None)

@@ -330,7 +330,7 @@ def ray_of(nodes: list[dict[str, Any]], results: list[Any]) -> RayCluster:
     ],
 )
 def test_what_the_end_of_a_task_means_for_its_run(last: Any, code: int | None) -> None:
-    """A lost node is no loss of the run, which the bench would repeat only twice."""
+    """A lost node does not count as a lost run, which the bench would repeat only twice."""
     results = [Parcel(log=b"a")] + ([last] if last is not None else [])
     parcels, found = ray_of([], []).arrived(iter(results))
     assert found == code and parcels[0].log == b"a"

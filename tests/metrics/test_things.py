@@ -30,7 +30,7 @@ class Given:
 
 
 def random_boxes(seed, images=12):
-    """Returns found and true rows (images, ROWS, 6): whole numbers and few scores, so that much is equal; some crowds.
+    """Returns found and true rows (images, ROWS, 6): whole numbers and few scores, so that many tie; some are crowds.
 
     Image 0 shows nothing, image 1 has no label, image 2 shows a crowd alone, and in image 3 nothing is found.
     """

@@ -1,4 +1,4 @@
-"""A bench of 40 runs that take no training: ``python -m tests.support.array_job ROOT``. Needs no torch.
+"""A bench of 40 runs that need no training: ``python -m tests.support.array_job ROOT``. Needs no torch.
 
 The runs are claimed, last a moment and are finished by this process. ``ROOT/trained`` gets a line for each.
 """

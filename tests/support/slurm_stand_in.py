@@ -65,7 +65,7 @@ def _sbatch(folder: Path, script: Path) -> int:
 
 
 def _job(folder: Path, script: Path, task: str) -> None:
-    """Runs a job, again and again while it asks for that."""
+    """Runs a job, and reruns it whenever it requeues itself."""
     for count in range(10):
         more = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": task, "SLURM_RESTART_COUNT": str(count)}
         process = subprocess.Popen(["bash", str(script)], env={**os.environ, **more}, start_new_session=True)

@@ -114,7 +114,7 @@ def _work(arguments: argparse.Namespace, asked: Request, root: Path, bucket: Buc
 
 
 def _on_this_machine(arguments: argparse.Namespace, root: Path) -> tuple[Executor, int, int]:
-    """Returns an executor of this machine, runs at once, and threads per process."""
+    """Returns an executor of this machine, how many runs it takes at once, and threads per process."""
     from mtlbench.bench.executors.local import LocalExecutor
 
     accelerators = _accelerators()

@@ -19,7 +19,7 @@ NAMES = ("local", "slurm", "ray")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where runs are trained, and the options of that place."""
+    """Adds the arguments that choose an executor and set its options."""
     parser.add_argument(
         "--executor", choices=NAMES, default="local", help="where runs are trained (default: local, this machine)"
     )
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of the executor, as in executor.yaml, e.g. jobs=8; give it several times for several options",
+        help="an option of the executor, as in executor.yaml, e.g. jobs=8; repeat the flag for several options",
     )
     parser.add_argument("--submit", action="store_true", help="with --executor slurm: submit the script with sbatch")
     parser.add_argument(
         "--idle",
         type=_minutes,
         metavar="MINUTES",
-        help="end after so many minutes without a run to start, although other benches still train some",
+        help="end after this many minutes without a run to start, even if other benches are still training",
     )
 
 
@@ -90,7 +90,7 @@ def on_slurm(arguments: argparse.Namespace, asked: Request, root: Path) -> int:
 
 
 def on_ray(arguments: argparse.Namespace, root: Path) -> tuple[Executor, int, int]:
-    """Returns an executor of a Ray cluster, runs at once as the cluster is now, and threads per process.
+    """Returns an executor of a Ray cluster, how many runs it takes at once now, and threads per process.
 
     Raises:
         MtlbenchError: If Ray is not installed or there is no cluster.
@@ -113,7 +113,7 @@ def on_ray(arguments: argparse.Namespace, root: Path) -> tuple[Executor, int, in
 
 
 def command(arguments: argparse.Namespace, asked: Request) -> list[str]:
-    """Returns the words of the bench that every job runs; the results folder is named in full."""
+    """Returns the command line of the bench that every job runs; the results folder is named in full."""
     options = {
         "--methods": arguments.methods,
         "--seeds": arguments.seeds,

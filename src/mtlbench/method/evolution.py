@@ -21,17 +21,17 @@ RANGES: Mapping[str, tuple[Any, ...]] = {
     "schedule": ("constant", "poly", "cosine"),
     "mutation": (0.02, 0.05, 0.1, 0.2, 0.4),
 }
-"""Hyper-parameters that mutate: rates and decays are factors on the suite's, the warm-up is a share of the steps."""
+"""Hyper-parameters that mutate: rate and decay are factors of the suite's values, warm-up is a share of the steps."""
 
 DRAWS = 20
-"""How often a child is drawn again that would repeat a run."""
+"""How often a child that would repeat a run is redrawn."""
 
 HEAD, ADAPTER = "head", "adapter"
 
 
 @dataclass(frozen=True)
 class Genes:
-    """What a child has of its own.
+    """What distinguishes a child from its parent.
 
     Attributes:
         trained: Components that it copies from its parent and trains; all others are shared as they are.
@@ -46,7 +46,7 @@ class Genes:
 
 @dataclass(frozen=True)
 class Path:
-    """A path of components, of which a run is the last to have trained some.
+    """A path of components, and the run that created it by training some of them.
 
     Attributes:
         run: The run; None for the initial weights.
@@ -64,7 +64,7 @@ class Path:
 
     @property
     def parts(self) -> dict[tuple[str, str], int]:
-        """Parameters of the components by owner and name, in which two paths that share a component agree."""
+        """Parameters of the components by owner and name; a component that two paths share has the same key in both."""
         return {(owner, name): self.sizes[name] for name, owner in self.owners.items()}
 
 
@@ -158,7 +158,7 @@ class Evolution:
 
     @classmethod
     def of(cls, spec: RunSpec, layout: Callable[[], tuple[Sequence[str], int]], **arguments: Any) -> Evolution:
-        """Returns the evolution of a suite's entry.
+        """Returns the evolution that a suite's entry describes.
 
         Args:
             spec: The run that the suite names.
@@ -242,7 +242,7 @@ class Evolution:
                     break
 
     def mutated(self, rng: random.Random, parent: Path) -> Genes:
-        """Returns the genes of a child: every component is copied, and every hyper-parameter moves, with probability μ.
+        """Returns the genes of a child: each component is copied and each hyper-parameter moved with probability μ.
 
         Random initial weights are of no use as they are, so all of them are copied.
         """

@@ -58,7 +58,7 @@ class LearningCurves(nn.Module):
         return covariance @ self.moments[regime].double().cpu() / self.noise**2, (covariance + covariance.T) / 2
 
     def ahead(self, regime: int, weights: Tensor, remaining: int) -> float:
-        """Returns the sum of the predicted values of the next intervals, were all of them of one regime.
+        """Returns the sum of the predicted values of the next intervals if one regime is used in all of them.
 
         Args:
             regime: The regime.

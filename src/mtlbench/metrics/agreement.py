@@ -1,4 +1,4 @@
-"""Metrics of agreement that are no means over samples: Matthews and F1 of classes, correlations of numbers."""
+"""Metrics of agreement that are not means over samples: Matthews correlation and F1 for classes, and correlations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Decodes(Protocol):
 
 
 class ClassAgreement(Metric):
-    """A score of the table of predicted and labelled classes.
+    """A score computed from the confusion matrix.
 
     ``mcc`` is the Matthews correlation, for any number of classes; 0 if all predictions or all labels are one class.
     ``f1`` is 2 TP / (2 TP + FP + FN) of the last of two classes. ``macro_f1`` is its mean over the classes that a label

@@ -17,10 +17,10 @@ from mtlbench.metrics.protocol import higher
 Array = NDArray[Any]
 
 IOU = 0.5
-"""Lowest overlap of a found box and a true one that count as the same."""
+"""Lowest IoU at which a predicted box matches a true one."""
 
 MOST = 100
-"""Boxes of one class that count in an image: those with the highest scores."""
+"""Number of boxes per class and image that count: those with the highest scores."""
 
 RECALLS = np.linspace(0, 1, 101)
 """Recalls at which precision is averaged."""
@@ -88,7 +88,7 @@ class AveragePrecision(Metric):
             self.found.append(torch.from_numpy(rows.astype(np.float32)).flatten().to(self.truths.device))
 
     def compute(self) -> dict[str, float]:
-        """Returns the mean in [0, 1]; NaN if no image shows a thing, or if a labelled prediction was NaN."""
+        """Returns the mean in [0, 1]; NaN if no image shows an object, or if a labelled prediction was NaN."""
         if self.broken:
             return {self.protocols[0].id: float("nan")}
         rows = dim_zero_cat(self.found).cpu().numpy().reshape(-1, 4) if len(self.found) else np.zeros((0, 4))
@@ -104,7 +104,7 @@ def _boxes(rows: Array) -> Array:
 
 
 def matches(boxes: Array, things: Array, ignored: Array) -> NDArray[np.int64]:
-    """Returns of each found box 1 if it takes a true one, 0 if not, and -1 if it does not count.
+    """Returns for each predicted box 1 if it matches a true one, 0 if not, and -1 if it is ignored.
 
     Args:
         boxes: (N, 4) corners, highest score first.
@@ -123,7 +123,7 @@ def matches(boxes: Array, things: Array, ignored: Array) -> NDArray[np.int64]:
 
 
 def areas(one: Array, other: Array) -> Array:
-    """Returns the areas (N, M) that N boxes have in common with M boxes."""
+    """Returns the areas (N, M) of the intersections of N boxes with M boxes."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     return (high - low).clip(0).prod(-1)

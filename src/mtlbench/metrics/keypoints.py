@@ -46,7 +46,7 @@ class CorrectKeypoints(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Adds raw predictions (B, channels, H, W) against rows (B, N, 5 + 3J); images of NaN do not count."""
+        """Adds raw predictions (B, channels, H, W) against rows (B, N, 5 + 3J); images with NaN rows do not count."""
         labelled = ~target[:, 0, 0].isnan()
         self.broken += prediction[labelled].isnan().any().long()
         poses, truth = (x.double().cpu().numpy() for x in (self.task.decode(prediction), target))
@@ -64,7 +64,7 @@ class CorrectKeypoints(Metric):
 
 
 def correct(poses: Array, persons: Array, share: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Returns how many keypoints of each person (M) every pose (N) has right, (N, M), and which count, (M, J).
+    """Returns how many keypoints of each person (M) every pose (N) gets right, (N, M), and which count, (M, J).
 
     Args:
         poses: (N, 5 + 3J) rows.

@@ -25,7 +25,7 @@ FLOOR = 1e-8
 
 
 class Selector(nn.Module):
-    """softmax(W₃ tanh(W₂ tanh(W₁ [x; e_t]))): how much each module takes part, for a state x and a task t."""
+    """softmax(W₃ tanh(W₂ tanh(W₁ [x; e_t]))): the weight of each module for a state x and a task t."""
 
     def __init__(self, features: int, tasks: int, modules: int, hidden: int) -> None:
         """Builds the selector.
@@ -219,5 +219,5 @@ def exploration(total: Tensor) -> Tensor:
 
 
 def smoothness(now: Tensor, before: Tensor) -> Tensor:
-    """Returns the mean squared difference of selections (B, M) from those in the states before."""
+    """Returns the mean squared difference of selections (B, M) from those in the previous states."""
     return (now - before).square().mean()

@@ -17,7 +17,7 @@ from mtlbench.networks.family import Model
 from mtlbench.tasks import HeatMaps, Task
 
 STRIDE = 4
-"""Pixels between neighbouring positions of the map that all heads read, at most."""
+"""Largest stride, in pixels, of the map that all heads read."""
 
 
 class Upsampling(nn.Module):
@@ -65,7 +65,7 @@ class HeatHead(nn.Module):
         )
 
     def forward(self, shared: Tensor) -> Tensor:
-        """Returns (B, channels, H, W), at least float32: squares that the task's grid takes apart again."""
+        """Returns (B, channels, H, W), at least float32; the task's `grid` recovers the map from it."""
         raw = full_precision(torch.cat([branch(shared) for branch in self.branches], 1))
         height, width = self.image_size
         grid = resize(raw, [-(-side // self.task.stride) for side in self.image_size])

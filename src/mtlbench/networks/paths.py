@@ -1,4 +1,4 @@
-"""A network as a path of components, each either trained or shared as it is with the path that it comes from."""
+"""A network as a path of components, each either trained or shared unchanged with the path that it comes from."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class PathNetwork(DenseNetwork):
         return max(inside, key=len, default=EMBEDDING)
 
     def train(self, mode: bool = True) -> PathNetwork:
-        """Sets the mode of all modules but those that are not trained, whose statistics would move otherwise."""
+        """Sets the mode of all trained modules; the statistics of the others would otherwise change."""
         super().train(mode)
         for name, module in self.named_modules():
             if name and self.component(name) in self.frozen:

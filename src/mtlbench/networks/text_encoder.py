@@ -1,4 +1,4 @@
-"""Transformers of texts as blocks of plain modules, whose parts come from the library transformers."""
+"""Text transformers as blocks of plain modules, whose parts come from the `transformers` library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TextAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns (B, N, D) of tokens (B, N, D), of which those of ``mask`` (B, N) are attended to."""
+        """Returns (B, N, D) for tokens (B, N, D); only those in ``mask`` (B, N) are attended to."""
         query, key, value = (
             part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
@@ -80,15 +80,15 @@ class TextBlock(nn.Module):
         return self.add(x, self.mlp(x))
 
     def add(self, x: Tensor, change: Tensor) -> Tensor:
-        """Returns tokens (B, N, D) with what the MLP makes of them."""
+        """Returns tokens (B, N, D) after adding the output of the MLP."""
         return self.norm2(x + self.dropout(change))
 
 
 class TextEncoder(InputEncoder):
-    """Maps texts to the mean of their last tokens.
+    """Maps texts to the mean of their tokens after the last block.
 
     Attributes:
-        vocabulary: Numbers of tokens that it knows.
+        vocabulary: Number of token ids that it knows.
         length: Most tokens of a text.
         activation: Name of the MLPs' activation.
         segmented: Whether it tells the two texts of a pair apart.
@@ -135,12 +135,12 @@ class TextEncoder(InputEncoder):
         return self.embeddings(input_ids=inputs["tokens"], **more)
 
     def pool(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns the mean (B, D) of the tokens (B, N, D) that are no padding."""
+        """Returns the mean (B, D) of the tokens (B, N, D) that are not padding."""
         weights = mask[:, :, None].to(x)
         return (x * weights).sum(1) / weights.sum(1)
 
     def forward(self, inputs: Any) -> list[Tensor]:
-        """Returns one feature (B, D) of a batch of texts."""
+        """Returns the feature vectors (B, D) of a batch of texts."""
         x, mask = self.embed(inputs), inputs["mask"]
         block: Any
         for block in self.blocks:
@@ -149,7 +149,7 @@ class TextEncoder(InputEncoder):
 
 
 def text_fault(inputs: Any) -> str | None:
-    """Finds why inputs are no batch of texts; None if they are one."""
+    """Finds why inputs are not a batch of texts; None if they are one."""
     tokens = inputs.get("tokens") if isinstance(inputs, Mapping) else None
     mask = inputs.get("mask") if isinstance(inputs, Mapping) else None
     rule = "A batch of texts is a mapping with `tokens`, int64 (B, N), and `mask`, bool (B, N)"

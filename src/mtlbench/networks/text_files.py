@@ -1,4 +1,4 @@
-"""Where the files of pretrained text encoders lie: tokenizer, configuration, weights. Does not import torch."""
+"""Where the files of pretrained text encoders are: tokenizer, configuration, weights. Does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family `transformers`: encoders of texts, pretrained or from random weights, with the library transformers."""
+"""The family `transformers`: text encoders, pretrained or randomly initialised, from the library of that name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of transformers.
+    """One kind of transformer.
 
     Attributes:
         type: The library's name of it.
@@ -155,7 +155,7 @@ class Texts(Family):
         return LinearBlock(width, width)
 
     def example(self, model: Model, count: int = 1) -> dict[str, Tensor]:
-        """Returns texts (count, N) of the largest length N."""
+        """Returns texts (count, N) of the maximum length N."""
         shape = count, _sizes(model)["length"]
         return {"tokens": torch.ones(shape, dtype=torch.int64), "mask": torch.ones(shape, dtype=torch.bool)}
 

@@ -261,7 +261,7 @@ RANKING = (
         value=lambda row: row.margin.estimate if row.margin else None,
         show=formatting.interval,
         group="delta",
-        tip="95 % t interval of the difference in Δm to the row that the notes name, paired by seed",
+        tip="95 % t interval of the difference in Δm from the row that the notes name, paired by seed",
     ),
     TableColumn(
         head="gap % ↑",

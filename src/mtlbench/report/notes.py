@@ -45,7 +45,7 @@ def notes(rows: Iterable[Row], named: NamedPair | None, against: str, resolution
     every = list(rows)
     lines = [
         "Cells show the mean ± sample standard deviation over n seeds. Bold marks the best mean of a column.",
-        f"Intervals are 95 % t intervals of the difference in Δm to {against}, paired by seed.",
+        f"Intervals are 95 % t intervals of the difference in Δm from {against}, paired by seed.",
         "Rows are ranked by mean Δm. A row shares a rank if it does not differ significantly from the first row of "
         "that rank (paired t test, Holm correction over all rows below it, p < 0.05). A row with a missing cell has "
         "neither a rank nor Δm.",

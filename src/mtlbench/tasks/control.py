@@ -1,4 +1,4 @@
-"""Tasks of control: the action of an expert in a state, imitated by regression."""
+"""Control tasks: the action of an expert in a state, imitated by regression."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Detection(HeatMaps):
 
     @property
     def branches(self) -> tuple[int, ...]:
-        """Heat maps, size, and place in the cell."""
+        """Heat maps, size, and offset in the cell."""
         return self.classes, 2, 2
 
     def metric(self) -> Metric:  # noqa: D102
@@ -76,12 +76,12 @@ class Detection(HeatMaps):
         ]
 
     def _places(self, target: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the cells of centres, where in them they lie, and the sizes of boxes in cells, (B, most, 2) each."""
+        """Returns the cells of centres, their offsets in these, and the sizes of boxes in cells, (B, most, 2) each."""
         low, high = target[..., :2], target[..., 2:4]
         return *cells((low + high) / 2, self.stride, size), (high - low) / self.stride
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """Returns the boxes at the highest peaks, (B, most, 6), highest first; without area where there is none."""
+        """Returns the boxes at the highest peaks, (B, most, 6), highest first; without a peak, the area is 0."""
         grid = self.grid(prediction)
         score, layer, cell = peaks((grid[:, : self.classes] + PRIOR).sigmoid(), self.most)
         extent, rest = at(grid[:, self.classes :], cell).split(2, -1)

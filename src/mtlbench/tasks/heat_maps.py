@@ -29,7 +29,7 @@ PRIOR = math.log(0.1 / 0.9)
 """Logit that a raw prediction of 0 stands for: peaks are rare, so a new head should not predict one half everywhere."""
 
 LEFT = 0.3
-"""A thing of whose box less than this share stays in the picture after a crop is ignored."""
+"""A thing is ignored if less than this share of its box stays in the picture after a crop."""
 
 SLACK = 0.01
 """Pixels by which a box may leave the image: rounding in float32."""
@@ -90,7 +90,7 @@ class HeatMaps(Task):
         return ~target[:, 0, 0].isnan()
 
     def valid(self, target: Tensor) -> Tensor:
-        """Returns which rows count: bool (B, most). Of a labelled image that shows nothing, the first does."""
+        """Returns which rows count: bool (B, most). In a labelled image that shows nothing, the first row counts."""
         things = self.things(target)
         nothing = self.labelled(target) & ~things.any(1)
         return torch.cat([things[:, :1] | nothing[:, None], things[:, 1:]], 1)
@@ -146,7 +146,7 @@ class HeatMaps(Task):
         return stored.astype(np.float32)
 
     def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:
-        """Moves boxes with the picture; a turned box becomes the upright one around it, cut at the border."""
+        """Moves boxes with the picture; a rotated box becomes the axis-aligned one around it, clipped at the border."""
         moved = target.copy()
         x0, y0, x1, y1 = target[:, :4].T
         corners = geometry.points(np.stack([np.stack([x, y], -1) for x in (x0, x1) for y in (y0, y1)]))

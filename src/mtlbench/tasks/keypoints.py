@@ -24,7 +24,7 @@ CERTAIN = 0.1
 """Lowest heat of a peak to which a keypoint is moved."""
 
 AROUND = 0.25
-"""By how much of its longer side the box around a pose is enlarged before peaks in it are looked for."""
+"""Share of its longer side by which the box around a pose is enlarged before peaks are searched for in it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Keypoints(HeatMaps):
 
     @property
     def branches(self) -> tuple[int, ...]:
-        """Heat map of centres, heat maps of keypoints, places of keypoints, and places in cells."""
+        """Heat map of centres, heat maps of keypoints, their offsets from the centre, and offsets in cells."""
         return 1, len(self.names), 2 * len(self.names), 2
 
     def metric(self) -> Metric:  # noqa: D102
@@ -119,7 +119,7 @@ class Keypoints(HeatMaps):
         )
 
     def warp(self, target: Array, geometry: Geometry, options: LabelOptions) -> Array:
-        """Moves boxes and keypoints; those that leave the picture are not labelled any more."""
+        """Moves boxes and keypoints; those that leave the picture are no longer labelled."""
         moved = super().warp(target, geometry, options)
         points = moved[:, 5:].reshape(len(moved), -1, 3)
         kept = points[..., 2] > 0

@@ -18,7 +18,7 @@ def present(target: Tensor) -> Tensor:
 
 
 def cells(points: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Returns the cells (..., 2), int64, of points in pixels (..., 2), and where in them the points lie, in cells."""
+    """Returns the cells (..., 2), int64, of points in pixels (..., 2), and the points' offsets in them, in cells."""
     place = points / stride
     last = torch.tensor([size[1] - 1, size[0] - 1], device=points.device)
     cell = place.floor().long().clamp(min=torch.zeros_like(last), max=last)
@@ -51,7 +51,7 @@ def gaussian_radius(width: Tensor, height: Tensor, overlap: float = OVERLAP) -> 
 
 
 def splat(cell: Tensor, radius: Tensor, shown: Tensor, layer: Tensor, layers: int, size: tuple[int, int]) -> Tensor:
-    """Returns maps (B, layers, h, w) of Gaussians: 1 at a cell, 0 beyond its radius; the largest where several meet.
+    """Returns maps (B, layers, h, w) of Gaussians: 1 at a cell, 0 beyond its radius; the maximum where several overlap.
 
     Args:
         cell: (B, N, 2) column and row.

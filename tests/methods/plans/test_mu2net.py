@@ -262,7 +262,7 @@ def test_growth_and_lineage_are_drawn() -> None:
 
 
 def test_errors_enter_with_the_opposite_sign() -> None:
-    """``far`` is an error, of which less is better."""
+    """``far`` is an error, for which lower is better."""
     _, ending = drive(line_of("kind", "far"), invented)
     signs = {e["task"]: e["value"] > 0 for e in ending.record["lineage"]}
     assert signs == {"kind": True, "far": False}

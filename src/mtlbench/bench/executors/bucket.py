@@ -25,7 +25,7 @@ from mtlbench.runs.store import RESULT_FILE, RunFolder, read_json, write_bytes, 
 
 _STEPS = "step-"
 STUDY = ("study.json", "registration.json")
-"""Files of a suite's folder that travel; reports are made from them."""
+"""Files of a suite's folder that are sent; reports are made from them."""
 
 
 class BucketExecutor(Executor):
@@ -118,7 +118,7 @@ class BucketExecutor(Executor):
         self._pulse.tell(claim, parcel.progress)
 
     def _lost(self, claim: Claim) -> bool:
-        """Whether another machine has taken a run over; its lock is then written here, at which the run stops."""
+        """Whether another machine has taken over a run; if so, its lock is written here, which stops the run."""
         if self.bucket.get(claim.following) is None:
             return False
         owner = owner_of(self.bucket, claim.run_id, claim.number + 1) or {"host": "elsewhere"}
@@ -220,7 +220,7 @@ class _Pulse(threading.Thread):
         self._lock, self._done = threading.Lock(), threading.Event()
 
     def add(self, claim: Claim) -> None:
-        """Begins to beat."""
+        """Starts the heartbeats of a claim."""
         with self._lock:
             self._claims[claim] = {}
         if not self.is_alive() and not self._done.is_set():
@@ -232,12 +232,12 @@ class _Pulse(threading.Thread):
             self._claims.get(claim, {}).update(progress)
 
     def remove(self, claim: Claim) -> None:
-        """Ends its heartbeats; none is written any more when this returns."""
+        """Ends the heartbeats of a claim; none is written after this returns."""
         with self._lock:
             self._claims.pop(claim, None)
 
     def run(self) -> None:
-        """Beats until closed."""
+        """Writes heartbeats until closed."""
         while not self._done.wait(self.every):
             self._beats += 1
             with self._lock:
@@ -246,5 +246,5 @@ class _Pulse(threading.Thread):
                         claim.beat({"beat": self._beats, **progress})
 
     def close(self) -> None:
-        """Stops beating."""
+        """Stops all heartbeats."""
         self._done.set()

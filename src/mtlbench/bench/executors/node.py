@@ -1,4 +1,4 @@
-"""What a node of a cluster does with a run that it was given: it trains it as this machine would, and reports."""
+"""What a cluster node does with a run: it trains the run as a single machine would, and reports back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _settle(job: Job) -> None:
 
 
 def _scratch() -> Path:
-    """Make a folder for one run; folders of processes that were killed are removed."""
+    """Make a folder for one run, and remove the folders of processes that were killed."""
     base = Path(tempfile.gettempdir())
     for path in base.glob(f"{_SCRATCH}-*-*"):
         pid = path.name.split("-")[2]

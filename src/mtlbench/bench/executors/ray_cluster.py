@@ -17,7 +17,7 @@ from mtlbench.suite.schema import COUNT, PERIOD, Range, ranged
 
 _GIB = 1 << 30
 _ASK_S = 1.0
-"""Seconds between a task's questions whether it should leave."""
+"""Seconds between a task's checks of whether it should leave."""
 _ROOM_S = 5.0
 
 
@@ -42,7 +42,7 @@ class RayOptions:
     every: int = ranged(10, COUNT)
 
     def need(self, devices: int) -> dict[str, float]:
-        """Returns what one run takes of each of Ray's resources.
+        """Returns how much of each Ray resource one run needs.
 
         Args:
             devices: Ranks per run.
@@ -82,7 +82,7 @@ class RayCluster:
         self._room, self._looked = 0, -_ROOM_S
 
     def room(self) -> int:
-        """Returns how many runs fit into the nodes of the cluster; 1 at least, for clusters that grow on demand."""
+        """Returns how many runs fit on the nodes of the cluster; at least 1, because a cluster may scale up."""
         if time.monotonic() - self._looked >= _ROOM_S:
             nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
             self._room = sum(int(min(node.get(name, 0) / n for name, n in self.need.items())) for node in nodes)
@@ -169,7 +169,7 @@ def _task(bell: Any, job: Job, files: Files, names: list[str], *sources: Files) 
 
 
 class _Asking:
-    """Asks the bell now and then; a bell that is gone means that the bench is."""
+    """Asks the bell now and then; if the bell is gone, so is the bench."""
 
     def __init__(self, ray: Any, bell: Any):
         self.ray, self.bell, self.asked = ray, bell, time.monotonic()

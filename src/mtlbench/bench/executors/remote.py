@@ -29,13 +29,13 @@ _NOT_SENT = (".damaged.json", "error.json", "result.json")
 
 
 class Cluster(Protocol):
-    """What the executor needs of a cluster. One file per library implements it."""
+    """What the executor needs from a cluster. One file per library implements it."""
 
     def room(self) -> int:
-        """Returns how many runs fit into the cluster as it is now."""
+        """Returns how many runs the cluster can take as it is now."""
 
     def submit(self, job: Job, files: Files, sources: dict[str, Any]) -> Any:
-        """Send a run away; returns the ticket by which it is asked for."""
+        """Submit a run; returns the ticket that identifies it in later calls."""
 
     def keep(self, files: Files) -> Any:
         """Returns a stand-in for files that several runs read, so that they travel to a node once."""
@@ -60,7 +60,7 @@ class _Away:
 
 
 class RemoteExecutor(Executor):
-    """Runs every run as a task of a cluster.
+    """Trains every run as a task on a cluster.
 
     Args:
         root: ``results/<suite>``.
@@ -162,7 +162,7 @@ class RemoteExecutor(Executor):
         return True
 
     def stop(self) -> None:
-        """Asks every run to write a checkpoint and leave, takes in what arrives, and ends what stays too long."""
+        """Asks every run to write a checkpoint and leave, takes in what arrives, and cancels slow ones."""
         if self._away:
             self.cluster.ring()
         deadline = time.monotonic() + GRACE_S + self.every

@@ -32,7 +32,7 @@ class SlurmOptions:
     Attributes:
         jobs: Jobs of the array. Each holds the resources that ``sbatch`` asks for and trains runs until none is left.
         sbatch: Options of ``sbatch``, for example ``--gres=gpu:1`` or ``--time=24:00:00``.
-        setup: Lines of shell before the bench, for example ``module load cuda``.
+        setup: Shell commands that run before the bench, for example ``module load cuda``.
         lead: Seconds before the end of a job's time at which SLURM asks it to leave. Runs need them to end a step and
             to write a checkpoint.
         idle: Minutes without a run to start after which a job ends although others still train. The first job stays

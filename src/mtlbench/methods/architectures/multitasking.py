@@ -95,7 +95,7 @@ class Multitasking(MTLMethod):
     # ---- the agent -------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Chooses the regime of the first interval, unless a checkpoint knows it."""
+        """Chooses the regime of the first interval, unless a checkpoint holds it."""
         super().on_train_start()
         if self.trainer.global_step == 0:
             self._choose(0)
@@ -147,7 +147,7 @@ class Multitasking(MTLMethod):
         self.seen.zero_()
 
     def _choose(self, interval: int) -> None:
-        """Draws a curve of either regime and takes the regime that promises more."""
+        """Draws a curve for each regime and takes the regime that promises more."""
         # The seed depends on the interval only, so that ranks and resumed runs choose alike.
         generator = torch.Generator().manual_seed(seed_of("multitasking", self.spec.seed, interval))
         remaining = self.intervals - interval
@@ -161,7 +161,7 @@ class Multitasking(MTLMethod):
         self.network.use(serial=self._present(SERIAL) > self._present(PARALLEL))
 
     def _utility(self, accuracy: float, regime: int, intervals: int = 1) -> float:
-        """Returns the utility of intervals with a sum of mean accuracies."""
+        """Returns the utility of intervals whose mean accuracies have the given sum."""
         tasks = len(self.tasks)
         return tasks * accuracy - (self.cost * (tasks - 1) * intervals if regime == SERIAL else 0.0)
 
@@ -175,7 +175,7 @@ class Multitasking(MTLMethod):
         return {**super().diagnostics(), keys.REGIME.key(): self.network.is_serial.float()}
 
     def summary(self) -> dict[str, Any]:
-        """Returns the cost, the regime of every interval, what it reached, and the present utility of either regime."""
+        """Returns the cost, the regime of every interval, what it reached, and the present utility of each regime."""
         return {
             **super().summary(),
             "regimes": {

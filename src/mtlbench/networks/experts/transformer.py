@@ -1,4 +1,4 @@
-"""A transformer of texts with sparse experts in its blocks."""
+"""A text transformer with sparse experts in its blocks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ExpertTransformer(ExpertTrunk):
         return self.encoder.blocks
 
     def begin(self, inputs: Any) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Returns tokens (B, N, D) of a batch of texts, no features, and which tokens are no padding (B, N)."""
+        """Returns tokens (B, N, D) of a batch of texts, no features, and which tokens are not padding (B, N)."""
         inputs = self.encoder.normalise(inputs)
         x, found = self.run(self.encoder.embed(inputs), range(self.first), (), {}, inputs["mask"])
         return x, found, inputs["mask"]
@@ -56,7 +56,7 @@ class ExpertTransformer(ExpertTrunk):
         statistics: dict[str, LayerStatistics],
         present: Any = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Runs some blocks; the places of the tokens are found once for all of them."""
+        """Runs some blocks; the positions of the tokens that are not padding are found only once."""
         places = present.flatten().nonzero()[:, 0] if len(indices) else None
         return super().run(x, indices, tasks, statistics, (present, places))
 

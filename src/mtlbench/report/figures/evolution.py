@@ -33,7 +33,7 @@ def evolution_figures(study: Record) -> dict[str, go.Figure]:
 
 
 def growth(rows: Mapping[str, Sequence[Record]]) -> go.Figure:
-    """Plots stored parameters over the tasks so far, one line per row (mean over seeds), and those without sharing."""
+    """Plots stored parameters over the tasks so far, one line per row (mean over seeds), and that without sharing."""
     figure = go.Figure()
     for number, (label, records) in enumerate(rows.items()):
         steps = list(zip(*(record["growth"] for record in records), strict=False))

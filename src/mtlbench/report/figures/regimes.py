@@ -28,7 +28,7 @@ def read_regimes(study: ReportInput) -> Found:
 
 
 def regime_figures(found: Found) -> dict[str, go.Figure]:
-    """Plots the share of serial intervals and the utility of either regime over c; nothing where no agent chose."""
+    """Plots the share of serial intervals and the utility of each regime over c; nothing where no agent chose."""
     if not found:
         return {}
     figure = make_subplots(1, 2, horizontal_spacing=0.12)

@@ -58,7 +58,7 @@ def against(rows: Iterable[Row], label: str) -> tuple[Row, ...]:
 
 
 def resolution(rows: Sequence[Row], baseline: str) -> Resolution | None:
-    """Returns which differences to `uniform`, or else to the baseline, the rows can show."""
+    """Returns which differences from `uniform`, or else from the baseline, the rows can show."""
     ranked = list(filter(_competes, rows))
     bases = [r for r in ranked if REFERENCE in (r.label, r.method)] + [r for r in ranked if r.label == baseline]
     if not bases:

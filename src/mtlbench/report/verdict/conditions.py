@@ -29,7 +29,7 @@ def _by_condition(board: ConditionBoard) -> Iterator[Statement]:
         if any(pair.unfounded for pair in pairs):
             yield Statement(
                 topic,
-                f"{board.reference} is itself not better than the floor here, so differences to it support no claim.",
+                f"{board.reference} is itself not better than the floor here, so differences from it support no claim.",
             )
             continue
         if any(pair.p_holm is None for pair in pairs):
