@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -29,3 +30,10 @@ def pool() -> Iterator[RankPool]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts tests that wait for other processes first, so that no worker is left alone with them at the end."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "launch"))
+
+
+def pytest_collection_finish() -> None:
+    """Spares modules and collected tests from every collection of garbage: a tenth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

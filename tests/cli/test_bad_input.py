@@ -372,7 +372,7 @@ def running(folder: Path) -> list[RunFolder]:
 
 
 def test_interrupted_bench_leaves_true_states_and_the_next_one_finishes(tmp_path: Path) -> None:
-    words = ("bench", "digits", "--methods", "uniform pcgrad", *SMALL, "trainer.steps=200", "trainer.workers=1")
+    words = ("bench", "digits", "--methods", "uniform pcgrad", *SMALL, "trainer.steps=100", "trainer.workers=1")
     answer, members = interrupted(tmp_path, signal.SIGINT, *words)
     assert answer.code == 130 and "the same command resumes" in answer.text, answer.text
     wait_for(lambda: gone(members), seconds=10)
@@ -382,16 +382,16 @@ def test_interrupted_bench_leaves_true_states_and_the_next_one_finishes(tmp_path
     again = mtlbench(tmp_path, *words)
     assert again.code == 0 and "to resume" in again.text, again.text
     for run in runs_of(tmp_path).values():
-        assert [row["step"] for row in outcome(run)["rows"] if "lr" in row] == list(range(1, 201))
+        assert [row["step"] for row in outcome(run)["rows"] if "lr" in row] == list(range(1, 101))
 
 
 def test_interrupted_run_resumes(tmp_path: Path) -> None:
-    words = ("run", "digits", "--method", "uniform", *SMALL, "trainer.steps=200")
+    words = ("run", "digits", "--method", "uniform", *SMALL, "trainer.steps=100")
     answer, members = interrupted(tmp_path, signal.SIGTERM, *words)
     assert answer.code == 130, answer.text
     assert gone(members) and runs_of(tmp_path)["uniform"].state() == "stale"
     assert mtlbench(tmp_path, *words).code == 0
-    assert outcome(runs_of(tmp_path)["uniform"])["steps"] == 200
+    assert outcome(runs_of(tmp_path)["uniform"])["steps"] == 100
 
 
 @pytest.mark.parametrize("words", [["predict", "results/digits/absent", "image.png"], ["extract", "results/absent"]])

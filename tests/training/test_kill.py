@@ -30,7 +30,7 @@ from tests.support.command_line import (
 )
 
 METHODS = ("uniform", "famo", "pcgrad", "task_moe")
-KILLS, STEPS = 4, 40
+KILLS, STEPS = 3, 40
 SETTINGS = (
     *SMALL,
     f"trainer.steps={STEPS}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -95,6 +96,7 @@ class RankPool:
 def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
     import torch
 
+    gc.freeze()  # See `mtlbench.training.worker.process`.
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
