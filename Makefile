@@ -37,8 +37,8 @@ report: $(STAMP) ## Rewrite the report of SUITE from the files on disk
 	@$(BIN)/mtlbench report "$(SUITE)" --results "$(RESULTS)"
 
 # Threads that wait for each other in a loop would take the cores from the other tests: passive ones sleep.
-test: $(STAMP) ## Run all tests, four at once (many of them wait for other processes)
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 4 --dist worksteal
+test: $(STAMP) ## Run all tests, three at once (many of them wait for other processes)
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
