@@ -61,6 +61,12 @@ def ended(process: Any, folder: Path, seconds: float = 500) -> int:
     return code
 
 
+def done(process: Any, folder: Path) -> None:
+    """Waits for a bench and ends this command if it failed."""
+    if code := ended(process, folder):
+        sys.exit(f"A bench must end with 0. It ended with {code}; its output is above.")
+
+
 def runs_of(folder: Path) -> dict[str, RunFolder]:
     """Returns the runs of the study by id."""
     root = folder / "results/digits"
@@ -138,11 +144,12 @@ def _timed(name: str, folder: Path, runs: int, words: list[str]) -> None:
     """Prints the time between runs, from the end of the first one, so that starting the bench does not count."""
     with slurm(folder) as cluster:
         since = time.perf_counter()
-        code = ended(bench(folder, *words, steps=4, seeds=runs, methods="uniform"), folder)
+        done(bench(folder, *words, steps=4, seeds=runs, methods="uniform"), folder)
         if "slurm" in words:
             wait_for(lambda: idle(cluster), seconds=500, every=0.02)
         seconds = time.perf_counter() - since
-    assert code == 0 and finished(folder) == runs, (folder / "output").read_text()
+    if finished(folder) != runs:
+        sys.exit(f"All {runs} runs must finish. {finished(folder)} did. {(folder / 'output').read_text()}")
     found = sorted((run.result() or {} for run in runs_of(folder).values()), key=lambda result: result["finished"])
     training = sum(result["finished"] - result["started"] for result in found[1:]) / (runs - 1)
     each = (found[-1]["finished"] - found[0]["finished"]) / (runs - 1)
@@ -174,7 +181,7 @@ def array(runs: int) -> None:
     with folder_of("slurm") as folder, slurm(folder) as cluster:
         words = ["--executor", "slurm", "--submit", "--jobs", "1", "--option", "jobs=4", "--option", "idle=1"]
         since = time.perf_counter()
-        assert ended(bench(folder, *words, steps=40, seeds=runs), folder) == 0
+        done(bench(folder, *words, steps=40, seeds=runs), folder)
         wait_for(lambda: finished(folder) >= 3, seconds=500, every=0.2)
         os.killpg(int(slurm_stand_in.state(cluster, "77_1")[1]), signal.SIGKILL)
         os.kill(int(slurm_stand_in.state(cluster, "77_2")[1]), signal.SIGUSR1)
@@ -186,12 +193,12 @@ def identical(runs: int) -> None:
     """Compares the results of Ray, with and without a shared folder, with those of this machine."""
     outcomes = {}
     with folder_of("local") as folder:
-        assert ended(bench(folder, "--jobs", str(os.cpu_count()), steps=20), folder) == 0
+        done(bench(folder, "--jobs", str(os.cpu_count()), steps=20), folder)
         outcomes["local"] = {run_id: outcome(run) for run_id, run in runs_of(folder).items()}
     for name, options in (("shared folder", []), ("no shared folder", ["shared=false", "every=1"])):
         with ray_cluster(2) as cluster, folder_of("ray") as folder:
             since = time.perf_counter()
-            assert ended(bench(folder, *on(cluster, *options), steps=20), folder) == 0
+            done(bench(folder, *on(cluster, *options), steps=20), folder)
             same = {run_id: outcome(run) for run_id, run in runs_of(folder).items()} == outcomes["local"]
             logs = len(list((folder / "results/digits/logs").glob("*.log")))
             print(

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spares modules and collected tests from every collection of garbage: a tenth of the time of all tests."""
+    """Spares modules and collected tests from every collection of garbage, which took 2.5 of 24 s in a subset."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

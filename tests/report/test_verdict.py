@@ -217,6 +217,8 @@ def test_a_pre_registered_comparison_has_its_own_sentence() -> None:
     pair = NamedPair("ours", "uniform", True, "in time", seeds=SEEDS)
     against = told(board_of(TIED, named=pair))["Against uniform"]
     assert "ours" not in against and "ours" in told(board_of(TIED))["Against uniform"]
+    assert told(board_of(TIED))["Against uniform"].startswith("No method is ahead of it.")
+    assert against.startswith("No other method is ahead of it."), "the pre-registered one may be"
     assert told(board_of(CLEAR, named=pair))["Pre-registered"].startswith(
         "ours differs beyond noise from uniform: +15.00"
     )

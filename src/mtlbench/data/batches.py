@@ -72,7 +72,7 @@ class StepBatches:
         world: Number of ranks.
         batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; of equal
             size, what is left over is not used.
-        lengths: Length of every sample, if batches shall hold samples of similar length.
+        lengths: Length of every sample, for batches of samples of similar length.
     """
 
     def __init__(

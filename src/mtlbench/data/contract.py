@@ -31,7 +31,7 @@ class Samples(Protocol):
 
 
 def lengths_of(samples: Samples) -> np.ndarray | None:
-    """Returns the lengths of samples, if batches shall hold samples of similar length."""
+    """Returns the lengths of samples whose batches hold samples of similar length, or None."""
     return getattr(samples, "lengths", None)
 
 

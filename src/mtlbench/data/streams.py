@@ -111,7 +111,7 @@ class StreamBatches:
         rank: This rank.
         world: Number of ranks.
         batches: Independent mini-batches per micro-batch.
-        sample_lengths: For streams whose batches shall hold samples of similar length: the length of every sample.
+        sample_lengths: Length of every sample, for streams whose batches hold samples of similar length.
 
     Raises:
         SuiteError: A slot cannot be divided evenly, or a stream has fewer samples than a slot.

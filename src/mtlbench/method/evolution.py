@@ -302,9 +302,8 @@ class Evolution:
 
     def _entry(self, task: str, generation: int, parent: Path, path: Path, score: float) -> dict[str, Any]:
         """Returns a line of the lineage as plain values; a value that is not finite is None."""
-        assert path.run  # A child always has a run.
         return {
-            "run": path.run.run_id,
+            "run": path.run.run_id if path.run else "",
             "parent": parent.run.run_id if parent.run else "",
             "task": task,
             "generation": generation,

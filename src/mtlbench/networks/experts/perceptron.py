@@ -34,11 +34,6 @@ class ExpertPerceptron(ExpertTrunk):
             )
         super().__init__(encoder, encoder.channels[0], tasks, options)
 
-    @property
-    def blocks(self) -> Any:
-        """The encoder's blocks."""
-        return self.encoder.blocks
-
     def begin(self, inputs: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Returns one token (B, 1, D) per vector (B, features), and no features."""
         x = self.encoder.embed(self.encoder.normalise(inputs))[:, None]

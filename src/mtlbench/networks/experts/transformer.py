@@ -37,11 +37,6 @@ class ExpertTransformer(ExpertTrunk):
             )
         super().__init__(encoder, encoder.channels[0], tasks, options)
 
-    @property
-    def blocks(self) -> Any:
-        """The encoder's blocks."""
-        return self.encoder.blocks
-
     def begin(self, inputs: Any) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Returns tokens (B, N, D) of a batch of texts, no features, and which tokens are not padding (B, N)."""
         inputs = self.encoder.normalise(inputs)

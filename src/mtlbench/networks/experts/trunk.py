@@ -118,9 +118,9 @@ class ExpertTrunk(nn.Module, ABC):
         self.layers = dict(_named_layers(blocks))
 
     @property
-    @abstractmethod
     def blocks(self) -> Any:
         """The encoder's blocks."""
+        return self.encoder.blocks
 
     @abstractmethod
     def begin(self, inputs: Any) -> tuple[Tensor, list[Tensor], Tensor | None]:

@@ -121,11 +121,14 @@ def _against(board: Leaderboard, ranked: Sequence[Row]) -> Iterator[Statement]:
         pairs = compared({r.label: r.deltas for r in ranked}, label) if label in labels else []
         if not pairs or any(pair.p is None for pair in pairs) or (label == labels[0] and len(pairs) == 1):
             continue
-        pairs = [pair for pair in pairs if {pair.label, label} not in named]
-        ahead, behind = [p for p in pairs if p.ahead], [p for p in pairs if p.behind]
-        same = [p for p in pairs if not p.told]
+        others = [pair for pair in pairs if {pair.label, label} not in named]
+        if not others:
+            continue
+        none = "No method" if len(others) == len(pairs) else "No other method"
+        ahead, behind = [p for p in others if p.ahead], [p for p in others if p.behind]
+        same = [p for p in others if not p.told]
         parts = [
-            f"Ahead beyond noise: {listed(map(with_interval, ahead))}." if ahead else "No method is ahead of it.",
+            f"Ahead beyond noise: {listed(map(with_interval, ahead))}." if ahead else f"{none} is ahead of it.",
             f"Behind: {listed(map(with_interval, behind))}." if behind else "",
             f"Cannot be distinguished from it: {listed(p.label for p in same)}." if same else "",
         ]
