@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +21,7 @@ from mtlbench.data.module import Augmented, Readable
 from mtlbench.data.streams import CollateStreams, Fixed, Key, Mixed, Schedule, StreamBatches
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.runs import keys
+from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
 KEYS = ("module", "root", "tasks", "options", "batch", "every")
@@ -67,14 +69,15 @@ class Union(MTLDataModule):
         self.slots_per_step, self.stop = slots, stop
         if stop not in STOPS:
             raise SuiteError(unknown_name("value of stop", str(stop), STOPS))
-        if self.mixing and self.mixing.needs_scores and self.workers:
+        if self.mixing and self.mixing.follows and self.workers:
             raise SuiteError(
-                "Mixing by score draws after each evaluation, so nothing loads ahead: set trainer.workers to 0."
+                f"Mixing by {self.mixing.follows} draws after each evaluation, so nothing loads ahead: set "
+                "trainer.workers to 0."
             )
         self.streams = {name: self._opened(name, found) for name, found in chosen.items()}
         self.streams = {name: data for name, data in self.streams.items() if data.tasks}
         self.SPLITS = _common([data.SPLITS for data in self.streams.values()])  # type: ignore[misc]
-        self._evaluations: list[tuple[int, list[float]]] = []
+        self._evaluations: list[tuple[int, list[Any]]] = []
         self._first: dict[str, float] = {}
 
     @classmethod
@@ -200,9 +203,20 @@ class Union(MTLDataModule):
 
     def observe(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Keeps the score of every stream, for mixing by score."""
-        if self.mixing and self.mixing.needs_scores:
+        if self.mixing and self.mixing.follows == "scores":
             found = [[self._closeness(name, scores[name]) for name in data.tasks] for data in self.streams.values()]
             self._evaluations.append((step, [sum(values) / len(values) for values in found]))
+
+    def probes(self, step: int) -> dict[str, tuple[Batch, Batch]]:
+        """Returns two batches of every stream, if a rule follows gradients; they depend on seed and step alone."""
+        if not (self.mixing and self.mixing.follows == "gradients"):
+            return {}
+        size = max(1, self.batch_size // self.slots_per_step // 2)
+        return {name: self._probe(name, size, step) for name in self.streams}
+
+    def observe_gradients(self, step: int, moments: Mapping[str, tuple[float, float]]) -> None:
+        """Keeps the moments of every stream's gradient, for mixing by gradient."""
+        self._evaluations.append((step, [moments[name] for name in self.streams]))
 
     def diagnostics(self, step: int) -> dict[str, float]:
         """Returns the probability of every stream, if a rule mixes them."""
@@ -213,7 +227,7 @@ class Union(MTLDataModule):
         return {keys.MIXING.key(stream=name): float(p) for name, p in found}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the scores so far, for resuming."""
+        """Returns what the rule of mixing followed so far, for resuming."""
         return {"evaluations": [[step, *scores] for step, scores in self._evaluations], "first": dict(self._first)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -234,8 +248,18 @@ class Union(MTLDataModule):
         least = min(every.values())
         return Fixed({n: batch[n] for n in self.streams}, {n: -(-period // least) for n, period in every.items()})
 
-    def _history(self, step: int) -> list[list[float]]:
-        return [scores for at, scores in self._evaluations if at <= step]
+    def _history(self, step: int) -> list[list[Any]]:
+        return [followed for at, followed in self._evaluations if at <= step]
+
+    def _probe(self, name: str, size: int, step: int) -> tuple[Batch, Batch]:
+        """Returns two batches of different training samples of a stream."""
+        samples, collate = Readable(self._training(name), "train"), Collate(self.streams[name].tasks)
+        order = np.random.default_rng(seed_of("probe", name, self.seed, step)).permutation(len(samples))
+        size = min(size, len(order) // 2)
+        if not size:
+            raise SuiteError(f"Mixing by gradients compares two samples of a stream. {name} has one. Add samples.")
+        first, second = order[:size], order[size : 2 * size]
+        return collate([samples[int(i)] for i in first]), collate([samples[int(i)] for i in second])
 
     def _closeness(self, name: str, scores: Mapping[str, float]) -> float:
         """Returns a task's score from 0 to 1 = perfect: shares as they are, errors as a share of the first one.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from mtlbench.data.mixing import Proportional, Score, Temperature, Uniform, draw, read_mixing
+from mtlbench.data.mixing import Gradient, Proportional, Score, Temperature, Uniform, draw, read_mixing
 from mtlbench.data.streams import Fixed, Mixed, StreamBatches
 from mtlbench.errors import SuiteError
 
@@ -43,6 +43,17 @@ def test_streams_with_a_low_score_are_drawn_more_often() -> None:
     smooth = Score(uniform=0.0, smooth=0.5)
     assert smooth.probabilities(SIZES, 0, [(0.9, 0.5)])[0] == pytest.approx(1 / 3)
     assert smooth.probabilities(SIZES, 0, [(0.9, 0.5)] * 2)[0] == pytest.approx(1 / 4)
+
+
+def test_streams_with_large_and_clean_gradients_are_drawn_more_often() -> None:
+    rule = Gradient(size=0.1, noise=0.05, uniform=0.0)
+    assert rule.probabilities(SIZES, 0) == pytest.approx([0.5, 0.5]), "uniform before the first evaluation"
+    found = [(1.0, 2.0), (4.0, 2.0)]
+    assert rule.probabilities(SIZES, 0, [found]) == pytest.approx([0.425557, 0.574443], abs=1e-6)
+    twice = np.array([0.425557, 0.574443]) ** 2
+    assert rule.probabilities(SIZES, 0, [found] * 2) == pytest.approx(twice / twice.sum(), abs=1e-6)
+    assert rule.probabilities(SIZES, 0, [[(1.0, 9.0), (1.0, 2.0)]])[0] < 0.5, "noise counts against a stream"
+    assert Gradient(uniform=0.5).probabilities(SIZES, 0, [[(1e6, 0.0), (0.0, 0.0)]]) == pytest.approx([0.75, 0.25])
 
 
 @pytest.mark.parametrize("rule", [Uniform(), Proportional(), Temperature(3.0), Temperature(1.0, end=5.0)])
@@ -111,6 +122,7 @@ def test_scores_change_what_later_steps_draw() -> None:
         ({"rule": "temperature", "temperature": 0.5}, "at least 1 and finite. Found 0.5"),
         ({"rule": "score", "smooth": 1}, "0 <= smooth < 1"),
         ({"rule": "temperature", "temperature": "hot"}, "is a number. Found 'hot'"),
+        ({"rule": "gradient", "noise": -1}, "noise >= 0"),
         (3, "rule of mixing 'None'"),
     ],
 )

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from data_modules.union import Union
+from mtlbench import registry
 from mtlbench.data.streams import StreamBatches
 from mtlbench.errors import MtlbenchError
+from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.tasks.inputs import VECTORS
@@ -38,6 +40,7 @@ def spec_of(target: str, options: dict[str, Any], inputs: str = VECTORS, **chang
     return replace(toy_spec(target, inputs=inputs, ragged=False, **changes), data=data)
 
 
+BALANCERS = [name for name in registry.shipped() if not issubclass(registry.find(name), MTLMethod)]
 MIXED: dict[str, Any] = {"mixing": "uniform"}
 SHARP = {"rule": "score", "uniform": 0.0, "power": 50.0, "smooth": 0.0}
 """Draws almost only the stream with the lower score."""
@@ -71,6 +74,25 @@ def test_mixing_by_score_resumes_after_an_evaluation(pool: Any, tmp_path: Path) 
     rows = (RunFolder(tmp_path / "one", spec.run_id).path / "metrics.jsonl").read_text().splitlines()
     shares = [json.loads(row)["mixing/large"] for row in rows if "mixing/large" in row]
     assert shares[:3] == [0.5] * 3 and shares[-1] not in (0.5, shares[3]), "the record shows what follows the scores"
+
+
+def test_mixing_by_gradient_resumes_and_is_equal_on_ranks(pool: Any, tmp_path: Path) -> None:
+    steep = {"rule": "gradient", "size": 3.0, "noise": 0.0, "uniform": 0.0}
+    spec = spec_of("uniform", {"mixing": steep}, steps=14, evaluate_every=3)
+    one = trained(spec, str(tmp_path / "one"))
+    assert trained(spec, str(tmp_path / "broken"), stop_at=8) is None
+    assert difference(one, trained(spec, str(tmp_path / "broken"))) == 0
+    assert difference(one, pool.call(trained, spec, str(tmp_path / "two"), world=2)[0]) <= TOLERANCE
+    rows = (RunFolder(tmp_path / "one", spec.run_id).path / "metrics.jsonl").read_text().splitlines()
+    shares = [json.loads(row)["mixing/large"] for row in rows if "mixing/large" in row]
+    assert shares[:3] == [0.5] * 3 and shares[-1] not in (0.5, shares[3]), "the record shows what follows the gradients"
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_every_balancer_on_streams_of_very_different_sizes(name: str, pool: Any, tmp_path: Path) -> None:
+    spec = spec_of(name, {"mixing": {"rule": "temperature"}}, steps=6, batch_size=12)
+    one = trained(spec, str(tmp_path / "one"))
+    assert difference(one, pool.call(trained, spec, str(tmp_path / "two"), world=2)[0]) <= TOLERANCE
 
 
 def test_evaluation_counts_every_sample_once() -> None:

@@ -12,15 +12,16 @@ import numpy as np
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.seeding import seed_of
 
-History = Sequence[Sequence[float]]
-"""Validation scores of the streams at each evaluation so far, 1 = perfect."""
+History = Sequence[Sequence[Any]]
+"""What a rule's `Mixing.follows` names, of each stream at each evaluation so far."""
 
 
 @dataclass(frozen=True)
 class Mixing(ABC):
     """A rule for the probabilities of S streams."""
 
-    needs_scores: ClassVar[bool] = False
+    follows: ClassVar[str] = ""
+    """``"scores"``: validation scores from 0 to 1 = perfect; ``"gradients"``: see `Gradient`; or nothing."""
 
     @abstractmethod
     def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
@@ -29,7 +30,7 @@ class Mixing(ABC):
         Args:
             sizes: Training samples of each stream, > 0.
             progress: Share of the run that is over, 0..1.
-            history: Scores so far.
+            history: What the rule follows, S entries for each evaluation so far.
         """
 
 
@@ -87,7 +88,7 @@ class Score(Mixing):
         smooth: β, 0 <= β < 1.
     """
 
-    needs_scores: ClassVar[bool] = True
+    follows: ClassVar[str] = "scores"
     power: float = 1.0
     uniform: float = 0.1
     least: float = 0.05
@@ -111,11 +112,46 @@ class Score(Mixing):
         return p
 
 
+@dataclass(frozen=True)
+class Gradient(Mixing):
+    """Streams with a large gradient and little noise more often (after PiKE, https://arxiv.org/abs/2502.06244, 2025).
+
+    Each evaluation multiplies w_i by exp(ζ₁ ‖∇L_i‖² − ζ₂ σ_i²), from equal w, and p = (1 − γ) w / Σ w + γ / S. L_i is
+    the loss of stream i, and σ_i² the variance of the gradient of one of its samples, both over shared parameters. Of
+    the paper, only the abstract could be verified: the rule, its estimates, and the defaults are a choice of mtlbench.
+
+    Attributes:
+        size: ζ₁ >= 0.
+        noise: ζ₂ >= 0.
+        uniform: γ, 0..1, so that every stream is still drawn.
+    """
+
+    follows: ClassVar[str] = "gradients"
+    size: float = 0.1
+    noise: float = 0.05
+    uniform: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.size < float("inf") and 0 <= self.noise < float("inf") and 0 <= self.uniform <= 1):
+            raise SuiteError(
+                "Mixing by gradient has size >= 0, noise >= 0, and uniform in 0..1. Found "
+                f"size={self.size}, noise={self.noise}, uniform={self.uniform}."
+            )
+
+    def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
+        """Returns p after all evaluations so far; entries of ``history`` are (‖∇L_i‖², σ_i²)."""
+        found = np.asarray(history, dtype=np.float64).reshape(-1, len(sizes), 2).sum(0)
+        exponents = self.size * found[:, 0] - self.noise * found[:, 1]
+        weights = np.exp(exponents - exponents.max())
+        return (1 - self.uniform) * weights / weights.sum() + self.uniform / len(sizes)
+
+
 RULES: Mapping[str, type[Mixing]] = {
     "uniform": Uniform,
     "proportional": Proportional,
     "temperature": Temperature,
     "score": Score,
+    "gradient": Gradient,
 }
 """Rules by the name that a suite gives them."""
 

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
-from mtlbench.data.contract import Sample, Samples, lengths_of
+from mtlbench.data.contract import Batch, Sample, Samples, lengths_of
 from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
 from mtlbench.data.rollouts import Rollout
 from mtlbench.errors import DataError
@@ -164,6 +164,16 @@ class MTLDataModule(L.LightningDataModule):
 
         What it keeps must be in `state_dict`, so that a resumed run goes on as an uninterrupted one.
         """
+
+    def probes(self, step: int) -> Mapping[str, tuple[Batch, Batch]]:
+        """Returns pairs of batches on which gradients are measured at each evaluation. Default: none.
+
+        They must be the same on every rank. `observe_gradients` is told what was found.
+        """
+        return {}
+
+    def observe_gradients(self, step: int, moments: Mapping[str, tuple[float, float]]) -> None:
+        """Is told ‖∇L‖² and the variance of one sample's gradient for every pair of `probes`; see `observe`."""
 
     def diagnostics(self, step: int) -> dict[str, float]:
         """Returns numbers by name that are recorded whenever losses are. Default: none."""

@@ -19,6 +19,7 @@ from mtlbench.tracking.tracker import Tracker
 from mtlbench.training import checkpoint
 from mtlbench.training.cost import StepFlops
 from mtlbench.training.evaluation import evaluate, share_buffers
+from mtlbench.training.gradient_moments import gradient_moments
 from mtlbench.training.loggers import MetricsFile
 
 STOP_EVERY = 5
@@ -222,6 +223,9 @@ class EndOfStep(L.Callback):
         )
         self.write({"step": self.step, **keys.flat(scores, "val")})
         self.data.observe(self.step, scores)
+        if probes := self.data.probes(self.step):
+            moments = {name: gradient_moments(method, halves) for name, halves in probes.items()}
+            self.data.observe_gradients(self.step, moments)
         if self.select_best and loss < self.best_loss:
             self.best_loss = loss
             if method.trainer.is_global_zero:
