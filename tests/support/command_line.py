@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study import resolve as studies
 from mtlbench.training.loggers import read_rows
+from tests.support.warm import Command
 
 SMALL = (
     "floor=false",
@@ -77,27 +77,14 @@ def _chdir(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def launch(folder: Path, *words: str) -> subprocess.Popen[str]:
+def launch(folder: Path, *words: str) -> Command:
     """Starts a command in a new process group, with one thread."""
-    command = [sys.executable, "-m", "mtlbench.cli", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        # Background jobs of a shell ignore SIGINT, and their children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return Command(folder, words, {"OMP_NUM_THREADS": "1"})
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 120) -> Answer:
+def ended(command: Command, seconds: float = 120) -> Answer:
     """Waits for a command."""
-    text, _ = process.communicate(timeout=seconds)
-    return Answer(process.returncode, text)
+    return Answer(*command.ended(seconds))
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 90, every: float = 0.002) -> Any:
