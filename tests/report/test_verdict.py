@@ -238,8 +238,26 @@ def test_scores_under_conditions_are_compared_in_the_better_direction() -> None:
     assert "Worse: bad (+0.100, " in found["1 %, against base"]
     assert found["10 %, against base"] == "No method is better. Cannot be distinguished from it: good and bad."
     assert found["Missing"].startswith("Not every seed has a result: bad. Failed: DivergedError: NaN")
+    assert "Undefined" not in found
     one = told(conditions_of({k: {c: v[:1] for c, v in x.items()} for k, x in table.items()}, about, seeds=1))
     assert one["1 %, against base"].startswith("One seed gives no measure of noise")
+
+
+def test_a_change_relative_to_nothing_is_undefined_and_not_missing() -> None:
+    # The first task is scored 0 by `zero` without the change.
+    table = {
+        "base": {"without": few(0.8, 0.8, 0.8), "+ normals": few(0.8, 0.7, 0.9)},
+        "zero": {"without": [(0.0, 0.8)] * 3, "+ normals": [(0.1, 0.8)] * 3},
+    }
+    about = {
+        "kind": "unrelated_task",
+        "columns": ["+ normals"],
+        "base": "without",
+        "ignored": "normals",
+        "text": "added",
+    }
+    found = told(conditions_of(table, about))
+    assert found["Undefined"] == "A change relative to a score of 0 has no value: zero." and "Missing" not in found
 
 
 def test_a_smaller_drop_is_better() -> None:

@@ -53,9 +53,7 @@ class ESMM(MTLMethod):
             if name not in self.tasks:
                 raise MethodError("esmm: chain: " + unknown_name("task", name, self.tasks))
             if not _binary(self.tasks[name]):
-                raise MethodError(
-                    f"esmm: a chain holds tasks of two classes. {name} is none. Leave it out."
-                )
+                raise MethodError(f"esmm: a chain holds tasks of two classes. {name} is none. Leave it out.")
         if len(set(self.chain)) < len(self.chain):
             raise MethodError(f"esmm: a task stands once in the chain. Found {', '.join(self.chain)}.")
 

@@ -74,8 +74,14 @@ def _floor(board: ConditionBoard) -> Iterator[Statement]:
 
 def _missing(board: ConditionBoard) -> Iterator[Statement]:
     short = [row.label for row in board.rows if any(len(row.values[c]) < len(row.planned) for c in board.conditions)]
-    if not short:
-        return
-    reasons = list(dict.fromkeys(p.reason for p in board.problems if p.state == "failed"))
-    why = f" Failed: {'; '.join(formatting.shortened(reason, 120) for reason in reasons[:SHORT])}." if reasons else ""
-    yield Statement("Missing", f"Not every seed has a result: {listed(short)}.{why}")
+    unfinished = {problem.label for problem in board.problems}
+    absent = [label for label in short if label in unfinished]
+    undefined = [label for label in short if label not in unfinished]
+    if absent:
+        reasons = list(dict.fromkeys(p.reason for p in board.problems if p.state == "failed"))
+        why = (
+            f" Failed: {'; '.join(formatting.shortened(reason, 120) for reason in reasons[:SHORT])}." if reasons else ""
+        )
+        yield Statement("Missing", f"Not every seed has a result: {listed(absent)}.{why}")
+    if undefined and board.signed:
+        yield Statement("Undefined", f"A change relative to a score of 0 has no value: {listed(undefined)}.")
