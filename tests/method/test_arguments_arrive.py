@@ -83,7 +83,8 @@ def test_arguments_of_methods_with_experts(name):
 OTHER = {
     "arguments": {"experts": 3}, "as_large_as": "moe", "auxiliary": 0.25,
     "dropout": 0.5, "entropy": 0.5, "experts": 2, "exploration": 0.75, "gamma": 2.0, "heads": 1, "hidden": 5,
-    "levels": 1, "modules": 2, "nddr_lr": 3.0, "other": 0.25, "own": 0.5, "private": 2, "rank": 5, "reduction": 2,
+    "levels": 1, "modules": 2, "nddr_lr": 3.0, "other": 0.25, "own": 0.5, "private": 2, "prompts": 2, "rank": 5,
+    "reduction": 2,
     "scale": 7.0, "selection": "soft", "shared": 2, "sharing": 0.75,
     "sparsity": 0.75, "stitch_lr": 3.0, "task_rank": 3, "task_weight": 0.25, "top_k": 1,
 }  # fmt: skip

@@ -127,10 +127,12 @@ def test_the_summary_says_which_modules_serve_which_task() -> None:
     assert set(method.diagnostics()) == {keys.LOAD.key(layer="modules", expert=m) for m in range(4)}
 
 
-@pytest.mark.parametrize("arguments", [
-    {"modules": 0}, {"hidden": 0}, {"selection": "hard"}, {"task_weight": 0.0}, {"sharing": -1.0},
-    {"smoothness": float("inf")},
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"modules": 0}, "maps: modules and hidden must be at least 1. Found 0 and 128.*defaults"),
+    ({"hidden": 0}, "Found 4 and 0"), ({"selection": "hard"}, "maps: Unknown selection 'hard'"),
+    ({"task_weight": 0.0}, "maps: task_weight .* Found 0.0. The default is 0.75"),
+    ({"sharing": -1.0}, "maps: sharing, .* Found -1.0. 0 leaves"), ({"smoothness": float("inf")}, "smoothness.*inf"),
 ])  # fmt: skip
-def test_arguments_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(MethodError):
+def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(MethodError, match=message):
         method_of(**arguments)

@@ -105,7 +105,7 @@ class Grouping:
         """
         groups = subsets(self.tasks)
         result = yield from self.probe(name, **arguments)
-        pairs = _checked_pairs(self.tasks, (result.get("summary") or {}).get("affinity"), name)
+        pairs = checked_pairs(self.tasks, (result.get("summary") or {}).get("affinity"), name)
         table = from_pairs(groups, pairs, ALONE)
         cover = best_cover(self.tasks, table, self.networks)
         # A task alone has an artificial score, which is no prediction.
@@ -209,8 +209,17 @@ def _check_train(name: str) -> None:
         )
 
 
-def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
-    """Returns the affinity table by pair, including the diagonal."""
+def checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
+    """Returns an affinity table by pair, including the diagonal.
+
+    Args:
+        tasks: Names of the tasks.
+        affinity: The table of a run's summary, indexed [recipient][source], with None where nothing was measured.
+        name: Balancer that has measured it.
+
+    Raises:
+        MethodError: It is no table of these tasks, or a pair of different tasks has no finite value.
+    """
     size = len(tasks)
     if not isinstance(affinity, list) or [len(row) for row in affinity] != [size] * size:
         raise MethodError(
@@ -225,8 +234,8 @@ def _checked_pairs(tasks: Sequence[str], affinity: Any, name: str) -> Pairs:
     unknown = [f"{b} → {a}" for (a, b), value in pairs.items() if a != b and not math.isfinite(value)]
     if unknown:
         raise MethodError(
-            f"Grouping needs a finite affinity for every pair. {name} has none for {', '.join(unknown)}: no measured "
-            "step had labels of both tasks, or a loss diverged. Measure more often (every), or train longer."
+            f"Every pair of tasks needs a finite affinity. {name} has none for {', '.join(unknown)}: no measured step "
+            "had labels of both tasks, or a loss diverged. Train longer, or lower `every` if the method has it."
         )
     return pairs
 

@@ -105,7 +105,10 @@ class MapsNetwork(MTLNetwork):
         """
         super().__init__()
         if modules < 1 or hidden < 1:
-            raise MethodError(f"modules and hidden must be at least 1. Found modules={modules}, hidden={hidden}.")
+            raise MethodError(
+                f"maps: modules and hidden must be at least 1. Found {modules} and {hidden}. "
+                "The defaults are 10 and 128."
+            )
         self.names, described = list(tasks), Model(**model)
         family = family_of(described.encoder)
         parts = family.parts(tasks, described)

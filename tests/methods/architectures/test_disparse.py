@@ -118,8 +118,9 @@ def test_pruned_weights_stay_zero_through_momentum_and_decay(mode, optimiser, sp
         assert mode == "dynamic" or weight[mask].ne(0).double().mean() > 0.99 or not mask.any()
 
 
-def test_static_scores_by_hand(tmp_path, monkeypatch):
-    """One batch: |w ∂L/∂w| at the weights drawn for the scores, for each task by its own loss."""
+@pytest.mark.parametrize("mode", ["static", "pretrained"])
+def test_scores_by_hand(mode, tmp_path, monkeypatch):
+    """One batch: |w ∂L/∂w| at weights drawn for the scores, or |∂L/∂w| w² at the network's own, by each loss."""
     seen = {}
     needed = pruning.needed_ratios
 
@@ -133,8 +134,15 @@ def test_static_scores_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.init, "xavier_normal_", lambda w: drawn.append(draw(w)) or w)
     methods = []
     own = DiSparse._scores
-    monkeypatch.setattr(DiSparse, "_scores", lambda self: methods.append(self) or own(self))
-    spec = toy_spec("disparse", steps=2, tasks=NAMES, ragged=False, arguments={"batches": 1})
+
+    def scores(self):
+        methods.append(self)
+        if mode == "pretrained":
+            drawn[:] = [self.network.get_parameter(name).detach().clone() for name in self.network.prunable]
+        return own(self)
+
+    monkeypatch.setattr(DiSparse, "_scores", scores)
+    spec = toy_spec("disparse", steps=2, tasks=NAMES, ragged=False, arguments={"batches": 1, "mode": mode})
     trained(spec, str(tmp_path))
     net = network_like(methods[0], drawn)
     data = methods[0].trainer.datamodule
@@ -148,7 +156,8 @@ def test_static_scores_by_hand(tmp_path, monkeypatch):
         names = [*net.trunk(), *net.of(task)]
         parameters = [net.get_parameter(n) for n in names]
         gradients = torch.autograd.grad(loss, parameters)
-        wanted = torch.cat([(g * p).abs().flatten() for g, p in zip(gradients, parameters, strict=True)])
+        power = 1 if mode == "static" else 2
+        wanted = torch.cat([(g.abs() * p.abs() ** power).flatten() for g, p in zip(gradients, parameters, strict=True)])
         assert_close(torch.cat([seen["trunk"][i], seen["heads"][i]]), wanted.detach())
 
 
@@ -174,6 +183,39 @@ def test_dynamic_masks_change_and_keep_their_size(tmp_path):
     assert all(int(fixed[name].sum()) == int(changed[name].sum()) for name in fixed)
     moved = sum(int((fixed[name] & ~changed[name]).sum()) for name in fixed)
     assert 0.1 < moved / sum(int(mask.sum()) for mask in fixed.values()) < 0.7
+
+
+def test_the_share_that_changes_falls_from_a_half_along_a_cosine(tmp_path, monkeypatch):
+    """Of each layer's kept weights: (1 + cos(π t / e)) / 4 at step t, and none from e = 6 on."""
+    found = []
+    monkeypatch.setattr(DiSparse, "_grow", lambda self, name, gradients, count: found.append((name, count)))
+    arguments = {"mode": "dynamic", "sparsity": 0.5, "interval": 2, "until": 0.75}
+    spec = toy_spec("disparse", steps=8, tasks=NAMES, arguments=arguments)
+    weights = pruned_weights(trained(spec, str(tmp_path)))
+    name, (_, mask) = max(weights.items(), key=lambda item: item[1][1].numel())
+    first, second = (count for layer, count in found if layer == name)
+    left = int(mask.sum())  # Without growth, what was pruned is missing.
+    kept = left + first + second
+    assert first == int(kept * (1 + math.cos(math.pi / 3)) / 4)
+    assert second == int((kept - first) * (1 + math.cos(2 * math.pi / 3)) / 4)
+
+
+def unequal_masks():
+    """Returns what a rank says of masks that are its own."""
+    from mtlbench import distributed
+
+    method = made("disparse")
+    method._check_equal()
+    method.network.mask(method.network.prunable[0]).view(-1)[distributed.rank()] = False
+    try:
+        method._check_equal()
+    except MethodError as error:
+        return str(error)
+    return ""
+
+
+def test_masks_that_differ_between_ranks_are_refused(pool):
+    assert all("must be equal on all ranks" in said for said in pool.call(unequal_masks))
 
 
 def test_what_grows_is_what_some_task_ranks_highest():

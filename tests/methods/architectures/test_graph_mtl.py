@@ -78,6 +78,18 @@ def test_the_combination_follows_the_step_and_keeps_the_sum(tmp_path):
     assert (found - free).abs().max() > 1e-4
 
 
+def test_without_a_pull_a_column_is_the_run_of_its_task_alone(tmp_path):
+    def found(name, tasks, **arguments):
+        spec = toy_spec(name, steps=3, ragged=False, clip=0, tasks=tasks, arguments=arguments)
+        return trained(spec, str(tmp_path / name))
+
+    columns, alone = found("graph_mtl", TWO, eta=0.0), found("single_task", TWO[:1])
+    for name, value in alone.items():
+        if name.startswith("network."):
+            own = name.replace(".encoder.", ".encoders.far.").replace(".neck.", ".necks.far.")
+            assert_close(columns[own], value, rtol=0, atol=1e-12)
+
+
 def test_the_penalty_is_part_of_the_gradient(tmp_path):
     """Columns start alike, so that the penalty acts from the second step on, at the weights before that step."""
     one = weights("penalty", 0.0, tmp_path / "one", 1)
@@ -132,7 +144,29 @@ def test_the_plan_measures_affinities_before(tmp_path):
         made("graph_mtl", graph="affinity")
 
 
+UNMEASURED = [[None, 2, None], [2, None, 1], [None, 1, None]]
+
+
+@pytest.mark.parametrize(("affinity", "threshold", "message"), [
+    ([[0, 2, 1], [2, 0, 1], [1, 1, 0]], 3.0, "must be connected.*lower `threshold`"),
+    (UNMEASURED, None, "a finite affinity. inter_task_affinity has none for far → kind, kind → far.*Train longer"),
+    ([[float("nan")] * 3] * 3, None, "a finite affinity"),
+    (None, None, "must hold an affinity table of 3 × 3 tasks. Found None"),
+])  # fmt: skip
+def test_affinities_that_give_no_graph_are_told(affinity, threshold, message):
+    spec = toy_spec("graph_mtl", tasks=["kind", "shape", "far"]).with_method(
+        registry.record("graph_mtl", graph="affinity", threshold=threshold)
+    )
+    plan = GraphMTL.plan(spec)
+    next(plan)
+    with pytest.raises(MethodError, match=message):
+        plan.send([{"summary": {"affinity": affinity}}])
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    ({"threshold": 0.5}, "threshold=0.5 with graph='complete'. Set graph to affinity"),
+    ({"graph": []}, "symmetric 3 x 3"),
+    ({"graph": [[0, float("nan"), 1], [float("nan"), 0, 1], [1, 1, 0]]}, "finite weights"),
     ({"graph": [[0, 1, 0], [1, 0, 0], [0, 0, 0]]}, "must be connected"),
     ({"graph": [[0, 1, 1], [1, 0, 1], [0, 1, 0]]}, "symmetric 3 x 3"),
     ({"graph": [[0, 1], [1, 0]]}, "symmetric 3 x 3"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -73,6 +75,26 @@ def test_the_grid_of_a_task_may_be_another_and_dense_heads_may_be_learned() -> N
 
 def test_it_trains_with_a_balancer(tmp_path) -> None:
     check_with_balancer("mcn", "pcgrad", tmp_path)
+
+
+def test_a_batch_without_a_single_box_trains_and_has_no_score() -> None:
+    """Nothing in sight lowers the heat everywhere; sizes and places learn nothing, and a mean over no class is NaN."""
+    tasks = {"boxes": BOXES, "people": PEOPLE}
+    method = registry.find("mcn")(MethodSpec(tasks, {**MODELS["vit"], "image_size": [16, 24], "decoder_channels": 12}))
+    method.configure_model()
+    raw = method(images())
+    for name, task in tasks.items():
+        empty = torch.stack([task.table([]), task.table([])])
+        assert task.fault(empty) is None and task.count(empty) == 2
+        loss = task.loss(raw[name], empty)
+        heat, *others = (branch[-1].weight for branch in method.network.heads[name].branches)
+        first, *rest = torch.autograd.grad(loss, [heat, *others], retain_graph=True)
+        assert loss.isfinite() and loss > 0 and first.abs().max() > 0
+        metric = task.metric()
+        metric.update(raw[name].detach(), empty)
+        assert all(math.isnan(score) for score in metric.compute().values())
+        if name == "boxes":
+            assert all(not gradient.any() for gradient in rest)
 
 
 @pytest.mark.parametrize("name", ["mcn", "uniform"])

@@ -73,6 +73,15 @@ def test_without_a_cost_equal_curves_are_a_coin_flip_and_a_large_cost_means_para
     assert abs(counts[0.0] - 200) < 4 * 10 and counts[1e6] == 0  # Four standard deviations.
 
 
+def test_the_utility_of_a_regime_by_hand() -> None:
+    """R_parallel = Σ a and R_serial = Σ a - c (T - 1), over two tasks and the intervals that remain."""
+    method = agent(cost=0.1)
+    assert method._utility(1.5, PARALLEL, 3) == pytest.approx(2 * 1.5)
+    assert method._utility(1.5, SERIAL, 3) == pytest.approx(2 * 1.5 - 3 * 0.1)
+    three = agent(cost=0.1, tasks={**TASKS, "more": Depth("more")})
+    assert three._utility(0.5, SERIAL) == pytest.approx(3 * 0.5 - 2 * 0.1)
+
+
 def test_the_better_curve_is_chosen_once_both_are_known() -> None:
     method = agent(cost=0.1)
     for value in np.linspace(0.1, 0.7, 8):

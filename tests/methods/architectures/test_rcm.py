@@ -101,6 +101,19 @@ def test_tasks_trained_together_are_those_trained_alone(tmp_path):
     assert changed
 
 
+def test_rules_on_gradients_are_the_plain_sum(tmp_path):
+    """No trainable parameter is shared, so no two tasks have a gradient that a rule could change."""
+
+    def found(balancer):
+        spec = toy_spec("rcm", steps=2, balancer=balancer, tasks=["kind", "far"])
+        return trained(spec, str(tmp_path / str(balancer)))
+
+    plain = found(None)
+    for balancer in ("pcgrad", "trimmed_mean"):
+        ruled = found(balancer)
+        assert all(torch.equal(value, plain[name]) for name, value in ruled.items() if name.startswith("network."))
+
+
 def test_training_flops_count_the_calibration(tmp_path):
     def flops(**arguments):
         spec = toy_spec("rcm", steps=3, tasks=["kind", "far"], ragged=False, arguments=arguments)

@@ -178,6 +178,7 @@ def test_a_child_has_its_hyper_parameters_and_its_share_of_steps() -> None:
     ({"order": ["kind", "fra"]}, "order: Unknown task 'fra'.*far"), ({"order": ["kind"]}, "names every task once"),
     ({"order": ["kind", "kind", "far"]}, "names every task once"),
     ({"share": 0.0}, r"share and base must be in \(0, 1\]"),
+    ({"children": -3}, "children must be .* Found -3"), ({"mutation": float("nan")}, "mutation in .* nan"),
     ({"mutation": 1.5}, "mutation in"), ({"base": 0.0}, "share and base"),
 ])  # fmt: skip
 def test_mistakes_are_told_before_anything_is_trained(arguments: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlbench import registry
 from mtlbench.errors import MethodError, unknown_name
+from mtlbench.grouping.plans import checked_pairs
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks import graph as graphs
 from mtlbench.networks.base import MTLNetwork
@@ -79,6 +80,11 @@ class GraphMTL(MTLMethod):
             raise MethodError("graph_mtl: " + unknown_name("form", form, FORMS))
         if isinstance(graph, str) and graph not in NAMES:
             raise MethodError("graph_mtl: " + unknown_name("graph", graph, NAMES))
+        if threshold is not None and graph != "affinity":
+            raise MethodError(
+                f"graph_mtl: threshold cuts a graph of affinities. Found threshold={threshold} with graph={graph!r}. "
+                "Set graph to affinity, or leave threshold out."
+            )
         self.eta, self.form, self.graph = eta, form, graph
         if not isinstance(graph, str):
             self._use(graph)
@@ -104,7 +110,10 @@ class GraphMTL(MTLMethod):
             if len(spec.tasks) < 2:
                 raise MethodError("graph_mtl: affinities need two tasks. Set graph to complete for a single one.")
             (result,) = yield [spec.with_method(registry.record("inter_task_affinity"))]
-            found = graphs.affinity_graph(result["summary"]["affinity"], arguments["threshold"])
+            affinity = (result.get("summary") or {}).get("affinity")
+            pairs = checked_pairs(list(spec.tasks), affinity, "inter_task_affinity")
+            table = [[pairs[a, b] for b in spec.tasks] for a in spec.tasks]
+            found = graphs.affinity_graph(table, arguments["threshold"])
             graphs.check_graph(found, list(spec.tasks))
             method = {**spec.method, "arguments": {**arguments, "graph": found, "threshold": None}}
             spec = cast(RunSpec, spec.with_method(method))

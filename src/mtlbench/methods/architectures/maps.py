@@ -89,13 +89,17 @@ class MAPS(MTLMethod):
     ) -> None:
         super().__init__(spec)
         if selection not in SELECTIONS:
-            raise MethodError(unknown_name("selection", selection, SELECTIONS))
+            raise MethodError("maps: " + unknown_name("selection", selection, SELECTIONS))
         if not 0 < task_weight <= 1:
-            raise MethodError(f"task_weight must be above 0 and at most 1. Found {task_weight}.")
+            raise MethodError(
+                f"maps: task_weight must be above 0 and at most 1. Found {task_weight}. The default is 0.75."
+            )
         weights = {"sharing": sharing, "sparsity": sparsity, "exploration": exploration, "smoothness": smoothness}
         for name, value in weights.items():
             if not 0 <= value < float("inf"):
-                raise MethodError(f"{name}, the coefficient of a loss, must be >= 0 and finite. Found {value}.")
+                raise MethodError(
+                    f"maps: {name}, the coefficient of a loss, must be >= 0 and finite. Found {value}. 0 leaves it out."
+                )
         self.count, self.hidden, self.selection, self.shared_output = modules, hidden, selection, shared_output
         factor = (1 - task_weight) / task_weight if selection == "regularised" else 0.0
         self.weights = {name: factor * value for name, value in weights.items()}
