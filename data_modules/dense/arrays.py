@@ -19,8 +19,6 @@ from .cache import folder_of_caches
 class Whole(Protocol):
     """A dataclass of arrays."""
 
-    __dataclass_fields__: dict[str, Any]
-
     def whole(self) -> bool:
         """Returns whether the arrays belong together."""
 
@@ -55,8 +53,8 @@ def cached(name: str, kind: type[Arrays], make: Callable[[], Arrays]) -> Arrays:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        for field in fields(kind):
-            np.save(draft / f"{field.name}.npy", getattr(made, field.name))
+        for name in _names(kind):
+            np.save(draft / f"{name}.npy", getattr(made, name))
         if folder.exists():  # It is damaged, or another process has just written it.
             shutil.rmtree(folder, ignore_errors=True)
         os.rename(draft, folder)
@@ -68,8 +66,12 @@ def cached(name: str, kind: type[Arrays], make: Callable[[], Arrays]) -> Arrays:
             shutil.rmtree(draft, ignore_errors=True)
 
 
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
 def _read(folder: Path, kind: type[Arrays]) -> Arrays:
-    found = kind(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(kind)})
+    found = kind(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _names(kind)})
     if not found.whole():
         raise ValueError(f"arrays of {folder} do not belong together")
     return found
