@@ -16,7 +16,7 @@ from mtlbench.runs.plan import Ending
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.study.resolve import Local, resolve
-from mtlbench.tasks.inputs import TOKENS, VECTORS
+from mtlbench.tasks.inputs import GRAPHS, TOKENS, VECTORS
 from mtlbench.testing import TOLERANCE, check_data_module, check_method, contracts, difference, toy_spec, trained
 from mtlbench.training.run import train
 from tests.support import faults
@@ -41,6 +41,10 @@ ON_TEXTS = ["pcgrad", "task_moe"]
 """Ranks and micro-batches see texts of different lengths."""
 
 
+ON_GRAPHS = ["uniform", "pcgrad", "mmoe"]
+"""Ranks and micro-batches see graphs of different sizes."""
+
+
 def failures(findings):
     return [f"{finding.check}: {finding.detail}" for finding in findings if not finding.ok]
 
@@ -59,6 +63,11 @@ def test_method_on_vectors(name, pool):
 @pytest.mark.parametrize("name", ON_TEXTS)
 def test_method_on_texts(name, pool):
     assert not failures(check_method(name, pool, inputs=TOKENS))
+
+
+@pytest.mark.parametrize("name", ON_GRAPHS)
+def test_method_on_graphs(name, pool):
+    assert not failures(check_method(name, pool, inputs=GRAPHS))
 
 
 @pytest.mark.parametrize(("name", "balancer"), COMPOSITIONS)
@@ -165,7 +174,7 @@ def miniature(name, folder):
 
 def small(module, **more):
     """Returns options that make a data module tiny, of those that it knows."""
-    wanted = {"train": 8, "val": 3, "test": 3, **more}
+    wanted = {"train": 8, "val": 3, "test": 3, "molecules": 24, **more}
     return {name: value for name, value in wanted.items() if name in registry.arguments_of(module)}
 
 

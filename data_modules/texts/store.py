@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from ..dense.cache import folder_of_caches
+from ..dense.arrays import cached
 from .tokenizers import Encoded, Tokenizer
 
 VERSION = 1
@@ -43,6 +38,11 @@ class Tokens:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.numbers[self.ends[index - 1] if index else 0 : self.ends[index]]
 
+    def whole(self) -> bool:
+        """Returns whether the arrays belong together."""
+        even = len(self.ends) == len(self.first) == len(self.cut)
+        return bool(even and (not len(self.ends) or self.ends[-1] == len(self.numbers)))
+
     @classmethod
     def of(cls, found: Sequence[Encoded]) -> Tokens:
         """Joins encoded texts."""
@@ -57,8 +57,7 @@ class Tokens:
 def tokenised(tokenizer: Tokenizer, texts: Sequence[str], seconds: Sequence[str] | None, length: int) -> Tokens:
     """Returns the tokens of texts, from the cache if they were tokenised before.
 
-    The cache is keyed by the texts, the tokenizer and the length. It lies where decoded images lie
-    (``MTLBENCH_CACHE``), and is written beside its place and renamed, so that several writers cannot harm each other.
+    The cache is keyed by the texts, the tokenizer and the length; see `data_modules.dense.arrays`.
 
     Args:
         tokenizer: The tokenizer.
@@ -66,50 +65,9 @@ def tokenised(tokenizer: Tokenizer, texts: Sequence[str], seconds: Sequence[str]
         seconds: The second text of each pair; None for single texts.
         length: Most tokens of a text.
     """
-    place = folder_of_caches()
     make = lambda: Tokens.of(tokenizer.encode(texts, seconds, length))  # noqa: E731
-    if place is None:
-        return make()
     key = hashlib.blake2b(f"{VERSION} {tokenizer.identity()} {length} {seconds is None}".encode(), digest_size=10)
     for text in (*texts, *(seconds or ())):
         raw = text.encode("utf-8", "surrogatepass")
         key.update(len(raw).to_bytes(8, "big") + raw)
-    return _cached(place / f"text-tokens-{key.hexdigest()}", make)
-
-
-def _cached(folder: Path, make: Callable[[], Tokens]) -> Tokens:
-    try:
-        found = _read(folder)
-    except (OSError, ValueError):
-        made = make()
-    else:
-        with contextlib.suppress(OSError):
-            os.utime(folder)  # Caches that nobody uses are removed after a while.
-        return found
-    draft = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        for name in Tokens.__dataclass_fields__:
-            np.save(draft / f"{name}.npy", getattr(made, name))
-        if folder.exists():  # It is damaged, or another process has just written it.
-            shutil.rmtree(folder, ignore_errors=True)
-        os.rename(draft, folder)
-        return _read(folder)
-    except (
-        OSError,
-        ValueError,
-    ):  # A disk without room or without right to write: the tokens are the same, only slower.
-        return made
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _read(folder: Path) -> Tokens:
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in Tokens.__dataclass_fields__}
-    found = Tokens(**arrays)
-    whole = len(found.ends) == len(found.first) == len(found.cut)
-    if not whole or (len(found.ends) and found.ends[-1] != len(found.numbers)):
-        raise ValueError(f"arrays of {folder} do not belong together")
-    return found
+    return cached(f"text-tokens-{key.hexdigest()}", Tokens, make)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from data_modules.dense import arrays
 from data_modules.text import Text
 from data_modules.texts import store
 from data_modules.texts.tokenizers import Words
@@ -94,7 +95,7 @@ def test_texts_are_tokenised_once(tmp_path: Path, cache: Path, monkeypatch: pyte
     (folder / "numbers.npy").unlink()  # A map of the old file stays valid.
     (folder / "numbers.npy").write_bytes(b"damaged")
     assert np.array_equal(many(tmp_path)._tokens.numbers, first.numbers) and len(list(cache.iterdir())) == 1
-    assert store._read(folder).numbers.shape == first.numbers.shape
+    assert arrays._read(folder, store.Tokens).numbers.shape == first.numbers.shape
 
 
 def test_the_cache_may_be_off_or_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,8 @@ class MTLDataModule(L.LightningDataModule):
         TASKS: Every task that this data can serve.
         SPLITS: Split names; scores are reported on the last one, selection may look at ``"val"``.
         clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
-        INPUTS: What the inputs are: `mtlbench.tasks.inputs.IMAGES`, `VECTORS` or `TOKENS`. The encoder must take them.
+        INPUTS: What the inputs are: `mtlbench.tasks.inputs.IMAGES`, `VECTORS`, `TOKENS` or `GRAPHS`. The encoder must
+            take them.
         RENAMED: Option -> the name under which it enters a run's identity, for options that had another name when runs
             were first stored.
         labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.

@@ -26,6 +26,7 @@ from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import full_precision
 from mtlbench.networks.families import family_of
 from mtlbench.networks.family import Model
+from mtlbench.networks.named import NamedModules
 from mtlbench.registry import Registered
 from mtlbench.runs.plan import Plan, one_run
 from mtlbench.runs.spec import RunSpec
@@ -66,8 +67,8 @@ class MTLMethod(L.LightningModule, Registered):
         self.tasks = dict(spec.tasks)
         self.balancer = Balancer()
         self.balancer.configure(len(self.tasks))
-        self.metrics = nn.ModuleDict({name: task.metric() for name, task in self.tasks.items()})
-        self.monitors = nn.ModuleDict({name: task.monitor() for name, task in self.tasks.items()})
+        self.metrics = NamedModules({name: task.metric() for name, task in self.tasks.items()})
+        self.monitors = NamedModules({name: task.monitor() for name, task in self.tasks.items()})
         # First step with a non-finite loss, per task; read by `check_finite`, so that no step waits for the device.
         self.register_buffer("bad_step", torch.full((len(self.tasks),), -1), persistent=False)
         self.register_buffer("loss_weights", torch.ones(len(self.tasks)), persistent=False)

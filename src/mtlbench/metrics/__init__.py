@@ -24,6 +24,7 @@ _HOMES = {
     "Joint": "joint",
     "Accuracy": "scalar",
     "SquaredError": "scalar",
+    "AbsoluteError": "scalar",
     "MeanLoss": "scalar",
     "ClassAgreement": "agreement",
     "Correlation": "agreement",

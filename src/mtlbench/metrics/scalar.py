@@ -89,6 +89,29 @@ class SquaredError(RunningMean):
         return {"rmse@1": float(self.mean().sqrt())}
 
 
+class AbsoluteError(RunningMean):
+    """Mean absolute error of one number per sample; NaN labels do not count.
+
+    Args:
+        task: Its ``decode`` turns raw predictions (B, 1) into numbers (B,) in the unit of the target.
+        unit: Unit of the target.
+    """
+
+    def __init__(self, task: _Decodes, *, unit: str = ""):
+        super().__init__()
+        self.task = task
+        self.protocols = lower("mae@1", unit=unit)
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Adds (B, 1) predictions against float (B,) labels."""
+        valid = ~target.isnan()
+        self.add((self.task.decode(prediction) - target)[valid].double().abs())
+
+    def compute(self) -> dict[str, float]:
+        """Returns the error in the unit of the target."""
+        return {"mae@1": float(self.mean())}
+
+
 class MeanLoss(RunningMean):
     """A task's own loss, averaged over all valid elements of the set.
 

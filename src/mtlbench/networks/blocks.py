@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlbench.networks.encoder import Encoder
+from mtlbench.networks.named import NamedModules
 from mtlbench.seeding import seed_of
 
 
@@ -64,7 +65,7 @@ def per_task(label: str, names: Iterable[str], build: Callable[[str], nn.Module]
         names: Names of the tasks.
         build: Builds the module of a task.
     """
-    modules = nn.ModuleDict()
+    modules = NamedModules()
     for name in names:
         # Each task has its own seed, so adding or removing a task changes no other task's weights.
         with seeded(label, name):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.named import NamedModules
 from mtlbench.tasks import Task
 from mtlbench.tasks.inputs import leaves
 
@@ -42,7 +43,7 @@ class ConstantNetwork(MTLNetwork):
 
     def __init__(self, tasks: Mapping[str, Task], image_size: Sequence[int]):
         super().__init__()
-        self.constants = nn.ModuleDict(
+        self.constants = NamedModules(
             {name: Constant(task.channels, *(image_size if task.dense else ())) for name, task in tasks.items()}
         )
         self.register_buffer("fitted", torch.tensor(False))

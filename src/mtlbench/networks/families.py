@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.networks.family import Family
+from mtlbench.networks.graphs import Graphs
 from mtlbench.networks.images import Images
 from mtlbench.networks.texts import Texts
 from mtlbench.networks.vectors import Vectors
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Images(), Vectors(), Texts())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Images(), Vectors(), Texts(), Graphs())}
 """Name -> family. A new family is one file and one entry here."""
 
 

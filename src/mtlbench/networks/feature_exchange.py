@@ -14,6 +14,7 @@ from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.blocks import conv, per_task
 from mtlbench.networks.decoder import build_heads
 from mtlbench.networks.encoder import Encoder, build_encoder
+from mtlbench.networks.named import NamedModules
 from mtlbench.tasks import Task
 
 
@@ -129,7 +130,7 @@ class FeatureExchange(nn.Module):
         super().__init__()
 
         def givers(kind: str) -> nn.ModuleDict:
-            return nn.ModuleDict(
+            return NamedModules(
                 {
                     i: per_task(f"{label} {kind} {i}", [a for a in tasks if a != i], lambda _: conv(channels, channels))
                     for i in tasks

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtlbench.errors import MethodError
 from mtlbench.networks.dense import build_dense
+from mtlbench.networks.named import NamedModules
 from mtlbench.networks.parallel_encoders import SeparateColumns
 from mtlbench.tasks import Task
 
@@ -37,8 +38,8 @@ class GraphNetwork(SeparateColumns):
         """
         super().__init__()
         single = build_dense(tasks, model)
-        self.encoders = nn.ModuleDict({task: copy.deepcopy(single.encoder) for task in tasks})
-        self.necks = nn.ModuleDict({task: copy.deepcopy(single.neck) for task in tasks})
+        self.encoders = NamedModules({task: copy.deepcopy(single.encoder) for task in tasks})
+        self.necks = NamedModules({task: copy.deepcopy(single.neck) for task in tasks})
         self.heads = single.heads
 
     def trunk(self, task: str) -> list[nn.Parameter]:

@@ -14,6 +14,7 @@ from mtlbench.networks.blocks import full_precision, norm, per_task, resize
 from mtlbench.networks.decoder import ConvBlock, build_heads, head_factor
 from mtlbench.networks.encoder import Encoder, build_encoder
 from mtlbench.networks.family import Model
+from mtlbench.networks.named import NamedModules
 from mtlbench.tasks import HeatMaps, Task
 
 STRIDE = 4
@@ -99,7 +100,7 @@ class MCNNetwork(MTLNetwork):
             **per_task("head", heat, lambda name: HeatHead(heat[name], channels, size)),
             **build_heads(others, channels, size, factor),
         }
-        self.heads = nn.ModuleDict({name: heads[name] for name in tasks})
+        self.heads = NamedModules({name: heads[name] for name in tasks})
 
     def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
         """Predicts the named tasks; see `MTLNetwork.forward`."""

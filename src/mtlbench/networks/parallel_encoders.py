@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.networks.dense import build_dense
 from mtlbench.networks.encoder_stages import Stages
+from mtlbench.networks.named import NamedModules
 from mtlbench.tasks import Task
 
 UnitFactory = Callable[[int, int, int], nn.Module]
@@ -70,12 +71,12 @@ class ColumnNetwork(MTLNetwork):
         super().__init__()
         single = build_dense(tasks, model)
         self.names = list(tasks)
-        self.encoders = nn.ModuleDict({task: copy.deepcopy(single.encoder) for task in tasks})
-        self.necks = nn.ModuleDict({task: copy.deepcopy(single.neck) for task in tasks})
+        self.encoders = NamedModules({task: copy.deepcopy(single.encoder) for task in tasks})
+        self.necks = NamedModules({task: copy.deepcopy(single.neck) for task in tasks})
         self.heads = single.heads
         self.stages = {task: Stages(self.encoders[task]) for task in tasks}
         self.units = nn.ModuleList(
-            nn.ModuleDict({task: unit(channels, len(tasks), i) for i, task in enumerate(tasks)})
+            NamedModules({task: unit(channels, len(tasks), i) for i, task in enumerate(tasks)})
             for channels in single.encoder.channels
         )
 

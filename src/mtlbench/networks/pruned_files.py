@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.networks.dense import DenseNetwork
+from mtlbench.networks.named import stored
 from mtlbench.networks.pruning import PrunedNetwork
 
 PRUNED = "pruned"
@@ -39,14 +40,14 @@ def packed(network: PrunedNetwork, task: str) -> dict[str, Tensor]:
         network: The whole network.
         task: Name of the task.
     """
-    wanted = {*network.trunk(), *network.of(task)}
+    wanted, head = {*network.trunk(), *network.of(task)}, f"heads.{stored(task)}."
     found = {}
     for name, value in network.state_dict().items():
         if name in wanted:
             mask = network.mask(name)
             found[name] = value[mask].clone()
             found[name + _BITS] = torch.from_numpy(np.packbits(mask.flatten().cpu().numpy()))
-        elif not name.startswith("masks.") and (not name.startswith("heads.") or name.startswith(f"heads.{task}.")):
+        elif not name.startswith("masks.") and (not name.startswith("heads.") or name.startswith(head)):
             found[name] = value.contiguous().clone()
     return found
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.networks.dense import DenseNetwork
+from mtlbench.networks.named import stored
 from mtlbench.tasks import Task
 
 
@@ -48,7 +49,7 @@ class PrunedNetwork(DenseNetwork):
 
     def of(self, task: str) -> list[str]:
         """Returns the names of the prunable weights of a task's head."""
-        return [name for name in self.prunable if name.startswith(f"heads.{task}.")]
+        return [name for name in self.prunable if name.startswith(f"heads.{stored(task)}.")]
 
     def trunk(self) -> list[str]:
         """Returns the names of the prunable weights that all tasks share."""

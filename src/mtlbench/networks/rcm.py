@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mtlbench import distributed
 from mtlbench.errors import MethodError
 from mtlbench.networks.dense import build_dense
+from mtlbench.networks.named import NamedModules
 from mtlbench.networks.parallel_encoders import SeparateColumns
 from mtlbench.tasks import Task
 
@@ -109,7 +110,7 @@ class RCMNetwork(SeparateColumns):
             if type(bank) is nn.Conv2d and bank.groups == 1:
                 self.bases.register_buffer(name, torch.eye(bank.out_channels))
         self.register_buffer("rotated", torch.zeros((), dtype=torch.bool))
-        self.encoders = nn.ModuleDict()
+        self.encoders = NamedModules()
         for task in tasks:
             encoder = copy.deepcopy(single.encoder)
             _freeze_but_norms(encoder, single.encoder)
@@ -117,7 +118,7 @@ class RCMNetwork(SeparateColumns):
                 bank = self.banks[name.replace(".", "/")]
                 encoder.set_submodule(name, Modulated(bank, conv.bias, normalised=normalised))
             self.encoders[task] = encoder
-        self.necks = nn.ModuleDict({task: copy.deepcopy(single.neck) for task in tasks})
+        self.necks = NamedModules({task: copy.deepcopy(single.neck) for task in tasks})
         self.heads = single.heads
 
     def train_only(self, *tasks: str) -> None:

@@ -8,12 +8,11 @@ from mtlbench.tasks.geometry import Geometry, LabelOptions
 from mtlbench.tasks.heat_maps import HeatMaps
 from mtlbench.tasks.image import NO_CLASS, Classification, Regression
 from mtlbench.tasks.keypoints import Keypoints
-from mtlbench.tasks.scored import ScoredClassification, ScoredRegression
+from mtlbench.tasks.scored import AbsoluteRegression, ScoredClassification, ScoredRegression
 from mtlbench.tasks.table import Count, MultiLabel
 
 __all__ = [
-    "IGNORE", "NO_CLASS", "Action", "BinaryMap", "Classification", "Count", "Depth", "Detection", "Edges", "Geometry",
-    "HeatMaps", "HumanParts", "Keypoints", "LabelOptions", "MultiLabel", "Normals", "Regression", "Saliency",
-    "ScoredClassification", "ScoredRegression",
-    "SemanticSegmentation", "Task", "form_fault",
+    "IGNORE", "NO_CLASS", "AbsoluteRegression", "Action", "BinaryMap", "Classification", "Count", "Depth", "Detection",
+    "Edges", "Geometry", "HeatMaps", "HumanParts", "Keypoints", "LabelOptions", "MultiLabel", "Normals", "Regression",
+    "Saliency", "ScoredClassification", "ScoredRegression", "SemanticSegmentation", "Task", "form_fault",
 ]  # fmt: skip

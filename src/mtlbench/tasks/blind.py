@@ -107,10 +107,12 @@ class Median(Blind):
 
     Args:
         valid: Which elements carry a label.
+        link: Returns the raw prediction of medians (C, ...). Default: the medians.
     """
 
-    def __init__(self, valid: Valid):
+    def __init__(self, valid: Valid, link: Callable[[Tensor], Tensor] | None = None):
         self.valid, self.kept = valid, _First(valid, lambda numbers: max(1, MEDIAN_VALUES // numbers))
+        self.link = link or (lambda medians: medians)
 
     def update(self, target: Tensor) -> None:
         """Keeps the labels of a batch while there is room."""
@@ -123,12 +125,14 @@ class Median(Blind):
     def prediction(self) -> Tensor:
         """Returns the medians; of an even number of labels, the lower of the two middle ones."""
         target = self.kept.targets()
+        if target.ndim == 1:  # One number for a sample.
+            return self.link(target[self.valid(target)].nanmedian()[None])
         if not len(target):
-            return target.new_full(target.shape[1:], torch.nan)
+            return self.link(target.new_full(target.shape[1:], torch.nan))
         values = torch.where(self.valid(target)[:, None], target, torch.nan)
         overall = values.transpose(0, 1).flatten(1).nanmedian(1).values.view(-1, 1, 1)
         middle = values.nanmedian(0).values
-        return torch.where(middle.isnan(), overall, middle)
+        return self.link(torch.where(middle.isnan(), overall, middle))
 
 
 class Best(Blind):
@@ -192,7 +196,7 @@ class _First:
 
     def update(self, target: Tensor) -> None:
         self.shape = target.shape[1:]
-        labelled = self.valid(target).flatten(1).any(1).tolist()
+        labelled = self.valid(target).reshape(len(target), -1).any(1).tolist()
         for one, known in zip(target, labelled, strict=True):
             if known and len(self.kept) < self._room():
                 self.kept[self.seen * distributed.world_size() + distributed.rank()] = one.float().clone()

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from mtlbench.errors import DataError
 
-IMAGES, VECTORS, TOKENS = "images", "vectors", "tokens"
+IMAGES, VECTORS, TOKENS, GRAPHS = "images", "vectors", "tokens", "graphs"
 """Kinds of inputs, which data modules have and encoders take.
 
 A text is a mapping with ``tokens``, int64 (L,), and for two texts ``segments``, int64 (L,), which is 0 or 1. A batch of
 texts holds them padded with zeros, (B, N), and ``mask``, bool (B, N), which is True for the tokens of a text.
+
+A graph is a mapping with ``nodes``, floating point (n, F), n > 0; ``edges``, floating point (n, n, E), whose entry
+[i, j] describes the edge from node j to node i; and ``linked``, bool (n, n): whether there is that edge. A batch of
+graphs holds them padded with zeros to the N nodes of the largest, and ``mask``, bool (B, N), which is True for nodes.
 """
 
 
@@ -87,7 +91,22 @@ def input_fault(sample: Mapping[str, Any], kind: str = "") -> str | None:
         return f"a vector is floating point (features,). Found {_form(inputs)}"
     if kind == TOKENS and not (is_text(inputs) and len(inputs["tokens"])):
         return f"a text is a mapping with `tokens`, int64 (L,), L > 0. Found {_form(inputs)}"
+    if kind == GRAPHS and not is_graph(inputs):
+        form = "`nodes`, floating point (n, F), n > 0; `edges`, floating point (n, n, E); `linked`, bool (n, n)"
+        return f"a graph is a mapping with {form}. Found {_form(inputs)}"
     return None
+
+
+def is_graph(inputs: Any) -> bool:
+    """Returns whether the inputs of a sample are a graph."""
+    if not isinstance(inputs, Mapping) or set(inputs) != {"nodes", "edges", "linked"}:
+        return False
+    nodes, edges, linked = inputs["nodes"], inputs["edges"], inputs["linked"]
+    if not all(isinstance(value, Tensor) for value in inputs.values()) or nodes.ndim != 2 or edges.ndim != 3:
+        return False
+    square = edges.shape[:2] == linked.shape == (len(nodes), len(nodes))
+    floating = nodes.is_floating_point() and edges.is_floating_point()
+    return square and len(nodes) > 0 and floating and linked.dtype == torch.bool
 
 
 def is_text(inputs: Any) -> bool:
@@ -99,7 +118,7 @@ def is_text(inputs: Any) -> bool:
 def stacked(samples: Sequence[Mapping[str, Any]]) -> Any:
     """Returns the inputs of a batch: those of its samples, with a new first axis on every tensor.
 
-    Texts are padded to the longest of them.
+    Texts are padded to the longest of them, and graphs to the one with the most nodes.
 
     Raises:
         DataError: The inputs of the samples differ in form.
@@ -108,6 +127,11 @@ def stacked(samples: Sequence[Mapping[str, Any]]) -> Any:
     image = "image" in samples[0]
     if all(is_text(one) for one in found) and len({tuple(one) for one in found}) == 1:
         return padded(found)
+    if (
+        all(is_graph(one) for one in found)
+        and len({(one["nodes"].shape[1], one["edges"].shape[2]) for one in found}) == 1
+    ):
+        return padded_graphs(found)
     forms = {str(tuple(one.shape)) if image else _form(one) for one in found}
     if len(forms) > 1:
         what, ids = "Images" if image else "Inputs", ", ".join(sample["id"] for sample in samples[:4])
@@ -120,6 +144,22 @@ def padded(texts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     counts = torch.tensor([len(text["tokens"]) for text in texts])
     batch = {key: torch.nn.utils.rnn.pad_sequence([text[key] for text in texts], batch_first=True) for key in texts[0]}
     return {**batch, "mask": torch.arange(int(counts.max())) < counts[:, None]}
+
+
+def padded_graphs(graphs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns graphs as a batch: every entry with zeros, or False, where a graph has no further nodes, and ``mask``."""
+    counts = torch.tensor([len(graph["nodes"]) for graph in graphs])
+    most = int(counts.max())
+
+    def filled(key: str, axes: int) -> Tensor:
+        first = graphs[0][key]
+        whole = first.new_zeros(len(graphs), *(most,) * axes, *first.shape[axes:])
+        for row, graph in zip(whole, graphs, strict=True):
+            row[(slice(len(graph["nodes"])),) * axes] = graph[key]
+        return whole
+
+    batch = {"nodes": filled("nodes", 1), "edges": filled("edges", 2), "linked": filled("linked", 2)}
+    return {**batch, "mask": torch.arange(most) < counts[:, None]}
 
 
 def _stack(found: Sequence[Any]) -> Any:

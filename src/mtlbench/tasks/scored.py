@@ -1,4 +1,4 @@
-"""Classifications and regressions with the scores that are usual for texts."""
+"""Classifications and regressions with other scores than accuracy and RMSE."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torchmetrics import Metric
 
-from mtlbench.metrics import Accuracy, ClassAgreement, Correlation, Joint, SquaredError
+from mtlbench.metrics import AbsoluteError, Accuracy, ClassAgreement, Correlation, Joint, SquaredError
 from mtlbench.metrics.agreement import CLASS_SCORES, CORRELATIONS
+from mtlbench.tasks.blind import Blind, Median
 from mtlbench.tasks.image import NO_CLASS, Classification, Regression
 
 
@@ -42,3 +43,15 @@ class ScoredRegression(Regression):
 
     def metric(self) -> Metric:  # noqa: D102
         return Joint(Correlation(self, self.score), SquaredError(self, unit=self.unit))
+
+
+@dataclass(frozen=True)
+class AbsoluteRegression(Regression):
+    """`Regression` scored by the mean absolute error. The loss stays the squared error."""
+
+    def metric(self) -> Metric:  # noqa: D102
+        return AbsoluteError(self, unit=self.unit)
+
+    def blind(self) -> Blind:
+        """Returns the median, which has the least absolute error."""
+        return Median(self.valid, link=lambda middle: (middle - self.mean) / self.std)

@@ -88,7 +88,7 @@ def check_method(
         pool: Pool of two ranks. If None, a pool is started and closed here.
         arguments: Hyper-parameters that differ from the defaults.
         balancer: Balancer for a method that takes one.
-        inputs: Kind of inputs of the toy data, `mtlbench.tasks.inputs.IMAGES`, `VECTORS` or `TOKENS`.
+        inputs: Kind of inputs of the toy data, `mtlbench.tasks.inputs.IMAGES`, `VECTORS`, `TOKENS` or `GRAPHS`.
     """
     own = pool or RankPool(2)
     try:

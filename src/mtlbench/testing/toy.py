@@ -22,7 +22,7 @@ from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Classification, Depth, Regression, SemanticSegmentation, Task
-from mtlbench.tasks.inputs import IMAGES, TOKENS, VECTORS
+from mtlbench.tasks.inputs import GRAPHS, IMAGES, TOKENS, VECTORS
 from mtlbench.training import checkpoint
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.run import train
@@ -169,6 +169,32 @@ class ToyTexts(ToyVectors):
         return {"inputs": {"tokens": tokens}}, targets
 
 
+class ToyGraphs(ToyVectors):
+    """Graphs of 1 to 5 nodes with random edges, and the labels of `ToyVectors`, which depend on nodes and edges."""
+
+    INPUTS: ClassVar[str] = GRAPHS
+
+    def input_sizes(self) -> dict[str, int]:
+        """Returns the sizes of the graphs."""
+        return {"nodes": 5, "node_features": 3, "edge_features": 2}
+
+    def sample(self, generator: np.random.Generator) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Returns a graph with its labels."""
+        size = int(generator.integers(1, 6))
+        nodes = generator.standard_normal((size, 3)).astype(np.float32)
+        edges = generator.standard_normal((size, size, 2)).astype(np.float32)
+        linked = generator.random((size, size)) < 0.6
+        bright = float(nodes.sum() + edges[linked].sum())
+        targets = {
+            "kind": torch.tensor(int(abs(bright) * 7) % 3),
+            "shape": torch.tensor(int(np.digitize(bright, [-1, 0, 1]))),
+            "far": torch.tensor(float(nodes[0, 0])),
+            "mean": torch.tensor(bright / 3),
+        }
+        graph = {"nodes": nodes, "edges": edges, "linked": linked}
+        return {"inputs": {key: torch.from_numpy(value) for key, value in graph.items()}}, targets
+
+
 TOYS: Mapping[str, tuple[type[ToyData], Mapping[str, Any]]] = {
     IMAGES: (
         ToyData,
@@ -203,6 +229,15 @@ TOYS: Mapping[str, tuple[type[ToyData], Mapping[str, Any]]] = {
                 "attention_probs_dropout_prob": 0.0,
             },
             "inputs": {"vocabulary": 20, "length": 9},
+        },
+    ),
+    GRAPHS: (
+        ToyGraphs,
+        {
+            "encoder": "graph:nnconv",
+            "decoder_channels": 8,
+            "encoder_options": {"width": 6, "hidden": 5, "steps": 2, "readouts": 2},
+            "inputs": {"nodes": 5, "node_features": 3, "edge_features": 2},
         },
     ),
 }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.networks.blocks import per_task, seeded
+from mtlbench.networks.named import NamedModules
 
 GATES = ("agnostic", "task", "token_task", "description", "per_task")
 """Inputs of a router, by name; see `TaskRouter`."""
@@ -130,7 +131,7 @@ class TaskRouter(nn.Module):
         with seeded("router task"):
             self.task = _matrix(width, experts) if gate in ("task", "token_task", "description") else None
         known = _descriptions(tasks, descriptions) if gate == "description" else {}
-        self.descriptions = nn.ModuleDict(known)
+        self.descriptions = NamedModules(known)
         with seeded("router description"):
             self.encode = _description_mlp(known, width)
         learned = tasks if gate in ("task", "token_task") else ()

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from mtlbench import distributed
 from mtlbench.networks.blocks import full_precision
+from mtlbench.networks.named import NamedModules
 from mtlbench.networks.sharing.costs import attention_macs, decoder_macs, shared_macs
 from mtlbench.networks.sharing.network import SharingNetwork
 from mtlbench.tasks import Task
@@ -33,7 +34,7 @@ class ThresholdCurve(nn.Module):
         super().__init__()
         self.thresholds = tuple(thresholds)
         self.metrics = nn.ModuleList(
-            nn.ModuleDict({name: task.metric() for name, task in tasks.items()}) for _ in self.thresholds
+            NamedModules({name: task.metric() for name, task in tasks.items()}) for _ in self.thresholds
         )
         self._forget()
 

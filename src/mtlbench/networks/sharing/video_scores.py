@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mtlbench.networks.blocks import full_precision
+from mtlbench.networks.named import NamedModules
 from mtlbench.networks.sharing.video import Frame
 from mtlbench.tasks import Task
 
@@ -25,10 +26,10 @@ class VideoScores(nn.Module):
             lags: Number of frames from one key frame to the next, or of a clip if that is less.
         """
         super().__init__()
-        self.metrics = nn.ModuleDict({name: task.metric() for name, task in tasks.items()})
+        self.metrics = NamedModules({name: task.metric() for name, task in tasks.items()})
         # Scores by lag use monitors, because they are computed once per lag and must be fast.
         self.monitors = nn.ModuleList(
-            nn.ModuleDict({name: task.monitor() for name, task in tasks.items()}) for _ in range(lags)
+            NamedModules({name: task.monitor() for name, task in tasks.items()}) for _ in range(lags)
         )
         self._images = [0] * lags
         self._macs: list[dict[str, Tensor | float]] = [dict.fromkeys(tasks, 0.0) for _ in range(lags)]
