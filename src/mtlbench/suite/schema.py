@@ -122,6 +122,7 @@ class TrainerSection:
     ``budget``: whether rows are compared at equal steps or at equal training compute.
     ``surgery``: how gradient rules keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
+    ``gradient_checkpointing``: whether the encoder's activations are recomputed in the backward pass, to save memory.
     """
 
     steps: int = ranged(MISSING, COUNT)
@@ -137,6 +138,7 @@ class TrainerSection:
     examples: int = ranged(4, Range(0, 10**4))
     surgery: str = "auto"
     compile: str = ""
+    gradient_checkpointing: bool = False
     budget: BudgetSection = field(default_factory=BudgetSection)
 
 

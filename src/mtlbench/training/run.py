@@ -12,7 +12,7 @@ from mtlbench.runs.store import RunFolder
 from mtlbench.tracking.base import About
 from mtlbench.tracking.tracker import Tracker
 from mtlbench.training import checkpoint, warm_start
-from mtlbench.training.build import build_with_network
+from mtlbench.training.build import build_with_network, switch_on
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.finish import finish
 from mtlbench.training.loggers import MetricsFile
@@ -61,6 +61,8 @@ def train(
         trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
         end.step = trainer.global_step
         if not end.stopped:
+            # Lightning moves the network to the CPU when training ends; it is scored where it was trained.
+            method.to(trainer.strategy.root_device)
             finish(spec, folder, method, data, end)
     finally:
         tracker.close()
@@ -77,8 +79,7 @@ def _prepared(spec: RunSpec, folder: RunFolder) -> tuple[MTLMethod, MTLDataModul
         warm_start.begin(method, spec, folder.root, _build_method)
     if spec.sources:
         method.use_sources(warm_start.networks(spec.sources, folder.root, _build_method))
-    if spec.local.get("compile"):
-        method.network.compile(backend=spec.local["compile"])
+    switch_on(method, spec)
     return method, data
 
 
