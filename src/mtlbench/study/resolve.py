@@ -209,7 +209,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
     trainer = asdict(suite.trainer)
     own = (
         "checkpoint_every", "log_every", "diagnose_every", "workers", "examples", "surgery", "compile",
-        "gradient_checkpointing",
+        "gradient_checkpointing", "strategy",
     )  # fmt: skip
     module = type(data)
     return {

@@ -123,6 +123,7 @@ class TrainerSection:
     ``surgery``: how gradient rules keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
     ``gradient_checkpointing``: whether the encoder's activations are recomputed in the backward pass, to save memory.
+    ``strategy``: what several devices of a run hold, copies of the network (``ddp``) or shards of it (``fsdp``).
     """
 
     steps: int = ranged(MISSING, COUNT)
@@ -139,6 +140,7 @@ class TrainerSection:
     surgery: str = "auto"
     compile: str = ""
     gradient_checkpointing: bool = False
+    strategy: str = "ddp"
     budget: BudgetSection = field(default_factory=BudgetSection)
 
 

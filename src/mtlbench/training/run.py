@@ -16,6 +16,7 @@ from mtlbench.training.build import build_with_network, switch_on
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.finish import finish
 from mtlbench.training.loggers import MetricsFile
+from mtlbench.training.sharding import check_sharding
 from mtlbench.training.trainer import build_trainer
 
 
@@ -40,6 +41,8 @@ def train(
     """
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
     method, data = _prepared(spec, folder)
+    if world > 1 and spec.local.get("strategy") == "fsdp":
+        check_sharding(method, spec)
     resume = checkpoint.newest(folder.path)
     metrics = _metrics(spec, folder, data, checkpoint.step_of(resume)) if rank == 0 else None
     history = metrics.kept if metrics else ()
