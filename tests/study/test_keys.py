@@ -192,8 +192,8 @@ def test_what_is_identity_and_what_is_local(project: Path) -> None:
     trainer = suite.trainer
     assert spec.local == {
         "checkpoint_every": trainer.checkpoint_every, "log_every": 7, "diagnose_every": trainer.diagnose_every,
-        "workers": 3, "examples": trainer.examples, "surgery": "auto", "compile": "", "root": "here", "devices": 2,
-        "weights": None,
+        "workers": 3, "examples": trainer.examples, "surgery": "auto", "compile": "",
+        "gradient_checkpointing": False, "strategy": "ddp", "root": "here", "devices": 2, "weights": None,
     }  # fmt: skip
     assert spec.trainer == {
         "steps": 2, "batch_size": 8, "accumulate": 1, "precision": "32-true", "clip": trainer.clip,

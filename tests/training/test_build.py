@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mtlbench.method import MTLMethod
 from mtlbench.runs.store import RunFolder
 from mtlbench.testing import toy_spec, trained
-from mtlbench.training import callbacks
+from mtlbench.training import callbacks, run
 from mtlbench.training.build import build, build_with_network
 from mtlbench.training.callbacks import StepClock
 from mtlbench.training.trainer import build_trainer
@@ -175,3 +176,13 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_step(tmp_path):
     assert trained(spec, str(tmp_path), stop_at=6) is None
     assert [path.name for path in RunFolder(tmp_path, spec.run_id).path.glob("*.ckpt")] == ["step-00000010.ckpt"]
     assert trained(spec, str(tmp_path), stop_at=12) is not None, "too late to stop"
+
+
+def test_a_network_is_scored_where_it_was_trained(tmp_path, monkeypatch):
+    order = []
+    move, score = MTLMethod.to, run.finish
+    monkeypatch.setattr(MTLMethod, "cpu", lambda self: order.append("cpu"))  # What Lightning calls when training ends.
+    monkeypatch.setattr(MTLMethod, "to", lambda self, *place: order.append(place) or move(self, *place))
+    monkeypatch.setattr(run, "finish", lambda *args: order.append("finish") or score(*args))
+    trained(toy_spec(TINY, steps=1), str(tmp_path))
+    assert order[order.index("cpu") :] == ["cpu", (torch.device("cpu"),), "finish"]

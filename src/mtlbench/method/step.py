@@ -261,7 +261,7 @@ def _context(method: Trained, state: StepState, reduced: ReducedLosses) -> Conte
         return _look_ahead(method, state, change, reduced.active if tasks is None else tasks)
 
     def preview(gradient: Tensor) -> Tensor:
-        return change_by(optimiser, surgery.shared, gradient)
+        return change_by(optimiser, surgery.whole(), gradient)
 
     return Context(
         reduced.active,
@@ -272,7 +272,7 @@ def _context(method: Trained, state: StepState, reduced: ReducedLosses) -> Conte
         lookahead,
         surgery.sizes,
         preview,
-        descent=lambda gradient: descent_by(optimiser, surgery.shared, gradient),
+        descent=lambda gradient: descent_by(optimiser, surgery.whole(), gradient),
         lr=float(optimiser.param_groups[0]["lr"]),
     )
 
@@ -284,7 +284,7 @@ def _look_ahead(method: Trained, state: StepState, change: Tensor | None, wanted
     if change is None and not state.stepped:
         totals = last.totals[list(wanted)]  # Nothing has moved since they were found.
     else:
-        parameters, views = ([], []) if change is None else (method.surgery.shared, method.surgery.views(change))
+        parameters, views = ([], []) if change is None else (method.surgery.whole(), method.surgery.views(change))
         with moved(method.network, parameters, views), method.trainer.precision_plugin.train_step_context():
             reseed(_noise_seed(method, state), method.device)
             sums = loss_sums(method.network, method.tasks, state.batch, [names[i] for i in wanted])

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtlbench.errors import MethodError
 from mtlbench.networks.family import InputEncoder
+from mtlbench.networks.recompute import blocks_of, recompute_blocks
 
 
 @dataclass
@@ -72,6 +74,27 @@ class MTLNetwork(nn.Module, ABC):
         """Returns the parameters of the last layer that all tasks share; empty if there is no such layer."""
         return []
 
+    def encoder_blocks(self) -> list[nn.Module]:
+        """Returns the blocks of the encoders that every forward pass calls as a whole; none within another."""
+        return [b for m in self.modules() if isinstance(m, InputEncoder) for b in blocks_of(m)]
+
+    def recompute_encoder(self) -> None:
+        """Makes the blocks of the encoders recompute their activations in the backward pass, see `recompute`.
+
+        Raises:
+            MethodError: No encoder has blocks that hold most of its parameters.
+        """
+        blocks, encoders = self.encoder_blocks(), [m for m in self.modules() if isinstance(m, InputEncoder)]
+        if not blocks or 2 * _size(*blocks) < _size(*encoders):
+            kinds = ", ".join(sorted({type(getattr(e, "trunk", e)).__name__ for e in encoders})) or "none"
+            raise MethodError(
+                "trainer.gradient_checkpointing needs an encoder made of blocks that hold most of its parameters, each "
+                f"of which the network calls as a whole. {type(self).__name__} has another one: {kinds}. Set "
+                "trainer.gradient_checkpointing=false, or choose an encoder such as vit_*, swin_*, resnet* or "
+                "convnext*."
+            )
+        recompute_blocks(blocks)
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the encoders, which pretrained weights may have set."""
         return [p for module in self.modules() if isinstance(module, InputEncoder) for p in module.parameters()]
@@ -88,3 +111,7 @@ class MTLNetwork(nn.Module, ABC):
         """
         owned = {id(p) for task in tasks for p in self.task_parameters(task)}
         return [p for p in self.parameters() if p.requires_grad and id(p) not in owned]
+
+
+def _size(*modules: nn.Module) -> int:
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())

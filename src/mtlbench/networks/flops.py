@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.experts import ExpertLayer
 from mtlbench.networks.experts.dispatch import flop_mapping
+from mtlbench.networks.recompute import replaying
 
 
 class FlopCounter(TorchDispatchMode):
@@ -42,6 +43,8 @@ class FlopCounter(TorchDispatchMode):
         """Runs an operator and adds its FLOPs."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if replaying():  # What runs again to save memory is no part of the training that is compared.
+            return out
         self._note((*args, *kwargs.values()))
         formula = self._formulas.get(getattr(func, "_overloadpacket", None))
         if formula is not None:

@@ -141,6 +141,10 @@ class MTLoRANetwork(DenseNetwork):
                 state = self.stages.run(i, state, slice(-1, None))
         return Outputs({task: self.heads[task](self.neck(maps[task])) for task in tasks})
 
+    def encoder_blocks(self) -> list[nn.Module]:
+        """Returns the blocks that run once for all tasks. The others depend on which task is running."""
+        return [block for blocks in self.stages.blocks for block in blocks[:-1]]
+
     def task_modules(self, task: str) -> Sequence[nn.Module]:
         """Returns the task's head and low-rank updates."""
         return [*super().task_modules(task), *(layer.own[task] for layer in self.layers if task in layer.own)]

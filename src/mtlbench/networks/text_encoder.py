@@ -71,6 +71,10 @@ class TextBlock(nn.Module):
         self.attn, self.norm1, self.norm2, self.dropout = attn, norm1, norm2, nn.Dropout(dropout)
         self.mlp: nn.Module = mlp
 
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns tokens (B, N, D); only those in ``mask`` (B, N) are attended to."""
+        return self.transform(self.attend(x, mask))
+
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns tokens (B, N, D) after the attention."""
         return self.norm1(x + self.dropout(self.attn(x, mask)))
@@ -142,9 +146,8 @@ class TextEncoder(InputEncoder):
     def forward(self, inputs: Any) -> list[Tensor]:
         """Returns the feature vectors (B, D) of a batch of texts."""
         x, mask = self.embed(inputs), inputs["mask"]
-        block: Any
         for block in self.blocks:
-            x = block.transform(block.attend(x, mask))
+            x = block(x, mask)
         return [self.pool(x, mask)]
 
 

@@ -207,7 +207,10 @@ def _check_counts(suite: Suite, data: Any, place: Place) -> None:
 
 def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any], root: str | None) -> dict[str, Any]:
     trainer = asdict(suite.trainer)
-    own = ("checkpoint_every", "log_every", "diagnose_every", "workers", "examples", "surgery", "compile")
+    own = (
+        "checkpoint_every", "log_every", "diagnose_every", "workers", "examples", "surgery", "compile",
+        "gradient_checkpointing", "strategy",
+    )  # fmt: skip
     module = type(data)
     return {
         "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},

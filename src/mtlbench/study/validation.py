@@ -22,6 +22,8 @@ Place = Callable[[str], str]
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
+STRATEGIES = ("ddp", "fsdp")
+
 
 TUNED_WEIGHTS = "tuned_weights"
 """Label of the row of fixed weights that a search adds to a table."""
@@ -362,6 +364,7 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         "optimiser.schedule": lambda: _known("schedule", optimiser.schedule, SCHEDULES),
         "trainer.surgery": lambda: _known("way of surgery", trainer.surgery, WAYS),
         "trainer.compile": lambda: _check_backend(trainer.compile),
+        "trainer.strategy": lambda: _known("strategy", trainer.strategy, STRATEGIES),
         "trainer.precision": lambda: _known("precision", trainer.precision, PRECISIONS),
         "trainer.batch_size": lambda: check_division(trainer.batch_size, devices, trainer.accumulate),
         "selection": best_needs_evaluation,

@@ -122,6 +122,8 @@ class TrainerSection:
     ``budget``: whether rows are compared at equal steps or at equal training compute.
     ``surgery``: how gradient rules keep them, ``auto``, ``plain`` or ``light`` (see docs/balancers.md).
     ``compile``: backend of torch.compile for the network, for example ``inductor``; empty for none.
+    ``gradient_checkpointing``: whether the encoder's activations are recomputed in the backward pass, to save memory.
+    ``strategy``: what several devices of a run hold, copies of the network (``ddp``) or shards of it (``fsdp``).
     """
 
     steps: int = ranged(MISSING, COUNT)
@@ -137,6 +139,8 @@ class TrainerSection:
     examples: int = ranged(4, Range(0, 10**4))
     surgery: str = "auto"
     compile: str = ""
+    gradient_checkpointing: bool = False
+    strategy: str = "ddp"
     budget: BudgetSection = field(default_factory=BudgetSection)
 
 

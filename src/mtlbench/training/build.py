@@ -107,3 +107,15 @@ def build_with_network(spec: RunSpec) -> tuple[MTLMethod, MTLDataModule]:
         # Lightning converts after restoring: a checkpoint would pass through float32 and come back rounded.
         method.double()
     return method, data
+
+
+def switch_on(method: MTLMethod, spec: RunSpec) -> None:
+    """Sets how the network runs where that changes no result beyond rounding.
+
+    Raises:
+        MethodError: If the network cannot run this way.
+    """
+    if spec.local.get("gradient_checkpointing"):
+        method.network.recompute_encoder()
+    if spec.local.get("compile"):
+        method.network.compile(backend=spec.local["compile"])

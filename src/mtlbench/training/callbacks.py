@@ -228,8 +228,9 @@ class EndOfStep(L.Callback):
             self.data.observe_gradients(self.step, moments)
         if self.select_best and loss < self.best_loss:
             self.best_loss = loss
+            weights = method.state_dict()  # On all ranks, which may hold shards of them.
             if method.trainer.is_global_zero:
-                checkpoint.save({"step": self.step, "state_dict": method.state_dict()}, self.folder / "best.ckpt")
+                checkpoint.save({"step": self.step, "state_dict": weights}, self.folder / "best.ckpt")
         self.clock.restart()
 
     def _save(self, trainer: L.Trainer, method: MTLMethod) -> None:

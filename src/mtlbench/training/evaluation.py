@@ -18,6 +18,7 @@ from mtlbench.method import MTLMethod
 from mtlbench.metrics import MeanLoss
 from mtlbench.tasks.inputs import inputs_of, is_image
 from mtlbench.training.rollouts import roll_out
+from mtlbench.training.sharding import whole
 
 Scores = dict[str, dict[str, float]]
 
@@ -28,7 +29,7 @@ def evaluating(method: MTLMethod) -> Iterator[None]:
     modes = [(module, module.training) for module in method.modules()]
     method.eval()
     try:
-        with torch.no_grad(), method.trainer.precision_plugin.val_step_context():
+        with torch.no_grad(), method.trainer.precision_plugin.val_step_context(), whole(method.network):
             yield
     finally:
         for module, mode in modes:

@@ -20,7 +20,7 @@ import torch
 from mtlbench import registry
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
-from mtlbench.training.build import build, build_with_network
+from mtlbench.training.build import build, build_with_network, switch_on
 from mtlbench.training.cost import StepFlops, peak_memory
 from mtlbench.training.trainer import build_trainer
 
@@ -100,8 +100,7 @@ class Paced:
             with tempfile.TemporaryDirectory() as folder:
                 self.method, data = build_with_network(self.spec)
                 _lend_sources(self.method, self.spec)
-                if self.spec.local.get("compile"):
-                    self.method.network.compile(backend=self.spec.local["compile"])
+                switch_on(self.method, self.spec)
                 trainer = build_trainer(self.spec, Path(folder), [_Turns(self)], 1, data.batches)
                 trainer.fit(self.method, datamodule=data)
         except _Closed:

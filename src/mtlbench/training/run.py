@@ -12,10 +12,11 @@ from mtlbench.runs.store import RunFolder
 from mtlbench.tracking.base import About
 from mtlbench.tracking.tracker import Tracker
 from mtlbench.training import checkpoint, warm_start
-from mtlbench.training.build import build_with_network
+from mtlbench.training.build import build_with_network, switch_on
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.finish import finish
 from mtlbench.training.loggers import MetricsFile
+from mtlbench.training.sharding import check_sharding
 from mtlbench.training.trainer import build_trainer
 
 
@@ -40,6 +41,8 @@ def train(
     """
     rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
     method, data = _prepared(spec, folder)
+    if world > 1 and spec.local.get("strategy") == "fsdp":
+        check_sharding(method, spec)
     resume = checkpoint.newest(folder.path)
     metrics = _metrics(spec, folder, data, checkpoint.step_of(resume)) if rank == 0 else None
     history = metrics.kept if metrics else ()
@@ -61,6 +64,8 @@ def train(
         trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
         end.step = trainer.global_step
         if not end.stopped:
+            # Lightning moves the network to the CPU when training ends; it is scored where it was trained.
+            method.to(trainer.strategy.root_device)
             finish(spec, folder, method, data, end)
     finally:
         tracker.close()
@@ -77,8 +82,7 @@ def _prepared(spec: RunSpec, folder: RunFolder) -> tuple[MTLMethod, MTLDataModul
         warm_start.begin(method, spec, folder.root, _build_method)
     if spec.sources:
         method.use_sources(warm_start.networks(spec.sources, folder.root, _build_method))
-    if spec.local.get("compile"):
-        method.network.compile(backend=spec.local["compile"])
+    switch_on(method, spec)
     return method, data
 
 

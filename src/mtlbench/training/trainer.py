@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 
 from mtlbench.runs.spec import RunSpec
 from mtlbench.training import checkpoint
+from mtlbench.training.sharding import FSDP2Strategy
 
 
 def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int, batches: int = 1) -> L.Trainer:
@@ -23,7 +24,9 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
     strategy: Strategy = SingleDeviceStrategy(torch.device("cuda", 0) if cuda else torch.device("cpu"))
     if world > 1:
         # Both backends, so that counts are added on the host without waiting for a device. Buffers: see evaluation.
-        strategy = DDPStrategy(process_group_backend="cpu:gloo,cuda:nccl" if cuda else "gloo", broadcast_buffers=False)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        sharded = spec.local.get("strategy") == "fsdp"
+        strategy = (FSDP2Strategy if sharded else DDPStrategy)(process_group_backend=backend, broadcast_buffers=False)
     return L.Trainer(
         accelerator="cuda" if cuda else "cpu",
         devices=world,

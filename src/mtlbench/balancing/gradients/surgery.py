@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mtlbench import distributed
 from mtlbench.balancing.gradients import rows
 from mtlbench.balancing.gradients.rows import Row
+from mtlbench.errors import MethodError
 
 
 class Surgery:
@@ -53,6 +54,19 @@ class Surgery:
     def keeps_matrix(self) -> bool:
         """Whether rows lie side by side in one matrix."""
         return self.needs_matrix or distributed.world_size() > 1
+
+    def whole(self) -> list[nn.Parameter]:
+        """Returns the shared parameters for a rule that reads or moves them in training.
+
+        Raises:
+            MethodError: A rank holds only a share of them.
+        """
+        if any(hasattr(p, "full_tensor") for p in self.shared):
+            raise MethodError(
+                "trainer.strategy=fsdp leaves a share of each parameter to a rank. This rule reads or moves the shared "
+                "parameters as a whole. Use trainer.strategy=ddp."
+            )
+        return self.shared
 
     def memory(self) -> Tensor:
         """Returns the matrix (parts, T, P), with a few columns more so that it can be cut for the ranks."""

@@ -106,6 +106,10 @@ class ExpertNetwork(MTLNetwork):
         own = [embeddings[task]] if task in embeddings else []
         return [self.heads[task], *own, *(module for router in self.routers for module in router.owned(task))]
 
+    def recompute_encoder(self) -> None:
+        """Makes every block recompute its activations in the backward pass, its choice of experts included."""
+        self.encoder.recomputes = True
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the encoder without its sparse layers, whose routers are new."""
         sparse = {id(p) for layer in self.layers.values() for p in layer.parameters()}

@@ -18,6 +18,7 @@ from mtlbench.networks.experts.low_rank import LowRankExperts
 from mtlbench.networks.experts.mlp import INITS, two_layers
 from mtlbench.networks.experts.routing import AdaptiveRouter, JointRouter, TaskEmbedding
 from mtlbench.networks.family import InputEncoder
+from mtlbench.networks.recompute import recomputed
 
 PLACES = {
     "every": lambda depth: range(depth),
@@ -81,7 +82,10 @@ class ExpertTrunk(nn.Module, ABC):
     Attributes:
         layers: Sparse layers by name, ``block<i>.attention`` or ``block<i>.mlp``, in the order of the forward pass.
         aware: Whether features depend on the task.
+        recomputes: Whether blocks recompute their activations in the backward pass.
     """
+
+    recomputes = False
 
     def __init__(self, encoder: InputEncoder, width: int, tasks: Sequence[str], options: ExpertOptions) -> None:
         """Replaces attention and MLPs of the encoder's blocks.
@@ -170,9 +174,19 @@ class ExpertTrunk(nn.Module, ABC):
         for index in indices:
             if self.embeddings:
                 x = self._add_task_tokens(x, tasks)
-            x = self.block(index, x, tasks, statistics, present)
+            x = self._run_block(index, x, tasks, statistics, present)
             found += self.features(x, index, present)
         return x, found
+
+    def _run_block(
+        self, index: int, x: Tensor, tasks: Sequence[str], statistics: dict[str, LayerStatistics], present: Any
+    ) -> Tensor:
+        if not self.recomputes:
+            return self.block(index, x, tasks, statistics, present)
+        own: dict[str, LayerStatistics] = {}  # The block fills it again in the backward pass.
+        x = recomputed(self.block, self.blocks[index], index, x, tasks, own, present)
+        statistics.update(own)
+        return x
 
     @abstractmethod
     def block(
