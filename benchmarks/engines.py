@@ -2,8 +2,8 @@
 
 overhead  seconds that each executor adds to a run of a few steps
 slurm     a job array on a stand-in for SLURM; one job is killed, one comes back
-ray       the suite `digits` on Ray, with and without a shared folder, against this machine: every bit of the results
-node      a node of a Ray cluster is killed in the middle
+ray       `digits` and `scenes` on Ray, with and without a shared folder, against this machine: every bit of the results
+node      nodes of a Ray cluster are killed in the middle, `--kills` of them one after another, and replaced
 head      the head of a Ray cluster is killed in the middle, and the same bench runs again
 
 The last three need Ray: ``pip install "mtlbench[ray]"``. Nodes are processes of this machine.
@@ -43,12 +43,23 @@ if "PYTHONPATH" in os.environ:
     ENVIRONMENT["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
 
 
-def bench(folder: Path, *more: str, steps: int, seeds: int = 1, methods: str = "uniform pcgrad") -> Any:
+SHARING = {"shared folder": [], "no shared folder": ["shared=false", "every=1"]}
+"""Options of the executor `ray`."""
+
+SCENES = ["trainer.batch_size=4", "trainer.log_every=1", "trainer.evaluate_every=0", "floor=false"]
+SCENES += [f"data.options.{split}={count}" for split, count in (("train", 64), ("val", 8), ("test", 8))]
+
+
+def bench(
+    folder: Path, *more: str, steps: int, seeds: int = 1, methods: str = "uniform pcgrad", suite: str = "digits"
+) -> Any:
     """Starts a bench of small runs in a folder, one per method and seed."""
-    (folder / "counting.py").write_text(COUNTING)
-    words = ["data.module=counting:Digits", *SMALL, f"trainer.steps={steps}", "trainer.checkpoint_every=10"]
+    module = suite.capitalize()
+    (folder / "counting.py").write_text(COUNTING.replace("digits", suite).replace("Digits", module))
+    words = [f"data.module=counting:{module}", *(SMALL if suite == "digits" else SCENES)]
+    words += [f"trainer.steps={steps}", "trainer.checkpoint_every=10"]
     words += ["--methods", methods, "--seeds", str(seeds), *more]
-    command = [sys.executable, "-m", "mtlbench.cli", "bench", "digits", *words]
+    command = [sys.executable, "-m", "mtlbench.cli", "bench", suite, *words]
     out = (folder / "output").open("a")
     return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=out, stderr=out)
 
@@ -69,9 +80,13 @@ def done(process: Any, folder: Path) -> None:
 
 def runs_of(folder: Path) -> dict[str, RunFolder]:
     """Returns the runs of the study by id."""
-    root = folder / "results/digits"
-    study = read_json(root / "study.json") or {"rows": []}
-    return {run_id: RunFolder(root, run_id) for row in study["rows"] for run_id in row["runs"]}
+    studies = {path.parent: read_json(path) or {} for path in folder.glob("results/*/study.json")}
+    return {
+        run_id: RunFolder(root, run_id)
+        for root, study in studies.items()
+        for row in study.get("rows", [])
+        for run_id in row["runs"]
+    }
 
 
 def finished(folder: Path) -> int:
@@ -122,22 +137,24 @@ def raylet(node: Any) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
-def overhead(runs: int) -> None:
+def overhead(options: argparse.Namespace) -> None:
     """Prints seconds per run of each executor, one run at a time, beside what the runs themselves took."""
     print("| executor | runs | bench, s | per run, s | of it training, s | added, s |\n|---|---|---|---|---|---|")
     with folder_of("local") as folder:
-        _timed("local", folder, runs, ["--jobs", "1"])
+        _timed("local", folder, options.runs, ["--jobs", "1"])
     with folder_of("slurm") as folder:
-        _timed("slurm (stand-in, 1 job)", folder, runs, ["--executor", "slurm", "--submit", "--option", "jobs=1"])
+        _timed(
+            "slurm (stand-in, 1 job)", folder, options.runs, ["--executor", "slurm", "--submit", "--option", "jobs=1"]
+        )
     try:
         import ray  # noqa: F401
     except ImportError:
         print("Ray is not installed: its rows are left out.")
         return
     with ray_cluster(1) as cluster:
-        for name, options in (("ray", []), ("ray, no shared folder", ["shared=false"])):
+        for name, given in (("ray", []), ("ray, no shared folder", ["shared=false"])):
             with folder_of("ray") as folder:
-                _timed(name, folder, runs, on(cluster, *options))
+                _timed(name, folder, options.runs, on(cluster, *given))
 
 
 def _timed(name: str, folder: Path, runs: int, words: list[str]) -> None:
@@ -176,59 +193,61 @@ def idle(cluster: Path) -> bool:
     return bool(states) and all(state.lstrip("-").isdigit() for state in states)
 
 
-def array(runs: int) -> None:
+def array(options: argparse.Namespace) -> None:
     """Trains on four jobs; the second is killed and the third asked to leave once a few runs are done."""
     with folder_of("slurm") as folder, slurm(folder) as cluster:
         words = ["--executor", "slurm", "--submit", "--jobs", "1", "--option", "jobs=4", "--option", "idle=1"]
         since = time.perf_counter()
-        done(bench(folder, *words, steps=40, seeds=runs), folder)
+        done(bench(folder, *words, steps=40, seeds=options.runs), folder)
         wait_for(lambda: finished(folder) >= 3, seconds=500, every=0.2)
         os.killpg(int(slurm_stand_in.state(cluster, "77_1")[1]), signal.SIGKILL)
         os.kill(int(slurm_stand_in.state(cluster, "77_2")[1]), signal.SIGUSR1)
         wait_for(lambda: idle(cluster), seconds=550, every=0.5)
-        print(f"slurm: {told(folder, 2 * runs, lost=2)}, {time.perf_counter() - since:.0f} s")
+        print(f"slurm: {told(folder, 2 * options.runs, lost=2)}, {time.perf_counter() - since:.0f} s")
 
 
-def identical(runs: int) -> None:
+def identical(options: argparse.Namespace) -> None:
     """Compares the results of Ray, with and without a shared folder, with those of this machine."""
-    outcomes = {}
-    with folder_of("local") as folder:
-        done(bench(folder, "--jobs", str(os.cpu_count()), steps=20), folder)
-        outcomes["local"] = {run_id: outcome(run) for run_id, run in runs_of(folder).items()}
-    for name, options in (("shared folder", []), ("no shared folder", ["shared=false", "every=1"])):
-        with ray_cluster(2) as cluster, folder_of("ray") as folder:
+    for suite in ("digits", "scenes"):
+        with folder_of("local") as folder:
+            done(bench(folder, "--jobs", str(os.cpu_count()), steps=20, suite=suite), folder)
+            here = {run_id: outcome(run) for run_id, run in runs_of(folder).items()}
+        for name, given in SHARING.items():
+            with ray_cluster(2) as cluster, folder_of("ray") as folder:
+                since = time.perf_counter()
+                done(bench(folder, *on(cluster, *given), steps=20, suite=suite), folder)
+                same = {run_id: outcome(run) for run_id, run in runs_of(folder).items()} == here
+                logs = len(list(folder.glob("results/*/logs/*.log")))
+                print(
+                    f"{suite} on ray, {name}: {told(folder, 2)}, results bit-identical to local: {same}, {logs} logs "
+                    f"here, {time.perf_counter() - since:.0f} s",
+                    flush=True,
+                )
+
+
+def node_lost(options: argparse.Namespace) -> None:
+    """Kills every process of a node while it trains and adds another, several times, in one bench."""
+    for name, given in SHARING.items():
+        with ray_cluster(2) as cluster, folder_of("node") as folder:
+            process = bench(folder, *on(cluster, *given), steps=150, seeds=max(2, options.kills))
             since = time.perf_counter()
-            done(bench(folder, *on(cluster, *options), steps=20), folder)
-            same = {run_id: outcome(run) for run_id, run in runs_of(folder).items()} == outcomes["local"]
-            logs = len(list((folder / "results/digits/logs").glob("*.log")))
+            for kills in range(options.kills):
+                wait_for(lambda kills=kills: finished(folder) > kills, seconds=400, every=0.2)
+                wait_for(lambda: _steps(folder) > 30, seconds=200, every=0.1)
+                (victim, *_) = cluster.worker_nodes
+                members = family(raylet(victim))
+                cluster.remove_node(victim, allow_graceful=False)
+                kill(*members)
+                cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+            code, wanted = ended(process, folder, 900), 2 * max(2, options.kills)
             print(
-                f"ray, {name}: {told(folder, 2)}, results bit-identical to local: {same}, {logs} logs here, "
+                f"{options.kills} node(s) lost, {name}: exit {code}, {told(folder, wanted, lost=options.kills)}, "
                 f"{time.perf_counter() - since:.0f} s",
                 flush=True,
             )
 
 
-def node_lost(runs: int) -> None:
-    """Kills every process of one of two nodes while it trains, with and without a shared folder."""
-    for name, options in (("shared folder", []), ("no shared folder", ["shared=false", "every=1"])):
-        with ray_cluster(2) as cluster, folder_of("node") as folder:
-            process = bench(folder, *on(cluster, *options), steps=150, seeds=2)
-            wait_for(lambda: finished(folder) >= 1, seconds=300, every=0.2)
-            wait_for(lambda: _steps(folder) > 30, seconds=100, every=0.1)
-            (victim, *_) = cluster.worker_nodes
-            members = family(raylet(victim))
-            cluster.remove_node(victim, allow_graceful=False)
-            kill(*members)
-            since = time.perf_counter()
-            code = ended(process, folder)
-            print(
-                f"node lost, {name}: exit {code}, {told(folder, 4, lost=2)}, "
-                f"{time.perf_counter() - since:.0f} s after the loss",
-                flush=True,
-            )
-
-
-def head_lost(runs: int) -> None:
+def head_lost(options: argparse.Namespace) -> None:
     """Kills the head node, and runs the same bench on a new cluster."""
     with folder_of("head") as folder:
         with ray_cluster(2) as cluster:
@@ -256,7 +275,8 @@ PARTS = {"overhead": overhead, "slurm": array, "ray": identical, "node": node_lo
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=f"one of {', '.join(PARTS)}")
-    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=10, help="runs of the parts overhead and slurm")
+    parser.add_argument("--kills", type=int, default=5, help="nodes that the part node kills")
     chosen = parser.parse_args()
     for part in chosen.parts:
-        PARTS[part](chosen.runs)
+        PARTS[part](chosen)
