@@ -233,7 +233,7 @@ def graph_fault(inputs: Any) -> str | None:
     )
     hint = "Make one of samples with mtlbench.tasks.inputs.stacked."
     keys = ("nodes", "edges", "linked", "mask")
-    found = [inputs.get(key) for key in keys] if isinstance(inputs, Mapping) else []
+    found: list[Any] = [inputs.get(key) for key in keys] if isinstance(inputs, Mapping) else []
     if not found or not all(isinstance(value, Tensor) for value in found):
         have = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
         return f"{rule}. Found {have}. {hint}"
