@@ -3,19 +3,18 @@
 The cost is the time of a forward and backward pass of a sparse MLP relative to a dense one of equal active FLOPs: k
 experts of width 4 D / k against one MLP of width 4 D. Each pair has new routes, either balanced (all experts equally
 likely) or skewed (Zipf: expert i has probability proportional to 1 / i). Dispatch is measured, routing is not. Both
-networks take turns in one process. Times are CPU times of one thread.
+networks take turns in one process. Times are CPU times of one thread, or wall times on a GPU.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from pairs import spread
+from pairs import DEVICE, clock, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,32 +67,32 @@ class Case:
     dtype: torch.dtype
 
     def draw(self, *shape: int) -> Tensor:
-        return (0.05 * torch.randn(shape)).to(self.dtype).requires_grad_()
+        return (0.05 * torch.randn(shape)).to(DEVICE, self.dtype).requires_grad_()
 
     def route(self) -> Tensor:
         """Returns new choices: (N, k), distinct in each row."""
         likelihood = torch.arange(1, self.experts + 1) ** -self.zipf
-        return torch.multinomial(likelihood.expand(self.tokens, -1), TOP_K)
+        return torch.multinomial(likelihood.expand(self.tokens, -1), TOP_K).to(DEVICE)
 
 
-def measure(case: Case, pairs: int) -> list[tuple[float, float]]:
+def measure(case: Case, pairs: int, *, backend: str = "auto", warmup: int = WARMUP) -> list[tuple[float, float]]:
     """Returns seconds of a sparse and of a dense step, for every pair after the warm-up."""
     torch.manual_seed(0)
-    renew, sparse = sparse_step(case)
+    renew, sparse = sparse_step(case, backend)
     dense = dense_step(case)
     rounds = pairs if case.tokens <= 4096 else max(5, pairs // 4)
     found = []
-    for _ in range(WARMUP + rounds):
+    for _ in range(warmup + rounds):
         renew()
-        times = [time.process_time()]
+        times = [clock()]
         for step in (sparse, dense):
             step()
-            times.append(time.process_time())
+            times.append(clock())
         found.append((times[1] - times[0], times[2] - times[1]))
-    return found[WARMUP:]
+    return found[warmup:]
 
 
-def sparse_step(case: Case) -> tuple[Step, Step]:
+def sparse_step(case: Case, backend: str = "auto") -> tuple[Step, Step]:
     """Returns a function that draws new routes, and one that runs forward and backward."""
     width, hidden, experts = case.width, 4 * case.width // TOP_K, case.experts
     shapes = ((experts, width, hidden), (experts, hidden), (experts, hidden, width), (experts, width))
@@ -102,11 +101,11 @@ def sparse_step(case: Case) -> tuple[Step, Step]:
 
     def renew() -> None:
         routes["chosen"] = case.route()
-        routes["gates"] = torch.rand(case.tokens, TOP_K).to(case.dtype).requires_grad_()
+        routes["gates"] = torch.rand(case.tokens, TOP_K).to(DEVICE, case.dtype).requires_grad_()
 
     def step() -> None:
         dispatch = Dispatch.of(routes["chosen"], experts)
-        result = expert_mlp(tokens, routes["gates"], dispatch, *weights)
+        result = expert_mlp(tokens, routes["gates"], dispatch, *weights, backend=backend)
         torch.autograd.grad(result, [tokens, routes["gates"], *weights], upstream)
 
     return renew, step

@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from pairs import DEVICE
+
 from mtlbench.data import Batch, Collate
 from mtlbench.data_modules.scenes import Scenes
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
@@ -26,6 +30,7 @@ class Case:
     tasks: dict[str, Task]
     encoder: str
     options: dict[str, Any]
+    precision: str = "32-true"
 
     @cached_property
     def _batch(self) -> Batch:
@@ -34,11 +39,15 @@ class Case:
         for sample in samples:
             copies = {name: sample["targets"]["depth"] for name in self.tasks if name not in Scenes.TASKS}
             sample["targets"] |= copies
-        return Collate(self.tasks)(samples)
+        return move_data_to_device(Collate(self.tasks)(samples), DEVICE)
 
     def batch(self) -> Batch:
-        """Returns the batch, in which tasks that scenes do not have are copies of depth."""
+        """Returns the batch on the device, in which tasks that scenes do not have are copies of depth."""
         return self._batch
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context in which a bare step runs its forward pass."""
+        return torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     def method(self, name: str, **changes: Any) -> MTLMethod:
         """Returns a method on this network, built."""
@@ -54,24 +63,24 @@ class Case:
         return method
 
 
-def _named(*names: str) -> dict[str, Task]:
+def named(*names: str) -> dict[str, Task]:
     return {name: Scenes.TASKS[name] for name in names}
 
 
 CASES = {
-    "vit": Case("ViT-Tiny 96 px, batch 16, 5 tasks", 16, 96, _named(*FIVE), "vit_tiny_patch16_224", {}),
-    "resnet": Case("resnet18 96 px, batch 8, 5 tasks", 8, 96, _named(*FIVE), "resnet18", {}),
+    "vit": Case("ViT-Tiny 96 px, batch 16, 5 tasks", 16, 96, named(*FIVE), "vit_tiny_patch16_224", {}),
+    "resnet": Case("resnet18 96 px, batch 8, 5 tasks", 8, 96, named(*FIVE), "resnet18", {}),
 }
 
 
-def _depths(count: int) -> dict[str, Task]:
+def depths(count: int) -> dict[str, Task]:
     return {f"depth{i}": Depth(f"depth{i}") for i in range(count)}
 
 
-LARGE = Case("ViT-B 64 px, batch 1, 13 tasks", 1, 64, _depths(13), "vit_base_patch16_224", {})
+LARGE = Case("ViT-B 64 px, batch 1, 13 tasks", 1, 64, depths(13), "vit_base_patch16_224", {})
 """A row has 86 million numbers, so memory depends on the number of rows and not on the image size."""
 
 
 def many_tasks(count: int) -> Case:
     """Returns a small transformer with the given number of depth tasks."""
-    return Case(f"{count} tasks", 8, 64, _depths(count), "vit_tiny_patch16_224", SMALL_VIT)
+    return Case(f"{count} tasks", 8, 64, depths(count), "vit_tiny_patch16_224", SMALL_VIT)

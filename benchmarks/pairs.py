@@ -1,6 +1,7 @@
 """Times steps of the training loop and of bare PyTorch alternately in one process, and parses the command line.
 
-Times are CPU times of the process (one thread), so that other load on the machine does not affect them.
+Without a GPU, times are CPU times of the process (one thread), so that other load on the machine does not affect them.
+On a GPU, they are wall times between waits for the device.
 """
 
 from __future__ import annotations
@@ -21,12 +22,23 @@ from torch.utils.data import DataLoader
 
 from mtlbench.data import Batch, MTLDataModule
 from mtlbench.method import MTLMethod
+from mtlbench.networks.blocks import full_precision
 from mtlbench.runs.spec import RunSpec
 from mtlbench.tasks import Task
 from mtlbench.training.callbacks import EndOfStep
 from mtlbench.training.loggers import MetricsFile
 from mtlbench.training.malloc import keep_freed_memory
 from mtlbench.training.trainer import build_trainer
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def clock() -> float:
+    """Returns the time in seconds when the device has no work left."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 class OneBatch(MTLDataModule):
@@ -55,18 +67,18 @@ class Pairs(L.Callback):
         self._since = 0.0
 
     def on_train_start(self, *args: Any) -> None:
-        self._since = time.process_time()
+        self._since = clock()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step % self.block:
             return
-        times = [self._since, time.process_time()]
+        times = [self._since, clock()]
         for step in self.bare:
             for _ in range(self.block):
                 step()
-            times.append(time.process_time())
+            times.append(clock())
         self.seconds.append(tuple((b - a) / self.block for a, b in itertools.pairwise(times)))
-        self._since = time.process_time()
+        self._since = clock()
 
     def pairs(self) -> list[tuple[float, ...]]:
         return self.seconds[self.warmup :]
@@ -91,14 +103,19 @@ def run_parts(about: str, parts: Mapping[str, Callable[[int], None]]) -> None:
 
 
 def measure(
-    method: MTLMethod, batch: Batch, *bare: Callable[[], None], blocks: int, block: int = 1
+    method: MTLMethod,
+    batch: Batch,
+    *bare: Callable[[], None],
+    blocks: int,
+    block: int = 1,
+    precision: str = "32-true",
 ) -> list[tuple[float, ...]]:
     """Returns seconds per step of the framework and of each bare loop, for every block after the warm-up."""
     keep_freed_memory()  # as in every run
     pairs = Pairs(bare, block)
     steps = (blocks + pairs.warmup) * block
     data = OneBatch(method.tasks, batch, steps)
-    trainer = {"precision": "32-true", "steps": steps, "accumulate": 1, "clip": 0.0}
+    trainer = {"precision": precision, "steps": steps, "accumulate": 1, "clip": 0.0}
     spec = RunSpec("benchmark", "benchmark", 0, {"name": "benchmark"}, {}, {}, {}, {}, trainer)
     with tempfile.TemporaryDirectory() as folder:
         periods = {"log_every": 10, "evaluate_every": 0, "checkpoint_every": 0}
@@ -113,7 +130,7 @@ def losses_of(
     """Returns the mean loss of every task: the computation of a step without the framework."""
     found = predictions or network(batch["image"], list(method.tasks)).predictions
     return [
-        task.scale * task.loss(found[name], batch["targets"][name]) / max(1, batch["counts"][name])
+        task.scale * task.loss(full_precision(found[name]), batch["targets"][name]) / max(1, batch["counts"][name])
         for name, task in method.tasks.items()
     ]
 

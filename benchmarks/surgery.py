@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from networks import CASES, LARGE, Case, many_tasks
-from pairs import losses_of, measure, run_parts, spread
+from pairs import DEVICE, losses_of, measure, run_parts, spread
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
@@ -152,7 +152,8 @@ def floor(method: MTLMethod, case: Case) -> Step:
     batch = case.batch()
 
     def step() -> None:
-        losses = losses_of(method, network, batch)
+        with case.autocast():
+            losses = losses_of(method, network, batch)
         for i, loss in enumerate(losses):
             wanted = [*shared, *owned[i]]
             found = torch.autograd.grad(loss, wanted, retain_graph=i + 1 < len(losses), allow_unused=True)
@@ -169,9 +170,11 @@ def in_one_pass(method: MTLMethod, case: Case) -> Step:
     batch = case.batch()
 
     def step() -> None:
-        outputs = network(batch["image"], list(method.tasks))
+        with case.autocast():
+            outputs = network(batch["image"], list(method.tasks))
+            losses = losses_of(method, network, batch, outputs.predictions)
         z, cotangents = outputs.representation, []
-        for i, loss in enumerate(losses_of(method, network, batch, outputs.predictions)):
+        for i, loss in enumerate(losses):
             *heads, cotangent = torch.autograd.grad(loss, [*owned[i], z])
             cotangents.append(cotangent)
             for parameter, gradient in zip(owned[i], heads, strict=True):
@@ -191,7 +194,9 @@ def uniform(method: MTLMethod, case: Case) -> Step:
 
     def step() -> None:
         optimiser.zero_grad()
-        sum(losses_of(method, network, batch)).backward()
+        with case.autocast():
+            total = sum(losses_of(method, network, batch))
+        total.backward()
         optimiser.step()
 
     return step
@@ -204,8 +209,9 @@ def torchjd(method: MTLMethod, case: Case) -> Step:
 
     def step() -> None:
         optimiser.zero_grad()
-        outputs = network(batch["image"], list(method.tasks))
-        losses = losses_of(method, network, batch, outputs.predictions)
+        with case.autocast():
+            outputs = network(batch["image"], list(method.tasks))
+            losses = losses_of(method, network, batch, outputs.predictions)
         mtl_backward(losses, features=outputs.representation, tasks_params=owned, shared_params=shared)
         jac_to_grad(shared, aggregator)
         optimiser.step()
@@ -217,14 +223,16 @@ def libmtl(method: MTLMethod, case: Case) -> Step:
     """Returns a function that does one step of PCGrad by LibMTL's own engine."""
     network, optimiser, shared, _ = _parts(method)
     batch, rule = case.batch(), their_pcgrad()()
-    rule.task_num, rule.rep_grad, rule.device = len(method.tasks), False, torch.device("cpu")
+    rule.task_num, rule.rep_grad, rule.device = len(method.tasks), False, DEVICE
     rule.get_share_params = lambda: shared
     # As its architectures do; later steps of the rule write into these gradients.
     rule.zero_grad_share_params = lambda: [p.grad.zero_() for p in shared]
 
     def step() -> None:
         optimiser.zero_grad()
-        rule.backward(torch.stack(losses_of(method, network, batch)))
+        with case.autocast():
+            losses = torch.stack(losses_of(method, network, batch))
+        rule.backward(losses)
         optimiser.step()
 
     return step
@@ -242,7 +250,7 @@ def their_pcgrad() -> Any:
 
 
 def _parts(method: MTLMethod):
-    network = copy.deepcopy(method.network).train()
+    network = copy.deepcopy(method.network).to(DEVICE).train()
     names = list(method.tasks)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
     return network, optimiser, network.shared_parameters(names), [network.task_parameters(name) for name in names]

@@ -125,3 +125,8 @@ def test_places_that_the_docs_name_exist(page: Path) -> None:
     places = [f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in TREE]
     lost = [name for name in named if name not in MADE and not any(place.endswith(f"/{name}") for place in places)]
     assert lost == []
+
+
+def test_every_benchmark_has_a_row_on_the_page_of_performance() -> None:
+    rows = set(re.findall(r"`(\w+\.py)`", (DOCS / "performance.md").read_text()))
+    assert rows == {path.name for path in (ROOT / "benchmarks").glob("*.py")}

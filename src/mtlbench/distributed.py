@@ -1,8 +1,12 @@
-"""Sums and means over the ranks of a distributed run; identities where there is only one process."""
+"""Sums and means over the ranks of a run, identities where there is only one process; and copies to a device.
+
+The host does not wait for the device in either.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -96,3 +100,18 @@ def gather_rows(rows: Tensor) -> Tensor:
     equal[: len(rows)] = rows
     whole = gather(equal.flatten()).view(world_size(), most, *shape)
     return torch.cat([part[:count] for part, count in zip(whole, counts, strict=True)])
+
+
+def sent(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns numbers, or lists of them, as a tensor on the device of another.
+
+    ``torch.tensor(values, device=...)`` waits until a GPU has done all of its earlier work.
+
+    Args:
+        values: Numbers on the host.
+        like: Tensor whose device, and type, the result has.
+        dtype: Type of the result, if it is another.
+    """
+    on_gpu = like.device.type == "cuda"
+    host = torch.tensor(values, dtype=dtype or like.dtype, pin_memory=on_gpu)
+    return host.to(like.device, non_blocking=on_gpu)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mtlbench.distributed import sent
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.registry import Registered
 from mtlbench.seeding import seed_of
@@ -52,6 +53,15 @@ class Context:
     preview: Callable[[Tensor], Tensor] = lambda gradient: _no_lookahead(gradient)
     descent: Callable[[Tensor], Tensor] = lambda gradient: _no_lookahead(gradient)
     lr: float = 1.0
+
+    def index(self, values: Tensor) -> slice | Tensor:
+        """Returns an index of the active tasks in values (T, ...), for reading and writing.
+
+        A list as an index would be copied to the device, and waited for.
+        """
+        if len(self.active) == len(values):
+            return slice(None)
+        return sent(self.active, values, torch.int64)
 
 
 class Balancer(nn.Module, Registered):

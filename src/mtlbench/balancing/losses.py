@@ -35,18 +35,20 @@ class ReducedLosses:
     def factors(self) -> Tensor:
         """(T,) factors that turn a sum into its part of the scaled mean."""
         values = [scale / max(1, count) for scale, count in zip(self.scales, self.counts, strict=True)]
-        return torch.tensor(values, dtype=self.totals.dtype, device=self.totals.device)
+        return distributed.sent(values, self.totals)
 
     @cached_property
     def losses(self) -> Tensor:
         """(A,) scaled mean losses of the active tasks."""
         scaled = self.totals * self.factors
-        return scaled if len(self.active) == len(self.counts) else scaled[list(self.active)]
+        if len(self.active) == len(self.counts):
+            return scaled
+        return scaled[distributed.sent(self.active, scaled, torch.int64)]
 
     def means(self) -> Tensor:
         """Returns (T,) unscaled means, NaN for absent tasks, for the log."""
         counts = [count or float("nan") for count in self.counts]
-        return self.totals / torch.tensor(counts, dtype=self.totals.dtype, device=self.totals.device)
+        return self.totals / distributed.sent(counts, self.totals)
 
     def __add__(self, other: ReducedLosses) -> ReducedLosses:
         """Joins two micro-batches of one step."""

@@ -94,10 +94,7 @@ def total_loss(method: Trained, state: StepState) -> Tensor:
     else:  # The plain sum needs no derivative.
         weights, value = torch.ones_like(ctx.losses), ctx.losses.sum()
     state.rows = {i: weights[a] * shares[i] for a, i in enumerate(ctx.active)}
-    if len(weights) == len(method.tasks):  # An index would be copied to the device in every step.
-        method.loss_weights.copy_(weights)
-    else:
-        method.loss_weights[list(ctx.active)] = weights.to(method.loss_weights)
+    method.loss_weights[ctx.index(method.loss_weights)] = weights.to(method.loss_weights)
     own = value if method.surgery.rest else value.detach()
     state.extra = sum(found.regularisers.values(), own)
     # Value of the combined loss, gradient of Σ c_i L_i. Every share stays in the graph, also of absent tasks, and
@@ -233,7 +230,7 @@ def _bad_losses(balancer: Balancer, reduced: ReducedLosses) -> Tensor:
     """Returns (T,) bool: tasks whose loss is not finite, or not positive where it must be."""
     bad = ~reduced.totals.isfinite()
     if balancer.POSITIVE:
-        present = torch.tensor([count > 0 for count in reduced.counts], device=bad.device)
+        present = distributed.sent([count > 0 for count in reduced.counts], bad)
         bad |= (reduced.totals * reduced.factors <= balancer.floor) & present
     return bad
 
@@ -290,4 +287,4 @@ def _look_ahead(method: Trained, state: StepState, change: Tensor | None, wanted
             sums = loss_sums(method.network, method.tasks, state.batch, [names[i] for i in wanted])
             totals = distributed.sum_(torch.stack(sums))
     factors = [last.scales[i] / last.counts[i] if last.counts[i] else float("nan") for i in wanted]
-    return totals * totals.new_tensor(factors)
+    return totals * distributed.sent(factors, totals)

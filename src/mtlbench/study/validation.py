@@ -310,6 +310,8 @@ def _check_balancer(record: Mapping[str, Any], suite: Suite, tasks: int, devices
     faults = list(refusals(needs.chosen(trainer.surgery), trainer.accumulate))
     if needs.view == "representation" and trainer.compile:
         faults.append("A compiled network hides its representation: trainer.compile must be empty.")
+    if needs.hook is not None and trainer.strategy == "fsdp" and devices > 1:
+        faults.append("A gradient rule needs whole gradients on every rank. Set trainer.strategy=ddp, or leave it out.")
     if faults:
         raise SuiteError("\n".join(f"{entry['name']}: {fault}" for fault in faults))
 
@@ -345,6 +347,13 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         if suite.selection == "best" and not trainer.evaluate_every:
             raise SuiteError("selection: best needs evaluations during training: set trainer.evaluate_every.")
 
+    def shards_are_not_diagnosed() -> None:
+        if trainer.strategy == "fsdp" and devices > 1 and trainer.diagnose_every:
+            raise SuiteError(
+                "Gradient conflict is measured on whole gradients, which trainer.strategy=fsdp does not have. Found "
+                f"trainer.diagnose_every={trainer.diagnose_every}. Set it to 0."
+            )
+
     name = suite.model.encoder.rpartition(":")[2]
 
     def encoder_takes_options() -> None:
@@ -365,6 +374,7 @@ def _training_checks(suite: Suite, devices: int) -> dict[str, Callable[[], None]
         "trainer.surgery": lambda: _known("way of surgery", trainer.surgery, WAYS),
         "trainer.compile": lambda: _check_backend(trainer.compile),
         "trainer.strategy": lambda: _known("strategy", trainer.strategy, STRATEGIES),
+        "trainer.diagnose_every": shards_are_not_diagnosed,
         "trainer.precision": lambda: _known("precision", trainer.precision, PRECISIONS),
         "trainer.batch_size": lambda: check_division(trainer.batch_size, devices, trainer.accumulate),
         "selection": best_needs_evaluation,

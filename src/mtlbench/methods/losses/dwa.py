@@ -60,11 +60,12 @@ class DWA(Balancer):
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Returns the weighted sum of (A,) losses."""
-        return (self.task_weights()[list(ctx.active)].to(losses) * losses).sum()
+        weights = self.task_weights()
+        return (weights[ctx.index(weights)].to(losses) * losses).sum()
 
     def after_step(self, ctx: Context) -> None:
         """Adds the step's losses to the epoch's sums."""
-        active = list(ctx.active)
+        active = ctx.index(self.sums)
         self.sums[active] += ctx.losses.to(self.sums)
         self.steps[active] += 1
 

@@ -61,15 +61,15 @@ class FAMO(Balancer):
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Returns the scaled sum of log losses (A,) → ()."""
         distance = self._distance(losses)
-        z = torch.softmax(self.logits[list(ctx.active)], 0).to(losses)
+        z = torch.softmax(self.logits[ctx.index(self.logits)], 0).to(losses)
         scale = (z / distance).sum().detach()
         self._before = distance.detach().log()
         return len(losses) * (z * distance.log() / scale).sum()
 
     def after_step(self, ctx: Context) -> None:
         """Moves the logits: a task whose loss fell faster than the others loses weight."""
-        active = list(ctx.active)
-        if len(self._before) != len(active):
+        active = ctx.index(self.logits)
+        if len(self._before) != len(ctx.active):
             return  # The last micro-batch has other tasks than the step, so losses cannot be compared.
         delta = self._before - self._distance(ctx.lookahead(None)).log()
         delta = delta.nan_to_num(0.0).to(self.logits)  # NaN means that a task has no label in the last micro-batch.

@@ -67,7 +67,7 @@ class Fixed(Balancer):
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Returns the weighted sum of (A,) losses."""
-        return (self.task_weights[list(ctx.active)].to(losses) * losses).sum()
+        return (self.task_weights[ctx.index(self.task_weights)].to(losses) * losses).sum()
 
 
 def _check(weights: Sequence[float]) -> None:

@@ -54,7 +54,7 @@ class IGB(Balancer):
         """Returns the weighted sum of the logarithms of (A,) losses, scaled."""
         weights = torch.ones_like(losses)
         if ctx.epoch > self.base_epoch:
-            ratios = losses.detach() / (self.sums / self.steps)[list(ctx.active)].to(losses)
+            ratios = losses.detach() / (self.sums / self.steps)[ctx.index(self.sums)].to(losses)
             ratios = torch.where(ratios.isnan(), ratios.nanmean().nan_to_num(), ratios)
             weights = len(losses) * torch.softmax(ratios, 0)
         value = (weights * losses.log()).sum()
@@ -63,6 +63,6 @@ class IGB(Balancer):
     def after_step(self, ctx: Context) -> None:
         """Adds the losses of a step of epoch ``base_epoch`` to the sums from which z is computed."""
         if ctx.epoch == self.base_epoch:
-            active = list(ctx.active)
+            active = ctx.index(self.sums)
             self.sums[active] += ctx.losses.to(self.sums)
             self.steps[active] += 1

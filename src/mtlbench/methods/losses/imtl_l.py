@@ -40,4 +40,4 @@ class IMTLL(Balancer):
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Weighs (A,) losses; the logarithms see the same gradient on all ranks."""
-        return log_scaled(losses, self.log_weight[list(ctx.active)])
+        return log_scaled(losses, self.log_weight[ctx.index(self.log_weight)])

@@ -77,11 +77,11 @@ class STCH(Balancer):
     def after_step(self, ctx: Context) -> None:
         """Adds the losses of a step of epoch ``warmup_epochs`` to the sums from which z is computed."""
         if ctx.epoch == self.warmup_epochs:
-            active = list(ctx.active)
+            active = ctx.index(self.sums)
             self.sums[active] += ctx.losses.to(self.sums)
             self.steps[active] += 1
 
     def _log_nadir(self, logs: Tensor, ctx: Context) -> Tensor:
-        known = self.nadir()[list(ctx.active)].to(logs).log()
+        known = self.nadir()[ctx.index(self.sums)].to(logs).log()
         mean = (logs - known).nanmean().nan_to_num()  # 0 if no task has a nadir.
         return torch.where(known.isnan(), logs - mean, known)

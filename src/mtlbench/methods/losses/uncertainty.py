@@ -73,6 +73,6 @@ class Uncertainty(Balancer):
 
     def combine_losses(self, losses: Tensor, ctx: Context) -> Tensor:
         """Weighs (A,) losses by their learned precision; the log-variances see the same gradient on all ranks."""
-        active = list(ctx.active)
+        active = ctx.index(self.log_variance)
         s, factors = self.log_variance[active], self.factors[active]
         return (factors * torch.exp(-s) * losses + s).sum()

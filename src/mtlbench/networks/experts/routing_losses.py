@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mtlbench.distributed import sent
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.networks.experts import (
     ExpertLayer,
@@ -134,7 +135,7 @@ def _pack(layers: Mapping[str, LayerStatistics], images: int, present: Sequence[
     # Sums weighted by images can be added over ranks and micro-batches and divided once at the end.
     columns = [column for layer in layers.values() for column in _columns(layer)]
     table = images * torch.cat(columns, 1)
-    tail = table.new_tensor([[float(images), flag] for flag in present])
+    tail = sent([[float(images), flag] for flag in present], table)
     return torch.cat((table, tail), 1).unbind()
 
 
