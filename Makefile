@@ -44,7 +44,7 @@ lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 mutants: $(STAMP) ## Make small faults in the core on purpose and count those that the tests notice (hours)
-	@$(BIN)/python benchmarks/mutants.py
+	@$(BIN)/python -m benchmarks.mutants
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'

@@ -1,4 +1,4 @@
-"""Writes docs/coverage.md, what of other libraries and papers has a row here: ``python benchmarks/coverage.py``.
+"""Writes docs/coverage.md, what of other libraries and papers has a row here: ``python -m benchmarks.coverage``.
 
 The table is benchmarks/coverage.tsv: where a name is from, the methods or suites that implement or use it, and a note,
 which gives the reason if there are none. Tests compare it with the installed TorchJD and with what is shipped, and the
@@ -19,7 +19,7 @@ PAGE, SUITES = ROOT / "docs" / "coverage.md", ROOT / "experiments"
 HEAD = """# Coverage
 
 This page lists the rules, networks, systems and data sets of other libraries and papers, and the methods and suites
-that implement or use them here, or the reason why none does. `python benchmarks/coverage.py` writes it from
+that implement or use them here, or the reason why none does. `python -m benchmarks.coverage` writes it from
 `benchmarks/coverage.tsv`. A test compares the rules of TorchJD with the installed version, so a rule added in a new
 release shows up as a missing row. The rules and architectures of LibMTL are those of its public repository.
 """

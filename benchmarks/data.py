@@ -1,4 +1,4 @@
-"""Prints samples per second of the data pipeline on one core: ``python benchmarks/data.py [size] [images] [seconds]``.
+"""Prints samples per second of the data pipeline on one core: ``python -m benchmarks.data [size] [images] [seconds]``.
 
 Each image has five label maps, read from the cache or from files. The reference is a plain pipeline in which Pillow
 decodes the image and five PNG label maps, and torchvision crops, resizes and flips them. The second part measures

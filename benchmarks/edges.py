@@ -1,7 +1,7 @@
 """CPU seconds to score the edges of one 512 x 512 image at 99 thresholds, compared with one matching per threshold.
 
-    OMP_NUM_THREADS=1 python benchmarks/edges.py [--size 512] [--sample 5]
-    OMP_NUM_THREADS=1 python benchmarks/edges.py --size 128 --assignment
+    OMP_NUM_THREADS=1 python -m benchmarks.edges [--size 512] [--sample 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.edges --size 128 --assignment
 
 The reference solves the matching of each threshold separately on the same thinned maps and is timed at ``--sample`` of
 the 99 thresholds. It uses scipy's Hopcroft-Karp or, with ``--assignment``, the least-distance assignment of BSDS. The

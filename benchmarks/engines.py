@@ -1,4 +1,4 @@
-"""Measures the executors: ``python benchmarks/engines.py [overhead] [slurm] [ray] [node] [head] [--runs N]``.
+"""Measures the executors: ``python -m benchmarks.engines [overhead] [slurm] [ray] [node] [head] [--runs N]``.
 
 overhead  seconds that each executor adds to a run of a few steps
 slurm     a job array on a stand-in for SLURM; one job is killed, one comes back

@@ -1,4 +1,4 @@
-"""Prints the cost of sparse experts: ``python benchmarks/experts.py [pairs]``.
+"""Prints the cost of sparse experts: ``python -m benchmarks.experts [pairs]``.
 
 The cost is the time of a forward and backward pass of a sparse MLP relative to a dense one of equal active FLOPs: k
 experts of width 4 D / k against one MLP of width 4 D. Each pair has new routes, either balanced (all experts equally
@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from pairs import DEVICE, clock, spread
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.pairs import DEVICE, clock, spread
 from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
 from mtlbench.training.malloc import keep_freed_memory
 

@@ -1,4 +1,4 @@
-"""Checks and times training on a GPU: ``python benchmarks/gpu.py [PART ...] [--small] [--json gpu.json]``.
+"""Checks and times training on a GPU: ``python -m benchmarks.gpu [PART ...] [--small] [--json gpu.json]``.
 
 Parts: ``correct`` (CUDA against the CPU, precisions, NCCL, resume, waits of the host), ``surgery`` (steps of gradient
 rules over their floor), ``experts`` (sparse over dense at equal FLOPs), ``data`` (images per second against a step) and
@@ -29,8 +29,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from networks import CASES, FIVE, SMALL_VIT, Case, depths, named
-from pairs import DEVICE, OneBatch, clock, losses_of, measure
+
+from benchmarks.networks import CASES, FIVE, SMALL_VIT, Case, depths, named
+from benchmarks.pairs import DEVICE, OneBatch, clock, losses_of, measure
 
 SECONDS = {"correct": 85.0, "surgery": 110.0, "experts": 45.0, "data": 40.0, "bench": 180.0}
 """Longest time of each part, 460 s in all."""
@@ -139,8 +140,7 @@ def _one_rank() -> dict[str, Any]:
 
 def waits(rule: str, *, planted: bool = False) -> dict[str, Any]:
     """Returns where the host waits for the device in the watched steps of a rule."""
-    from host_waits import LAST, Watch
-
+    from benchmarks.host_waits import LAST, Watch
     from mtlbench.runs.spec import RunSpec
     from mtlbench.training.trainer import build_trainer
 
@@ -189,7 +189,7 @@ def _on_host(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def surgery(run: Run) -> None:
     """Times steps of gradient rules over their floor, beside TorchJD and, where it imports, LibMTL."""
-    import surgery as steps
+    from benchmarks import surgery as steps
 
     others = {"TorchJD": steps.torchjd} | ({"LibMTL": steps.libmtl} if steps.their_pcgrad() else {})
     pairs = 3 if run.small else 12
@@ -213,7 +213,7 @@ def _cases(*, small: bool) -> list[Case]:
 
 
 def _rule(case: Case, name: str, way: str, pairs: int) -> dict[str, Any]:
-    import surgery as steps
+    from benchmarks import surgery as steps
 
     method = case.method(name, surgery=way)
     bare = (steps.floor(method, case), steps.uniform(method, case))
@@ -221,7 +221,7 @@ def _rule(case: Case, name: str, way: str, pairs: int) -> dict[str, Any]:
 
 
 def _other(case: Case, make: Callable[[Any, Case], Callable[[], None]], pairs: int) -> dict[str, Any]:
-    import surgery as steps
+    from benchmarks import surgery as steps
 
     method = case.method("uniform")
     bare = (make(method, case), steps.floor(method, case), steps.uniform(method, case))
@@ -250,8 +250,8 @@ def experts(run: Run) -> None:
 
 
 def _sparse(run: Run, tokens: int, backend: str, zipf: float) -> dict[str, Any]:
-    from experts import Case as Sparse
-    from experts import measure as timed
+    from benchmarks.experts import Case as Sparse
+    from benchmarks.experts import measure as timed
 
     width, pairs, warmup = (32, 3, 1) if run.small else (768, 15, 5)
     found = timed(Sparse(tokens, width, 16, zipf, torch.bfloat16), pairs, backend=backend, warmup=warmup)
@@ -274,7 +274,7 @@ def _pipeline(run: Run) -> dict[str, Any]:
 
     # Its import sets the number of threads for all processes that follow.
     with mock.patch.dict(os.environ):
-        import data as pipeline
+        from benchmarks import data as pipeline
 
     pixels, images, batch, steps = (32, 4, 2, 3) if run.small else (448, 64, 16, 60)
     workers = 0 if run.small else max(1, min(16, (os.cpu_count() or 2) - 1))

@@ -1,4 +1,4 @@
-"""Prints how well affinities rank groups of tasks: ``python benchmarks/group_quality.py [results/grouping]``.
+"""Prints how well affinities rank groups of tasks: ``python -m benchmarks.group_quality [results/grouping]``.
 
 Reads a finished study that trained the groups, such as suite `grouping`, and trains nothing. A line is a row of the
 study: a grouping method, or a method that measured affinities while it trained all tasks together (`it_mtl`,

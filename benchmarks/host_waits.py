@@ -15,9 +15,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from pairs import DEVICE
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.pairs import DEVICE
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST, LAST = 2, 10

@@ -1,4 +1,4 @@
-"""Prints what the checks of labels cost beside a step of `scenes`: ``python benchmarks/label_checks.py [pairs]``.
+"""Prints what the checks of labels cost beside a step of `scenes`: ``python -m benchmarks.label_checks [pairs]``.
 
 `Collate` checks the form of every target, and its values when a process first sees the sample. Blocks take turns in one
 process: the uniform step of suite `scenes`, and stacking its batch with all checks, with those of samples seen before,
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Collection, Sequence
 
 import torch
-from pairs import measure, spread
 
+from benchmarks.pairs import measure, spread
 from mtlbench import suite as suites
 from mtlbench.data import Collate, Sample
 from mtlbench.data_modules.scenes import Scenes

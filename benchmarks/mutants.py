@@ -1,9 +1,9 @@
 """Share of small faults, made on purpose in the core, that the tests notice.
 
-    python benchmarks/mutants.py --count 60              # a sample over all rooms, seconds to a minute each
-    python benchmarks/mutants.py --room runs --count 30  # one room
-    python benchmarks/mutants.py --again                 # the survivors once more, with the tests of today
-    python benchmarks/mutants.py --list-survivors
+    python -m benchmarks.mutants --count 60              # a sample over all rooms, seconds to a minute each
+    python -m benchmarks.mutants --room runs --count 30  # one room
+    python -m benchmarks.mutants --again                 # the survivors once more, with the tests of today
+    python -m benchmarks.mutants --list-survivors
 
 Each mutant is one change of one place: a comparison, an operator, a constant, a condition, or a call left out. It is
 made in a copy of the project, and the tests of its room run there until the first failure, the likeliest and quickest

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from pairs import DEVICE
 
+from benchmarks.pairs import DEVICE
 from mtlbench.data import Batch, Collate
 from mtlbench.data_modules.scenes import Scenes
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod

@@ -1,4 +1,4 @@
-"""Prints the duration of a bench whose runs are all complete: ``python benchmarks/noop.py [repeats]``."""
+"""Prints the duration of a bench whose runs are all complete: ``python -m benchmarks.noop [repeats]``."""
 
 from __future__ import annotations
 

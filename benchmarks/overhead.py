@@ -1,4 +1,4 @@
-"""Prints what Lightning and MTLMethod add to a step of a two-layer network: ``python benchmarks/overhead.py``."""
+"""Prints what Lightning and MTLMethod add to a step of a two-layer network: ``python -m benchmarks.overhead``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from pairs import losses_of, measure, spread
 from torch import Tensor, nn
 
+from benchmarks.pairs import losses_of, measure, spread
 from mtlbench.data import Collate
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs

@@ -3,8 +3,8 @@
 It learns from the labels of five tasks (all of `Scenes` but normals) on rendered scenes whose ``scene_seed`` no
 suite uses. Suites therefore start from an encoder that has seen other scenes of the same renderer with these labels.
 
-    python benchmarks/pretrain.py scenes
-    python benchmarks/pretrain.py scenes_vit
+    python -m benchmarks.pretrain scenes
+    python -m benchmarks.pretrain scenes_vit
 
 Prints losses, and the scores on further scenes of the pretraining seed at the end.
 """

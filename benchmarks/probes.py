@@ -1,4 +1,4 @@
-"""Prints the cost of look-aheads relative to their passes: ``python benchmarks/probes.py [PART ...] [--pairs 25]``.
+"""Prints the cost of look-aheads relative to their passes: ``python -m benchmarks.probes [PART ...] [--pairs 25]``.
 
 ``tag`` compares `inter_task_affinity` at its default period with ten uniform steps, one of which has T backward passes
 instead of one and T additional forward passes. ``hydalearn`` compares a step with one forward pass, T backward passes
@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from networks import CASES, Case
-from pairs import measure, run_parts, spread
-from surgery import Step, floor, uniform
 
+from benchmarks.networks import CASES, Case
+from benchmarks.pairs import measure, run_parts, spread
+from benchmarks.surgery import Step, floor, uniform
 from mtlbench.method import MTLMethod
 
 PERIOD = 10

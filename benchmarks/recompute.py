@@ -1,4 +1,4 @@
-"""Prints what recomputed activations cost and save: ``python benchmarks/recompute.py [pairs]``.
+"""Prints what recomputed activations cost and save: ``python -m benchmarks.recompute [pairs]``.
 
 The cost is the time of a forward and backward pass with `trainer.gradient_checkpointing` relative to one without it.
 The saving is in the bytes that the graph of the whole network keeps for the backward pass. Both networks take turns
@@ -11,10 +11,10 @@ import copy
 import sys
 
 import torch
-from networks import CASES, Case
-from pairs import DEVICE, clock, losses_of, spread
 from torch import Tensor
 
+from benchmarks.networks import CASES, Case
+from benchmarks.pairs import DEVICE, clock, losses_of, spread
 from mtlbench.training.malloc import keep_freed_memory
 
 WARMUP = 2

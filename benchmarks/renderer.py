@@ -1,4 +1,4 @@
-"""Prints the speed of the scene renderer on one core: ``python benchmarks/renderer.py [size] [images] [repeats]``."""
+"""Prints the speed of the scene renderer on one core: ``python -m benchmarks.renderer [size] [images] [repeats]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints what a report of many runs takes: ``PYTHONPATH=. python benchmarks/report.py [100 1000 10000]``.
+"""Prints what a report of many runs takes: ``python -m benchmarks.report [100 1000 10000]``.
 
 Each size is a synthetic study with curves, gradients and pictures, as `tests.support.fake_study` writes it, reported in
 a process of its own. Time is that of the process on the processor, since this command may run beside others.

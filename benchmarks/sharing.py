@@ -1,6 +1,6 @@
 """CPU time of a linear layer that skips entries equal to their reference, relative to the dense product.
 
-    OMP_NUM_THREADS=1 python benchmarks/sharing.py [--tokens 1024]
+    OMP_NUM_THREADS=1 python -m benchmarks.sharing [--tokens 1024]
 
 The layers are those of a ViT-B. Unchanged tokens are skipped by a gather, unchanged entries at arbitrary positions by a
 sparse (CSR) matrix that is built in every pass, and unchanged weights by a sparse matrix that is built once.

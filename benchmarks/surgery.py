@@ -1,4 +1,4 @@
-"""Prints what a surgery step costs: ``python benchmarks/surgery.py [PART ...] [--pairs 25]``.
+"""Prints what a surgery step costs: ``python -m benchmarks.surgery [PART ...] [--pairs 25]``.
 
 Time over its floor and over a uniform step, beside TorchJD and, where it is installed, LibMTL; growth with the number
 of tasks; cost of loss rules; peak memory, up to a ViT-B with 13 tasks (6 GB of it); all rows in one batched backward
@@ -19,11 +19,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from networks import CASES, LARGE, Case, many_tasks
-from pairs import DEVICE, losses_of, measure, run_parts, spread
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
+from benchmarks.networks import CASES, LARGE, Case, many_tasks
+from benchmarks.pairs import DEVICE, losses_of, measure, run_parts, spread
 from benchmarks.tensor_memory import peak_bytes
 from mtlbench.balancing.gradients import update
 from mtlbench.method import MTLMethod

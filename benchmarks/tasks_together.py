@@ -1,4 +1,4 @@
-"""Prints the time saved by running tasks together: ``python benchmarks/tasks_together.py [pairs]``.
+"""Prints the time saved by running tasks together: ``python -m benchmarks.tasks_together [pairs]``.
 
 Measures a forward and backward pass of `ExpertViT` with four blocks of width 192, 16 experts in every MLP, 4 experts
 per token and a router per task. There are no heads, so that only experts and attention are timed. T tasks run in one
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 import torch
-from pairs import spread
 
+from benchmarks.pairs import spread
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts.network import TOKENS_PER_PASS
 from mtlbench.networks.experts.vit import ExpertOptions, ExpertViT

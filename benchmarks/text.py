@@ -1,4 +1,4 @@
-"""Prints costs of training on texts on one core: ``python benchmarks/text.py [DATA] [steps]``.
+"""Prints costs of training on texts on one core: ``python -m benchmarks.text [DATA] [steps]``.
 
 DATA is the folder of ``mtlbench data text --download``; without it, random texts of the lengths of sentences. Times are
 those of this process on the processor, so that other processes change them little. Networks have random weights.

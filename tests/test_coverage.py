@@ -42,4 +42,4 @@ def test_a_source_has_one_section_and_each_name_once() -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert coverage.PAGE.read_text(encoding="utf-8") == coverage.page(), "run: python benchmarks/coverage.py"
+    assert coverage.PAGE.read_text(encoding="utf-8") == coverage.page(), "run: python -m benchmarks.coverage"

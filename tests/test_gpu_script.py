@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from pathlib import Path
+import os
+from unittest import mock
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """The script, whose neighbours it finds because it is run from their folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    known = set(sys.modules)
-    yield importlib.import_module("gpu")
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+def gpu():
+    """The script, whose import sets variables for processes that follow."""
+    with mock.patch.dict(os.environ):
+        yield importlib.import_module("benchmarks.gpu")
 
 
 @pytest.fixture
 def brief(gpu, monkeypatch):
     """The script with few watched steps."""
-    monkeypatch.setattr(importlib.import_module("host_waits"), "LAST", 4)
+    monkeypatch.setattr("benchmarks.host_waits.LAST", 4)
     return gpu
 
 
