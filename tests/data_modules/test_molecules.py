@@ -308,8 +308,8 @@ def test_new_molecules_are_predicted(distances: bool, tmp_path: Path, capsys: py
 SINGLE_TASK = [0.0671, 0.1814, 60.576, 53.915, 0.5027, 4.539, 58.838, 64.244, 63.852, 66.223, 0.07212]
 """Mean absolute errors in the code of Nash-MTL, which its Δm uses."""
 
-# Rows of the tables of Nash-MTL and FAMO, and the Δm printed beside them. They were entered from memory, so that the
-# agreement of the last column is all that supports them: they must not be quoted.
+# Rows of the tables of Nash-MTL and FAMO, and the Δm printed beside them. The tables could not be read again when this
+# was written, so the agreement of the last column is all that supports the rows: they must not be quoted.
 PUBLISHED = {
     "uniform": ([0.106, 0.325, 73.57, 89.67, 5.19, 14.06, 143.4, 144.2, 144.6, 140.3, 0.128], 177.6),
     "uncertainty": ([0.386, 0.425, 166.2, 155.8, 1.06, 4.99, 66.4, 66.78, 66.80, 66.24, 0.122], 108.0),
