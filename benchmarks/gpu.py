@@ -224,7 +224,12 @@ def _other(case: Case, make: Callable[[Any, Case], Callable[[], None]], pairs: i
     from benchmarks import surgery as steps
 
     method = case.method("uniform")
-    bare = (make(method, case), steps.floor(method, case), steps.uniform(method, case))
+    theirs = make(method, case)
+    try:
+        theirs()
+    except RuntimeError as error:  # TorchJD's batched pass fails on layer norms under autocast, on a CPU at least.
+        return {"left out": f"{type(error).__name__}: {error}"[:300]}
+    bare = (theirs, steps.floor(method, case), steps.uniform(method, case))
     found = measure(method, case.batch(), *bare, blocks=pairs, precision=case.precision)
     return _ratios([times[1:] for times in found])
 
