@@ -25,21 +25,40 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from benchmarks.networks import CASES, LARGE, Case, many_tasks
 from benchmarks.pairs import DEVICE, losses_of, measure, run_parts, spread
 from benchmarks.tensor_memory import peak_bytes
+from mtlbench import registry
+from mtlbench.balancing import Balancer
+from mtlbench.balancing.base import GRADIENT_HOOKS
 from mtlbench.balancing.gradients import update
 from mtlbench.method import MTLMethod
 
-METHODS = (
-    "pcgrad", "mgda", "cagrad", "upgrad", "nash_mtl", "graddrop", "conicgrad", "pcd", "cr_mogm", "krum", "trimmed_mean",
-)  # fmt: skip
-LOSS_RULES = ("uniform", "famo", "cosmos", "pbi", "go4align", "igb", "ldc_mtl")
-LEVELS = ("auto_lambda", "moml", "samo")
+LEVELS = ("auto_lambda", "it_mtl", "moml", "samo")
+"""Rules that run the network more often than once per step."""
+MOST_TASKS = 40
 Step = Callable[[], None]
+
+
+def rules(hook: str) -> list[str]:
+    """Returns the names of the shipped balancers of a kind that run the network once per step.
+
+    Args:
+        hook: ``"loss"`` for rules on losses alone; ``"gradient"`` for rules on the gradients of all shared parameters
+            from one batch, whose floor is the same.
+    """
+    found = []
+    for name in registry.shipped():
+        cls = registry.find(name)
+        if not issubclass(cls, Balancer) or ".probes." in cls.__module__ or name in LEVELS:
+            continue
+        on_gradients = any(getattr(cls, other) is not getattr(Balancer, other) for other in GRADIENT_HOOKS)
+        if on_gradients == (hook == "gradient") and cls.view == "parameters" and cls.batches == 1:
+            found.append(name)
+    return found
 
 
 def over_the_floor(pairs: int) -> None:
     print("| network | method | step / floor | step / uniform | floor, ms |\n|---|---|---|---|---|")
     for case in CASES.values():
-        for name in METHODS:
+        for name in rules("gradient"):
             method = case.method(name)
             found = measure(method, case.batch(), floor(method, case), uniform(method, case), blocks=pairs)
             _row(case.title, name, found)
@@ -116,9 +135,9 @@ def growth(pairs: int) -> None:
 
 def loss_rules(pairs: int) -> None:
     print("| tasks | method | step / uniform step |\n|---|---|---|")
-    for tasks in (5, 40):
+    for tasks in (5, MOST_TASKS):
         case = many_tasks(tasks)
-        for name in (*LOSS_RULES, *(LEVELS if tasks == 5 else ())):
+        for name in (*rules("loss"), "ldc_mtl", *(LEVELS if tasks == 5 else ())):
             method = case.method(name)
             found = measure(method, case.batch(), uniform(method, case), blocks=pairs)
             print(f"| {tasks} | {name} | {spread([s / plain for s, plain in found], '.2f')} |", flush=True)
