@@ -12,6 +12,7 @@ from mtlbench.errors import MethodError, SuiteError
 from mtlbench.runs.store import read_json
 from mtlbench.study import costs
 from mtlbench.study import resolve as studies
+from mtlbench.training import pace
 from tests.support.command_line import mtlbench, write_suite
 
 SUITE = """\
@@ -72,6 +73,30 @@ def test_rows_of_equal_flops_train_for_as_many(mine: Path) -> None:
         step = 3 if label == "inter_task_affinity" else 1  # It measures in some steps, which cost more.
         assert totals[label] == pytest.approx(totals["uniform"], rel=0.51 * step / steps), label
     assert steps_of(study)["kd_mtl"] < steps_of(study)["single_task"] < 40
+
+
+def test_what_a_row_prepares_is_paid_for(mine: Path) -> None:
+    """`disparse` scores weights on as many batches as it may, each at the cost of more than a step of `uniform`."""
+    few, many = (resolved(mine, f"methods=[uniform,{{name: disparse, batches: {n}}}]", FLOPS) for n in (1, 10))
+    uniform, disparse = many.specs
+    own, budget = pace.training_flops(disparse), pace.training_flops(uniform)
+    assert own == pytest.approx(budget, abs=0.51 * pace.phase_flops(disparse)["losses"])
+    assert disparse.trainer["steps"] < steps_of(few)["disparse"] - 9 < 40
+
+
+def test_a_budget_that_a_preparation_exceeds_is_refused(mine: Path) -> None:
+    with pytest.raises(SuiteError, match="gives every row the FLOPs of uniform.*One step of rcm takes.*fewer batches"):
+        resolved(mine, "methods=[uniform,{name: rcm, label: rcm}]", "trainer.steps=1", "optimiser.warmup=0", FLOPS)
+
+
+def test_a_row_that_prepares_is_counted_where_it_was_measured(mine: Path) -> None:
+    words = "methods=[uniform,{name: disparse, batches: 1}]"
+    counted = steps_of(resolved(mine, words, FLOPS))
+    uniform, disparse = resolved(mine, words).specs
+    root = mine / "results" / "mine"
+    root.mkdir(parents=True)
+    costs.store(root, "mine", {"disparse": entry(disparse, uniform, prepares=True)})
+    assert steps_of(resolved(mine, words, FLOPS)) == counted
 
 
 def test_the_reference_is_the_run_that_it_is_at_equal_steps(mine: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from mtlbench.balancing.base import Context
 from mtlbench.errors import MethodError
 from mtlbench.method import MTLMethod
 from mtlbench.networks.base import MTLNetwork, Outputs
+from mtlbench.networks.flops import counting
 
 LINEAR = __name__
 PIXELS = 3 * 16 * 24
@@ -77,6 +79,22 @@ class EveryThird(Plain):
         if self._state.step % 3 == 0:
             with torch.no_grad():
                 self.network(self._state.batch["image"], list(self.tasks))
+
+
+class Prepares(Plain):
+    """Looks at three batches before its first step, at fewer in a shorter run, and says what that took."""
+
+    WANTED = 3
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        with counting(self.network) as counter, torch.no_grad():
+            for batch in itertools.islice(self.trainer.datamodule.train_dataloader(), self.WANTED):
+                self.network(batch["image"], list(self.tasks))
+        self._prepared = counter.flops
+
+    def preparation_flops(self) -> int:
+        return self._prepared
 
 
 class Slow(Plain):

@@ -9,9 +9,10 @@ import pytest
 
 from mtlbench.errors import MtlbenchError
 from mtlbench.runs.plan import foreseen
-from mtlbench.testing import toy_spec
+from mtlbench.runs.store import RunFolder
+from mtlbench.testing import toy_spec, trained
 from mtlbench.training.cost import prediction_cost
-from mtlbench.training.pace import Paced, pairs, phase_flops, training_flops
+from mtlbench.training.pace import Paced, pairs, phase_flops, preparation_flops, training_flops
 from tests.support.linear_method import LINEAR, TASKS, by_hand
 
 
@@ -68,6 +69,25 @@ def test_flops_of_phases_are_weighted_by_the_steps_of_the_run_itself():
     assert found["plain"] == by_hand() and found["looks"] == by_hand(forward_passes=2)
     assert training_flops(spec) == 34 * by_hand(forward_passes=2) + 66 * by_hand()
     assert training_flops(spec, {"": 1.0, "plain": 2.0}) == 34 + 66 * 2
+
+
+@pytest.mark.parametrize(("steps", "batches"), [(2, 2), (20, 3)])
+def test_flops_of_a_run_hold_what_it_prepares(steps, batches, tmp_path):
+    """A budget counts what the run itself counts: a look at every batch, and steps that do not pay for it."""
+    spec, look = linear("Prepares", steps=steps), by_hand(forward_passes=1) - by_hand(forward_passes=0)
+    assert phase_flops(spec)[""] == by_hand()
+    assert training_flops(spec) == batches * look + steps * by_hand()
+    trained(spec, str(tmp_path))
+    assert RunFolder(tmp_path, spec.run_id).result()["cost"]["training_flops"] == training_flops(spec)
+
+
+def test_a_preparation_is_counted_until_it_has_all_it_wants():
+    seen, look = {}, by_hand(forward_passes=1) - by_hand(forward_passes=0)
+    for steps, batches in ((20, 3), (2, 2), (5, 3)):
+        assert preparation_flops(linear("Prepares", steps=steps), seen) == batches * look
+    assert preparation_flops(linear("Unbuildable", steps=7), seen) == 3 * look, "it is known, so nothing is built"
+    with pytest.raises(MtlbenchError, match="cannot be built"):
+        preparation_flops(linear("Unbuildable", steps=3), seen)
 
 
 @pytest.mark.parametrize("name", ["kd_mtl", "computation_sharing"])

@@ -82,15 +82,16 @@ def _measured(spec: RunSpec, reference: RunSpec, arguments: argparse.Namespace) 
     """Return the entry of one row."""
     import torch
 
-    from mtlbench.training.cost import prediction_cost
-    from mtlbench.training.pace import Paced, pairs, training_flops
+    from mtlbench.training.cost import BEFORE, prediction_cost
+    from mtlbench.training.pace import Paced, pairs, phase_flops, training_flops
 
     every, serving = costs.runs_of(spec)
     cuda = torch.cuda.is_available()
     if not cuda:
         torch.set_num_threads(arguments.threads)
     peak = _peak(every, arguments.threads)
-    flops, own = training_flops(reference), sum(map(training_flops, every))
+    flops, phases = training_flops(reference), [phase_flops(run) for run in every]
+    own = sum(map(training_flops, every, phases))
     steps = (arguments.pairs + 1) * arguments.steps
     with ExitStack() as stack:
         theirs = [stack.enter_context(Paced(reference, steps))]
@@ -113,6 +114,7 @@ def _measured(spec: RunSpec, reference: RunSpec, arguments: argparse.Namespace) 
         "seconds_ratio": _ratio([sum(a) / sum(b) for _, a, b in blocks])["ratio"],
         "training_flops": own,
         "flops_ratio": own / flops,
+        "prepares": any(BEFORE in found for found in phases),
         "parameters": sum(cost["parameters"] for cost in predicted),
         "parameters_active": _mean_per_task(predicted, "parameters_active", tasks),
         "flops_alone": _mean_per_task(predicted, "flops_alone", tasks),

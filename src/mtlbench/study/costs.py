@@ -23,6 +23,9 @@ FILE = "cost.json"
 UNITS = ("steps", "flops", "seconds")
 """What the rows of a suite may have in common: steps, FLOPs or seconds of training."""
 
+TRIES = 12
+"""How often the number of steps of a row is corrected to meet its budget; most need two."""
+
 
 def key_of(spec: RunSpec, reference: RunSpec) -> str:
     """Returns what identifies a measurement of a row against a reference, whatever its seed and number of steps."""
@@ -106,7 +109,7 @@ def with_budget(
         known = entry.get("key") == key_of(spec, reference)
         if spec.method == reference.method and spec.model == reference.model:
             steps[label] = spec.trainer["steps"]
-        elif known:
+        elif known and not (unit == "flops" and entry.get("prepares")):  # Its FLOPs are no multiple of its steps.
             steps[label] = max(1, round(spec.trainer["steps"] / entry[f"{unit}_ratio"]))
         elif unit == "flops":
             steps[label] = _steps_of_equal_flops(spec, reference)
@@ -126,10 +129,23 @@ def _steps_of_equal_flops(spec: RunSpec, reference: RunSpec) -> int:
     from mtlbench.training.pace import phase_flops, training_flops
 
     budget, steps = training_flops(reference), spec.trainer["steps"]
-    known = [(run, phase_flops(run)) for run in runs_of(spec)[0]]
-    for _ in range(3):  # Not in one go: how often a phase occurs may depend on the number of steps.
-        own = sum(training_flops(_with_steps(run, steps), found) for run, found in known)
-        steps = max(1, round(steps * budget / own))
+    known: list[tuple[RunSpec, dict[str, float], dict[int, int]]]
+    known = [(run, phase_flops(run), {}) for run in runs_of(spec)[0]]
+
+    def own(steps: int) -> float:
+        return sum(training_flops(_with_steps(run, steps), found, seen) for run, found, seen in known)
+
+    # Not in one go: how often a phase occurs, and how much is prepared, may depend on the number of steps.
+    for _ in range(TRIES):
+        before, steps = steps, max(1, round(steps * budget / own(steps)))
+        if steps == before:
+            break
+    if steps == 1 and (least := own(1)) > budget:
+        raise SuiteError(
+            f"trainer.budget.unit=flops gives every row the FLOPs of {reference.label}, {budget:.3g} here. One step of "
+            f"{spec.label} takes {least:.3g}, with what it computes before. Raise trainer.steps, or prepare on fewer "
+            "batches."
+        )
     return steps
 
 

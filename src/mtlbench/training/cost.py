@@ -69,9 +69,15 @@ class StepFlops:
         """Return plain values for a checkpoint."""
         return {kind: list(found) for kind, found in self._kinds.items()}
 
+    @property
+    def before(self) -> int:
+        """FLOPs of what the method computed before its first step, on this rank."""
+        return self._kinds.get(BEFORE, [0])[0]
+
     def per_step(self, phase: str = "") -> float | None:
-        """Return the mean FLOPs of a step on this rank, of one phase or of all; None before the first."""
-        found = {kind: of for kind, of in self._kinds.items() if not phase or kind.startswith(f"{phase}, ")}
+        """Return the mean FLOPs of a step on this rank, of one phase or of all, without `before`; None if none ran."""
+        kinds = {kind: of for kind, of in self._kinds.items() if kind != BEFORE}
+        found = {kind: of for kind, of in kinds.items() if not phase or kind.startswith(f"{phase}, ")}
         steps = sum(times for kind, (_, _, times) in found.items() if kind.endswith(", end"))
         return sum(flops * times for flops, _, times in found.values()) / steps if steps else None
 
@@ -91,7 +97,7 @@ def cost_of(method: MTLMethod, seconds: float, world: int, flops: StepFlops, ste
     per_step = flops.per_step()
     return {
         "train_seconds": seconds,
-        "training_flops": None if per_step is None else round(per_step * steps * world),
+        "training_flops": None if per_step is None else round((flops.before + per_step * steps) * world),
         **prediction_cost(method),
         "peak_memory_gib": peak / 2**30,
         "device": torch.cuda.get_device_name() if cuda else "cpu",

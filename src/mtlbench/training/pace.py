@@ -21,7 +21,7 @@ from mtlbench import registry
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
 from mtlbench.training.build import build, build_with_network, switch_on
-from mtlbench.training.cost import StepFlops, peak_memory
+from mtlbench.training.cost import BEFORE, StepFlops, peak_memory
 from mtlbench.training.trainer import build_trainer
 
 COUNTED = 12
@@ -149,23 +149,53 @@ class _Turns(L.Callback):
 
 
 def phase_flops(spec: RunSpec) -> dict[str, float]:
-    """Return the mean FLOPs of a step by phase (see `MTLMethod.phase`), counted on a short training; ``""`` for any."""
+    """Return the mean FLOPs of a step by phase (see `MTLMethod.phase`), counted on a short training; ``""`` for any.
+
+    The key `BEFORE` is there if the method computes something before its first step.
+    """
     with Paced(spec, min(COUNTED, spec.trainer["steps"]), counted=True) as short:
         short.advance(short.spec.trainer["steps"])
     flops, steps = short.flops, range(short.spec.trainer["steps"])
+    if flops is None:
+        return {}
     phases = {"", *map(short.method.phase, steps)}
-    return {phase: found for phase in phases if flops and (found := flops.per_step(phase)) is not None}
+    known = {phase: found for phase in phases if (found := flops.per_step(phase)) is not None}
+    return {**known, BEFORE: float(flops.before)} if flops.before else known
 
 
-def training_flops(spec: RunSpec, known: Mapping[str, float] | None = None) -> float:
+def preparation_flops(spec: RunSpec, seen: dict[int, int]) -> int:
+    """Return the FLOPs of what a run of the length of its specification computes before its first step.
+
+    A run with fewer batches than its preparation wants prepares less. Two lengths that take as much have all they want.
+
+    Args:
+        spec: The run.
+        seen: FLOPs by number of steps of runs that differ in their length alone; this one is added.
+    """
+    steps, most = spec.trainer["steps"], max(seen.values(), default=0)
+    enough = [length for length, flops in seen.items() if flops == most]
+    if len(enough) > 1 and steps >= min(enough):
+        return most
+    if steps not in seen:
+        with Paced(spec, steps, counted=True) as run:
+            run.advance(1)
+        seen[steps] = run.flops.before if run.flops else 0
+    return seen[steps]
+
+
+def training_flops(
+    spec: RunSpec, known: Mapping[str, float] | None = None, prepared: dict[int, int] | None = None
+) -> float:
     """Return the FLOPs of a run of the length of its specification.
 
     Args:
         spec: The run.
         known: What `phase_flops` returned for a run that differs in its length alone; None to count.
+        prepared: See ``seen`` of `preparation_flops`; None if nothing is known.
     """
     found, (method, _) = known or phase_flops(spec), build(spec)
-    return sum(found.get(method.phase(step), found[""]) for step in range(spec.trainer["steps"]))
+    before = preparation_flops(spec, {} if prepared is None else prepared) if BEFORE in found else 0
+    return before + sum(found.get(method.phase(step), found[""]) for step in range(spec.trainer["steps"]))
 
 
 def block(trainings: Iterable[Paced], steps: int) -> list[float]:
