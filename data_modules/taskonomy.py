@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,13 +241,17 @@ class Taskonomy(DenseData):
         """Returns the files of the subset."""
         return TaskonomyFiles(root, self.subset)
 
+    def variant(self) -> dict[str, Any]:
+        """Returns the subset."""
+        return {"subset": self.subset}
+
     def downloads(self) -> list[Download]:
         """Returns the archives of the listed buildings, a domain each, with the sums that the server publishes.
 
         Raises:
             DataError: The list of buildings is absent.
         """
-        files = cast(TaskonomyFiles, self.files)
+        files = self.open_files(self.root)
         domains = ("rgb", "mask_valid", *self.tasks)
         buildings = [name for names in files.listed().values() for name in names if name not in EXCLUDED]
         return [

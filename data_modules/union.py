@@ -18,7 +18,7 @@ from mtlbench.data.contract import lengths_of
 from mtlbench.data.label_rules import ChangedLabels
 from mtlbench.data.mixing import read_mixing
 from mtlbench.data.module import Augmented, Readable
-from mtlbench.data.streams import CollateStreams, Fixed, Key, Mixed, Schedule, StreamBatches
+from mtlbench.data.streams import CollateStreams, Fixed, Key, Mixed, Schedule, StreamBatches, unwindowed
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.runs import keys
 from mtlbench.seeding import seed_of
@@ -280,7 +280,7 @@ class Union(MTLDataModule):
         given = self.given[name]
         tasks = {task: self.tasks[task] for task in found if task in self.tasks}
         root = given.get("root", self.root)
-        return _module(name, given)(root, tasks=tasks, seed=self.seed, **(given.get("options") or {}))
+        return unwindowed(_module(name, given)(root, tasks=tasks, seed=self.seed, **(given.get("options") or {})), name)
 
     def _training(self, name: str) -> Samples:
         samples, tasks = self.streams[name].samples("train"), self.streams[name].tasks

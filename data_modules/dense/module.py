@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -11,19 +12,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mtlbench.data import MTLDataModule, Sample
 from mtlbench.data.download import Download
+from mtlbench.data.windows import Window
 from mtlbench.errors import DataError, SuiteError, unknown_name
-from mtlbench.tasks import IGNORE, Edges, Task
+from mtlbench.tasks import IGNORE
 
-from .boundaries import shrink
 from .cache import Decoded, Stored, cached
 from .decoding import Array, Bytes, orientation
 from .files import Files
+from .fit import Fit
 from .recipes import Recipe
+from .shards import ShardedFiles, Shards
 from .warp import AXES
+
+SHARD = 256
+"""Samples of a shard."""
 
 
 class DenseData(MTLDataModule):
@@ -42,6 +47,12 @@ class DenseData(MTLDataModule):
             reference code of ASTMT and Vandenhende. Depth and normals are ignored there in any case.
         normals_axes: Where the stored channels 0 and 1 of the normals point: a key of `data_modules.dense.warp.AXES`;
             None = what the reference code assumes.
+        window: Shuffle training samples within a window that moves over this many shards, for data that do not fit on
+            a disk; None shuffles all of them. See `mtlbench.data.windows`.
+        shard: Samples of a shard; None = 256. Only with ``window``.
+        source: URL or folder of shards, from which samples are read instead of from files; see
+            `data_modules.dense.shards`. Needs ``window``.
+        space: GB of the local disk that all streamed data of this machine may take together.
         **common: ``tasks``, ``batch_size``, ``steps``, ``seed``, ``workers``, ``micro`` of `MTLDataModule`.
 
     Attributes:
@@ -53,6 +64,7 @@ class DenseData(MTLDataModule):
         SuiteError: An option is outside its range.
     """
 
+    PLACES: ClassVar[tuple[str, ...]] = ("source", "space")
     RENAMED: ClassVar[Mapping[str, str]] = {"recipe": "protocol"}
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
     FILES: ClassVar[type[Files]]
@@ -70,6 +82,10 @@ class DenseData(MTLDataModule):
         rotation: float | None = None,
         fill: int | None = None,
         normals_axes: str | None = None,
+        window: int | None = None,
+        shard: int | None = None,
+        source: str | None = None,
+        space: float = 50.0,
         **common: Any,
     ):
         if "protocol" in common:
@@ -96,7 +112,8 @@ class DenseData(MTLDataModule):
         self.recipe = replace(own, **{key: value for key, value in changes.items() if value is not None})
         self.normals_axes = normals_axes or self.AXES
         self._check()
-        self.files = self.open_files(root)
+        self._set_window(window, shard, source, space)
+        self.files: Any = ShardedFiles(self) if source else self.open_files(root)
         self._samples: dict[str, _Samples] = {}
 
     @abstractmethod
@@ -111,6 +128,31 @@ class DenseData(MTLDataModule):
             DataError: A file is absent, damaged, of another size than the photograph, or holds a wrong value.
         """
 
+    def _set_window(self, window: int | None, shard: int | None, source: str | None, space: float) -> None:
+        def whole(value: Any) -> bool:
+            return value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+        self._require(whole(window), "window", "a whole number of shards from 1", window)
+        self._require(whole(shard), "shard", "a whole number of samples from 1", shard)
+        self._require(source is None or isinstance(source, str), "source", "a URL or a folder", source)
+        self._require(isinstance(space, int | float) and space > 0, "space", "a number of GB above 0", space)
+        if source and window is None:
+            raise SuiteError(
+                f"{type(self).__name__}: streamed samples are shuffled within a window of shards, which is part of the "
+                f"result. Found source: {source!r} without a window. Set data.options.window, for example to 16."
+            )
+        if shard and window is None and not source:
+            raise SuiteError(
+                f"{type(self).__name__}: the size of a shard matters within a window. Found shard: {shard} without "
+                "one. Set data.options.window, or leave data.options.shard out."
+            )
+        self.shard_size, self.source, self.space = shard or SHARD, source, space
+        self.window = Window(window, self.shard_size) if window else None
+
+    def variant(self) -> dict[str, Any]:
+        """Returns the options of the subclass that decide which samples there are and what they hold. Default: none."""
+        return {}
+
     def open_files(self, root: str | None) -> Files:
         """Returns the files; a subclass may hand on options."""
         return self.FILES(root)
@@ -121,14 +163,16 @@ class DenseData(MTLDataModule):
         Raises:
             DataError: Files are absent (at once) or unreadable (when read; at once if a cache is built).
         """
+        if split not in self._samples and self.source:
+            self._samples[split] = _Samples(self, split, Shards(self.files, split, self.readable()))
         if split not in self._samples:
             stored = cached(f"{type(self).__name__.lower()}-{split}", lambda: self._key(split), self._decoder(split))
             self._samples[split] = _Samples(self, split, stored)
         return self._samples[split]
 
     def originals(self, split: str) -> _Samples:
-        """Returns the samples of a split straight from the files, whatever a cache holds."""
-        return _Samples(self, split, self._decoder(split))
+        """Returns the samples of a split straight from files or shards, whatever a cache holds."""
+        return self.samples(split) if self.source else _Samples(self, split, self._decoder(split))
 
     def doubts(self, split: str) -> list[str]:
         """Returns a line if photographs carry an EXIF orientation, which is not applied to them or to their labels."""
@@ -148,6 +192,12 @@ class DenseData(MTLDataModule):
                 if name is not None and holds(self.files.base() / name):
                     found.append(name)
         return found
+
+    def shard(self, url: str, watch: Callable[[str, int, int], None] = lambda split, done, total: None) -> int:
+        """Writes the decoded samples as shards, those that are missing; see `data_modules.dense.shards`."""
+        from .shard_writer import write_shards
+
+        return write_shards(self, url, watch)
 
     def downloads(self) -> list[Download]:
         """Returns the archives that a program may fetch; none where a registration or a browser is needed."""
@@ -180,7 +230,13 @@ class DenseData(MTLDataModule):
         return {task for task in self.tasks if self.files.absent(task)}
 
     def fingerprint(self) -> str:
-        """Returns a hash of the ids of the splits and the sizes of the files that this run reads."""
+        """Returns a hash of the ids of the splits and the sizes of the files that this run reads.
+
+        With a window, it is made from a hash for each task, which shards keep: they do not hold the names of all files.
+        """
+        if self.window:
+            found = [(task, self.files.fingerprint([task], self.SPLITS)) for task in sorted(self.readable())]
+            return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
         return self.files.fingerprint(self.readable(), self.SPLITS)
 
     def sample_count(self, split: str) -> int | None:
@@ -250,72 +306,6 @@ class _Decoder:
         return fit(photo, labels, recipe, self.data.tasks)
 
 
-class Fit:
-    """How a photograph of any size becomes a picture of the stored size, labels by the nearest pixel."""
-
-    @staticmethod
-    def stretch(photo: Bytes, labels: Mapping[str, Array], recipe: Recipe, tasks: Mapping[str, Task]) -> Decoded:
-        """Returns image and labels at the stored size, the ratio of the sides not kept."""
-        size, (height, width) = recipe.stored, photo.shape[:2]
-        found = {
-            name: tasks[name].store(_fitted(label, size, recipe, tasks[name]) if label.ndim > 1 else label)
-            for name, label in labels.items()
-        }
-        image = _channels_first(_resized(photo, size, recipe.image_how))
-        return Decoded(image, found, (0, 0, *size), height / width)
-
-    @staticmethod
-    def pad(photo: Bytes, labels: Mapping[str, Array], recipe: Recipe, tasks: Mapping[str, Task]) -> Decoded:
-        """Returns image and labels in the middle of the stored size; larger photographs are first shrunk to fit."""
-        (height, width), original = recipe.stored, photo.shape[:2]
-        factor = min(1.0, height / original[0], width / original[1])
-        inner = (max(1, round(original[0] * factor)), max(1, round(original[1] * factor)))
-        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-        place = (..., slice(top, top + inner[0]), slice(left, left + inner[1]))
-
-        def padded(inside: Array, fill: float) -> Array:
-            whole = np.full((*inside.shape[:-2], height, width), fill, inside.dtype)
-            whole[place] = inside
-            return whole
-
-        image = np.empty((3, height, width), np.uint8)
-        image[:] = np.array(recipe.outside, np.uint8)[:, None, None]
-        image[place] = _channels_first(_resized(photo, inner, recipe.image_how))
-        found = {}
-        for name, label in labels.items():
-            small = tasks[name].store(_fitted(label, inner, recipe, tasks[name]) if label.ndim > 1 else label)
-            found[name] = padded(small, tasks[name].outside(small)) if label.ndim > 1 else small
-        return Decoded(image, found, (top, left, *inner), original[0] / original[1])
-
-
-def _resized(photo: Bytes, size: tuple[int, int], how: Image.Resampling) -> Bytes:
-    if photo.shape[:2] == tuple(size):
-        return photo
-    return np.array(Image.fromarray(photo).resize((size[1], size[0]), how))
-
-
-def _fitted(label: Array, size: tuple[int, int], recipe: Recipe, task: Task) -> Array:
-    """Returns a label (H, W) or (H, W, C) at another size by the recipe's rule, channels first."""
-    smaller = label.shape[:2] != tuple(size) and label.shape[0] >= size[0] and label.shape[1] >= size[1]
-    if recipe.whole_edges and isinstance(task, Edges) and smaller:
-        return shrink(label, size)
-    return _nearest(label, size)
-
-
-def _nearest(label: Array, size: tuple[int, int]) -> Array:
-    """Returns a label (H, W) or (H, W, C) at another size, channels first."""
-    (rows, columns), (height, width) = label.shape[:2], size
-    if (rows, columns) != (height, width):
-        row = ((np.arange(height) + 0.5) * (rows / height)).astype(np.intp)
-        column = ((np.arange(width) + 0.5) * (columns / width)).astype(np.intp)
-        label = label[row][:, column]
-    return _channels_first(label) if label.ndim == 3 else np.ascontiguousarray(label)
-
-
-def _channels_first(pixels: Array) -> Array:
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
 class _Samples:
     """One split as the contract of `mtlbench.data` wants it. Splits other than training are in the test view."""
 
@@ -338,3 +328,8 @@ class _Samples:
             "aspect": found.aspect,
         }
         return sample if self.training else self.data.recipe.view(sample)
+
+    @property
+    def prefetch(self) -> Callable[[Sequence[int]], None] | None:
+        """Fetches samples that are read next, if they are streamed; see `mtlbench.data.windows.Ahead`."""
+        return getattr(self.stored, "prefetch", None)

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="convert the data authors' original file into the layout that the suite reads",
     )
+    parser.add_argument(
+        "--shard",
+        metavar="URL",
+        help="write the data as shards below a URL, for machines whose disk is too small (data.options.source)",
+    )
     parser.add_argument("--agree", action="store_true", help="accept the data's terms of use, which --download shows")
 
 
@@ -48,15 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
         _convert(suite, Path(arguments.convert), Path(root))
     data = _open(suite, root)
     missing = data.missing()
-    where = f"folder {root}" if root else "no folder given" if missing else "which needs no folder"
+    source = suite.data.options.get("source")
+    folder = f"folder {root}" if root else "no folder given" if missing else "which needs no folder"
+    where = f"source {source}" if source else folder
     print(f"Suite {suite.name}: {suite.data.module}, {where}")
     if missing:
         print("\n".join(missing))
-        if not root:
+        if not root and not source:
             print(f"Name the folder with --data FOLDER (make: DATA=FOLDER), or put it at data/{suite.name}.")
         return ExitCode.REFUSED
     print("".join(f"  {line}\n" for line in _about(data)), end="")
     complete = _tell_tasks(suite, data)
+    if arguments.shard and complete:
+        fresh = data.shard(arguments.shard, lambda split, done, total: _progress(split)(done, total))
+        print(f"  {fresh} shards are written, the others were there. Train with data.options.source={arguments.shard}")
     faulty = sum(_tell_split(data, split, verify=arguments.verify) for split in data.SPLITS)
     return ExitCode.DONE if complete and not faulty else ExitCode.REFUSED
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ class StepBatches:
         batches: Independent mini-batches that every micro-batch is cut into, for rules that need several; of equal
             size, what is left over is not used.
         lengths: Length of every sample, for batches of samples of similar length.
+        shuffle: Returns the order of a pass, drawn with a generator; None shuffles all samples.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class StepBatches:
         world: int = 1,
         batches: int = 1,
         lengths: np.ndarray | None = None,
+        shuffle: Callable[[int, np.random.Generator], np.ndarray] | None = None,
     ):
         check_division(batch_size, world, micro, batches)
         if size < batch_size:
@@ -97,7 +99,7 @@ class StepBatches:
             )
         self.size, self.batch_size, self.steps, self.seed = size, batch_size, steps, seed
         self.start, self.micro, self.rank, self.world, self.batches = start, micro, rank, world, batches
-        self.lengths = lengths
+        self.lengths, self.shuffle = lengths, shuffle
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,6 +109,12 @@ class StepBatches:
     def __len__(self) -> int:
         # The whole run, also when resuming: Lightning compares it with the batches it has counted since step 0.
         return self.steps * self.micro * self.batches
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Returns the indices of all samples in the order of one pass."""
+        generator = np.random.default_rng(seed_of("order", self.seed, epoch))
+        order = self.shuffle(self.size, generator) if self.shuffle else generator.permutation(self.size)
+        return order if self.lengths is None else by_length(order, self.lengths, self.batch_size, generator)
 
     def parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
         """Yields this rank's share of each mini-batch of a step's batch, in order."""
@@ -120,11 +128,7 @@ class StepBatches:
         for step in range(self.start, self.steps):
             epoch, offset = divmod(step, self.steps_per_epoch)
             if epoch != epoch_drawn:
-                generator = np.random.default_rng(seed_of("order", self.seed, epoch))
-                order = generator.permutation(self.size)
-                if self.lengths is not None:
-                    order = by_length(order, self.lengths, self.batch_size, generator)
-                epoch_drawn = epoch
+                order, epoch_drawn = self.order(epoch), epoch
             batch = order[offset * self.batch_size : (offset + 1) * self.batch_size]
             for part in self.parts(batch):
                 yield [(epoch, int(index)) for index in part]

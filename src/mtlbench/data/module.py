@@ -41,58 +41,39 @@ from mtlbench.data.batches import Collate, StepBatches
 from mtlbench.data.content import content_of
 from mtlbench.data.contract import Batch, Sample, Samples, lengths_of
 from mtlbench.data.label_rules import HELD_OUT, ChangedLabels, HeldOut, Rules, holds_out
+from mtlbench.data.reading import Readable, Viewed
 from mtlbench.data.rollouts import Rollout
-from mtlbench.errors import DataError
+from mtlbench.data.windows import Ahead, Window
+from mtlbench.errors import DataError, SuiteError
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 from mtlbench.tasks.inputs import IMAGES
 
 
-class Readable(Dataset):
-    """Names the sample whose file cannot be read, for example because the file vanished while a run was training."""
-
-    def __init__(self, samples: Samples, split: str):
-        self.samples, self.split = samples, split
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        try:
-            return self.samples[index]
-        except OSError as error:
-            raise DataError(
-                f"Files of the data must stay readable. Sample {index} of the split {self.split}: {error}. Put the "
-                "file back; the bench with --retry (RETRY=1) then resumes from the last checkpoint."
-            ) from error
-
-
 class Augmented(Dataset):
-    """Applies the data module's augmentation with a generator that depends on (seed, epoch, index) alone."""
+    """Applies the data module's augmentation with a generator that depends on (seed, epoch, index) alone.
 
-    def __init__(self, samples: Samples, augment: Callable[[Sample, np.random.Generator], Sample], seed: int):
-        self.samples, self.augment, self.seed = samples, augment, seed
+    ``ahead`` is told which sample is read, before it is read.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        augment: Callable[[Sample, np.random.Generator], Sample],
+        seed: int,
+        ahead: Ahead | None = None,
+    ):
+        self.samples, self.augment, self.seed, self.ahead = samples, augment, seed, ahead
         # A generator for every sample takes longer than a step on short vectors.
         self.plain = getattr(augment, "__func__", None) is MTLDataModule.augment
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
+        if self.ahead:
+            self.ahead(epoch, index)
         if self.plain:
             return self.samples[index]
         return self.augment(self.samples[index], np.random.default_rng(seed_of("augment", self.seed, epoch, index)))
-
-
-class _Viewed:
-    """Training samples without augmentation, in the form of the other splits."""
-
-    def __init__(self, samples: Samples, view: Callable[[Sample], Sample]):
-        self.samples, self.view = samples, view
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.view(self.samples[index])
 
 
 class MTLDataModule(L.LightningDataModule):
@@ -115,17 +96,21 @@ class MTLDataModule(L.LightningDataModule):
         clip_length: Consecutive samples of the evaluation splits that are one clip; 1 for single images.
         INPUTS: What the inputs are: `mtlbench.tasks.inputs.IMAGES`, `VECTORS`, `TOKENS` or `GRAPHS`. The encoder must
             take them.
+        PLACES: Options that say where and how the data is read and change no sample; not part of a run's identity.
         RENAMED: Option -> the name under which it enters a run's identity, for options that had another name when runs
             were first stored.
         labels: What a study does to training labels, by task; see `mtlbench.data.label_rules`.
+        window: How training samples are shuffled that do not fit on a disk; None shuffles all of them.
     """
 
     VERSION: ClassVar[int] = 1
     TASKS: ClassVar[Mapping[str, Task]]
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val")
     INPUTS: ClassVar[str] = IMAGES
+    PLACES: ClassVar[tuple[str, ...]] = ()
     RENAMED: ClassVar[Mapping[str, str]] = {}
     clip_length: int = 1
+    window: Window | None = None
 
     def __init__(
         self,
@@ -182,8 +167,8 @@ class MTLDataModule(L.LightningDataModule):
 
     @classmethod
     def identity_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a suite's options under the names that a run's identity uses; see `RENAMED`."""
-        return {cls.RENAMED.get(name, name): value for name, value in options.items()}
+        """Returns a suite's options under the names that a run's identity uses, without `PLACES`; see `RENAMED`."""
+        return {cls.RENAMED.get(name, name): value for name, value in options.items() if name not in cls.PLACES}
 
     @classmethod
     def stored_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,6 +207,21 @@ class MTLDataModule(L.LightningDataModule):
         raise DataError(
             f"{cls.__name__} reads its files as they are: there is nothing to convert. Leave --convert out."
         )
+
+    def shard(self, url: str, watch: Callable[[str, int, int], None] = lambda split, done, total: None) -> int:
+        """Writes the data as shards below a URL, for training on machines whose disk is too small.
+
+        Args:
+            url: A folder, or any URL that fsspec can write to.
+            watch: Called with the split, and its shards that are written and in all.
+
+        Returns:
+            Shards that were missing.
+
+        Raises:
+            DataError: The data has no such form. This is the default.
+        """
+        raise DataError(f"{type(self).__name__} is not written as shards: it reads its files as they are.")
 
     @abstractmethod
     def samples(self, split: str) -> Samples:
@@ -311,16 +311,33 @@ class MTLDataModule(L.LightningDataModule):
     def training_samples(self) -> Samples:
         """Returns the training samples with the labels that the study leaves them."""
         samples = self.samples("train")
+        self.check_rules(self.labels)
         return ChangedLabels(samples, self.labels, self.tasks, self.seed, self.batch_size) if self.labels else samples
+
+    def check_rules(self, labels: Rules) -> None:
+        """Checks that the training samples can be read as rules on their labels need it.
+
+        Raises:
+            SuiteError: They are read through a window.
+        """
+        if labels and self.window:
+            raise SuiteError(
+                "Rules on labels read all training samples, and a window only those of a few shards. "
+                f"{type(self).__name__} has a window of {self.window.shards} shards, and the study changes labels of "
+                f"{', '.join(labels)}. Leave data.options.window out, or the scenario."
+            )
 
     def train_dataloader(self) -> DataLoader:
         """Returns micro-batches from the trainer's current step to the end of the run, in one go."""
         samples = self.training_samples()
         lengths = lengths_of(samples)
-        batches = StepBatches(len(samples), self.batch_size, self.steps, self.seed, **self._place(), lengths=lengths)
+        place = {**self._place(), "lengths": lengths, "shuffle": self.window.order if self.window else None}
+        batches = StepBatches(len(samples), self.batch_size, self.steps, self.seed, **place)
         # DataLoader only iterates a batch sampler; torch's annotation asks for its own class.
         sampler = cast(Any, batches)
-        augmented = Augmented(Readable(samples, "train"), self.augment, self.seed)
+        prefetch = getattr(samples, "prefetch", None)
+        ahead = Ahead(batches.order, prefetch, self.window.samples) if self.window and prefetch else None
+        augmented = Augmented(Readable(samples, "train"), self.augment, self.seed, ahead)
         return DataLoader(augmented, batch_sampler=sampler, **self._loading())
 
     def _place(self) -> dict[str, Any]:
@@ -341,7 +358,7 @@ class MTLDataModule(L.LightningDataModule):
     def scored_samples(self, split: str) -> Samples:
         """Returns the samples of a split, or those that the run's rule on labels holds out."""
         if split == HELD_OUT:
-            return HeldOut(_Viewed(self.samples("train"), self.view), self.labels, self.seed)
+            return HeldOut(Viewed(self.samples("train"), self.view), self.labels, self.seed)
         return self.samples(split)
 
     def eval_dataloader(self, split: str) -> DataLoader:
@@ -361,12 +378,13 @@ class MTLDataModule(L.LightningDataModule):
 
     def fitting_dataloader(self) -> DataLoader:
         """Returns this rank's share of the training samples in order, with their labels, without augmentation."""
-        return self._share(_Viewed(self.training_samples(), self.view), "train")
+        return self._share(Viewed(self.training_samples(), self.view), "train")
 
     def _share(self, samples: Samples, split: str) -> DataLoader:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        share = torch.utils.data.Subset(Readable(samples, split), range(rank, len(samples), world))
+        order = self.window.in_turn(len(samples)).tolist() if self.window and split == "train" else range(len(samples))
+        share = torch.utils.data.Subset(Readable(samples, split), order[rank::world])
         return DataLoader(share, batch_size=max(1, self.batch_size // (self.micro * world)), **self._loading())
 
     def _loading(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -220,3 +221,17 @@ class CollateStreams:
         for batch in found.values():
             batch["idle"] = idle
         return Batch(streams=found, idle=idle)
+
+
+def unwindowed(data: Any, stream: str) -> Any:
+    """Returns the data of a stream.
+
+    Raises:
+        SuiteError: It has a window, while streams shuffle all of their samples.
+    """
+    if data.window:
+        raise SuiteError(
+            f"A stream of a union shuffles all of its samples. Stream {stream} has a window of {data.window.shards} "
+            "shards. Leave window and source out of its options, or train on it alone."
+        )
+    return data

@@ -121,6 +121,8 @@ def resolve(suite: Suite, local: Local, overrides: list[str], place: Place = lam
     search = search_of(suite, specs, parts(suite.model), tasks, {entry.label: entry.given for entry in found.methods})
     budgeted = iter(specs)
     cases = cases_of([spec if is_floor(spec) else next(budgeted) for spec in every], tasks, scenario, search)
+    for case in cases:
+        data.check_rules(case.spec.data.get("labels", {}))
     record = _record(suite, local, data, tasks, removed, overrides, cases)
     record["cost_keys"] = keys
     if shown:
@@ -212,6 +214,8 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
         "gradient_checkpointing", "strategy",
     )  # fmt: skip
     module = type(data)
+    read_from = {name: value for name, value in suite.data.options.items() if name in module.PLACES}
+    places = {"data": _plain(read_from)} if read_from else {}
     return {
         "tasks": {name: _plain(task.describe()) for name, task in tasks.items()},
         "data": _plain(
@@ -229,7 +233,7 @@ def _shared_parts(suite: Suite, local: Local, data: Any, tasks: Mapping[str, Any
             "protocol": suite.protocol,
             "suite_version": suite.version,
         },
-        "local": {**{key: trainer[key] for key in own}, "root": root, "devices": local.devices},
+        "local": {**{key: trainer[key] for key in own}, "root": root, "devices": local.devices, **places},
     }
 
 

@@ -64,7 +64,7 @@ def build(spec: RunSpec, *, trusted: registry.Trusted | None = None) -> tuple[MT
         seed=spec.seed,
         workers=local.get("workers", 0),
         micro=trainer["accumulate"],
-        **module.stored_options(spec.data["options"]),
+        **{**local.get("data", {}), **module.stored_options(spec.data["options"])},
     )
     data.labels = spec.data.get("labels", {})
     method_spec = MethodSpec(
