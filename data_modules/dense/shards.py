@@ -152,7 +152,7 @@ class ShardedFiles:
             return ["Streamed data need local space, and MTLBENCH_CACHE is off. Let it name a folder."]
         parts = [row_bytes(self.index, part) for part in parts_of(self.index, tasks)]
         shard = sum(room_of(HEADER + self.data.shard_size * size) for size in parts)
-        window = min(self.data.window.shards, self.layout("train").count)
+        window = min(self.data.window.shards if self.data.window else 0, self.layout("train").count)
         needed = (window + MARGIN) * shard
         if needed <= self.data.space * 2**30:
             return []
@@ -255,7 +255,7 @@ class Shards:
         found = np.empty(shape, dtype)
         file = self._file(shard, part)
         header = file[1] - found.nbytes * len(self.layout.members(shard))
-        self.space.read(*file, header + row * found.nbytes, memoryview(found).cast("B"))
+        self.space.read(*file, header + row * found.nbytes, found.data.cast("B"))
         return found
 
 
