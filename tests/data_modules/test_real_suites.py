@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mtlbench import registry
 from mtlbench import suite as suites
 from mtlbench.data_modules.miniatures import MINIATURES
 from mtlbench.data_modules.nyud import Nyud
@@ -14,6 +15,7 @@ from mtlbench.errors import DataError
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder, read_json
 from mtlbench.study.resolve import Local, resolve
+from mtlbench.tasks.inputs import IMAGES
 from mtlbench.testing.contracts import TOLERANCE, difference
 from mtlbench.testing.toy import trained
 from tests.support.command_line import mtlbench
@@ -24,6 +26,7 @@ SUITES = {
     if (sample := suites.load(name, []).data.module.split(":")[0].split(".")[-1]) in MINIATURES
 }
 """Every suite that reads files, and whose layout they have."""
+IMAGE_SUITES = [name for name in SUITES if registry.load(suites.load(name, []).data.module).INPUTS == IMAGES]
 
 STEPS = 12
 STOP = 10
@@ -69,7 +72,7 @@ def spec_of(name: str, root: Path, *more: str) -> RunSpec:
     return resolve(suites.load(name, words), Local(data=str(root)), words).members[0]
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", IMAGE_SUITES)
 def test_two_ranks_and_a_resumed_run_equal_one_process(name: str, copies: Path, tmp_path: Path, pool) -> None:  # type: ignore[no-untyped-def]
     spec = spec_of(name, copies / SUITES[name])
     straight = trained(spec, str(tmp_path / "one"))
@@ -123,7 +126,7 @@ def test_workers_hand_the_error_on(copies: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", {sample: name for name, sample in reversed(SUITES.items())}.values())
 def test_a_sample_makes_a_whole_comparison(name: str, tmp_path: Path) -> None:
     """What ``make bench SUITE=<name> SAMPLE=1`` does, as a plan: nothing is missing, every run is named."""
-    small = ["data.options.size=[32,48]", "model.image_size=[32,48]"]
+    small = ["data.options.size=[32,48]", "model.image_size=[32,48]"] if name in IMAGE_SUITES else []
     answer = mtlbench(tmp_path, "bench", name, *small, "--sample", "--dry")
     assert answer.code == 0, answer.text
     assert "Traceback" not in answer.text and (tmp_path / "data/samples" / SUITES[name]).is_dir()

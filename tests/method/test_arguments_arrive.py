@@ -95,8 +95,8 @@ FAMILY = [
     for name in registry.shipped()
     if f".architectures.{name}" in registry.find(name).__module__ and name not in IN_TRAINING
 ]
-ELSEWHERE = {("maps", "smoothness"), ("maps", "shared_output")}
-"""Arguments that act on sequences, and on tasks whose outputs are alike; tests/networks/test_maps.py has such data."""
+ELSEWHERE = {("maps", "smoothness"), ("maps", "shared_output"), ("esmm", "chain")}
+"""Arguments that act on sequences, on tasks with like outputs, or on tasks of two classes: their own tests have them."""
 ARGUMENTS = [
     (name, argument)
     for name in FAMILY

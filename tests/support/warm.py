@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 PRELOAD = ["mtlbench.training.worker"]
 """What the executor preloads, too: both use one server per process."""
 
@@ -28,7 +30,7 @@ class Command:
     Args:
         folder: Its current folder.
         words: Its arguments.
-        environment: Variables to set.
+        environment: Variables to set. OMP_NUM_THREADS is 1 in any case.
     """
 
     def __init__(self, folder: Path, words: Sequence[str], environment: dict[str, str]):
@@ -65,6 +67,7 @@ def _become(folder: str, words: list[str], environment: dict[str, str], output: 
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
+    torch.set_num_threads(1)  # A new interpreter would read OMP_NUM_THREADS, which torch has read already.
     for number in (1, 2):
         os.dup2(output.fileno(), number)
     output.close()
