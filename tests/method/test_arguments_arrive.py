@@ -96,7 +96,7 @@ FAMILY = [
     if f".architectures.{name}" in registry.find(name).__module__ and name not in IN_TRAINING
 ]
 ELSEWHERE = {("maps", "smoothness"), ("maps", "shared_output"), ("esmm", "chain")}
-"""Arguments that act on sequences, on tasks with like outputs, or on tasks of two classes: their own tests have them."""
+"""Arguments that need sequences, tasks with like outputs, or tasks of two classes: the methods' own tests have them."""
 ARGUMENTS = [
     (name, argument)
     for name in FAMILY
