@@ -206,6 +206,7 @@ def test_data_module_with_a_state_is_noticed(target, message):
 
 
 BRIEF = ("demonstrations=3", "episodes=2")
+FEW = "{name: mu2net, children: 1, generations: 1}"
 SHORTER = {
     "control": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]")],
     "control_mixing": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]", "slots=3")],
@@ -213,7 +214,9 @@ SHORTER = {
     "computation_sharing": ["tasks={semseg: {}, depth: {}, edges: {}}"],  # 2 sub-tasks per row instead of 5.
     "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
     "grouping_digits": ["tasks={left: {}, sum: {}, ink: {}}"],
+    "incremental": [f"methods=[uniform,rcm,{FEW}]"],
     "low_resource": ["scenario.fractions=[0.5,1.0]"],
+    "systems": [f"methods=[uniform,rcm,{{name: disparse, sparsity: 0.7}},mcn,{FEW},graph_mtl,ties]"],
     "unseen_task": ["scenario.examples=[4]", "scenario.steps=2", "scenario.related=[depth]"],
 }
 """Suites whose runs are many, with fewer of the same kinds."""
