@@ -1,4 +1,4 @@
-"""Compares streamed samples with the decode cache, and says what binds: ``python benchmarks/streaming.py [images]``.
+"""Compares streamed samples with the decode cache, and says what binds: ``python -m benchmarks.streaming [images]``.
 
 The first part measures with the sizes of Taskonomy's thirteen tasks at 224 x 224. Times are those of this process on
 the processor, reading ahead included, so that other processes change them little. Sources take turns, and ratios are
