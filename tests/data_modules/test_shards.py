@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -70,8 +71,13 @@ def same(one: Any, other: Any) -> None:
         assert torch.equal(target.nan_to_num(7.5), other["targets"][task].nan_to_num(7.5)), task
 
 
-def on_disk(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+def on_disk(place: Path) -> int:
+    """Returns the bytes of all files, but for those that a thread which reads ahead removes meanwhile."""
+    total = 0
+    for path in place.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512 if path.is_file() else 0
+    return total
 
 
 def least(url: str) -> float:
