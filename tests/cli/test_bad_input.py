@@ -110,11 +110,6 @@ def digits_suite(folder: Path, module: str = "data_modules.digits:Digits", metho
         (["digits", "--methods", "modo", "data.module=nowhere:Digits"], ["importable module"]),
         (["digits", "trainer.surgery=lite"], ["Unknown way of surgery 'lite'", "'light'"]),
         (["digits", "trainer.compile=inductr"], ["Unknown backend", "'inductor'"]),
-        (["digits", "trainer.strategy=fsdq"], ["Unknown strategy 'fsdq'", "'fsdp'"]),
-        (
-            ["digits", "--methods", "pcgrad", "--devices", "2", "trainer.strategy=fsdp"],
-            ["pcgrad: A gradient rule needs whole gradients", "trainer.diagnose_every=25"],
-        ),
         (["digits", "named=[uniform]"], ["named must be a pair", "uniform"]),
         (["pascal", "--data", "nowhere"], ["nowhere", "PASCAL_MT", "SAMPLE=1"]),
     ],

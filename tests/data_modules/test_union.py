@@ -44,6 +44,7 @@ BALANCERS = [name for name in registry.shipped() if not issubclass(registry.find
 MIXED: dict[str, Any] = {"mixing": "uniform"}
 SHARP = {"rule": "score", "uniform": 0.0, "power": 50.0, "smooth": 0.0}
 """Draws almost only the stream with the lower score."""
+STEEP = {"rule": "gradient", "size": 3.0, "noise": 0.0, "uniform": 0.0}
 
 
 @pytest.mark.parametrize("name", ["uniform", "pcgrad", "famo", "mgda_ub", "it_mtl", "ple", "task_moe"])
@@ -65,27 +66,16 @@ def test_fixed_shares_of_images_with_accumulation(pool: Any, tmp_path: Path) -> 
     assert difference(one, pool.call(trained, spec, str(tmp_path / "two"), world=2)[0]) <= TOLERANCE
 
 
-def test_mixing_by_score_resumes_after_an_evaluation(pool: Any, tmp_path: Path) -> None:
-    spec = spec_of("uniform", {"mixing": SHARP}, steps=14, evaluate_every=3)
+@pytest.mark.parametrize("rule", [SHARP, STEEP], ids=["score", "gradient"])
+def test_mixing_by_evaluations_resumes_and_is_equal_on_ranks(rule: dict[str, Any], pool: Any, tmp_path: Path) -> None:
+    spec = spec_of("uniform", {"mixing": rule}, steps=14, evaluate_every=3)
     one = trained(spec, str(tmp_path / "one"))
     assert trained(spec, str(tmp_path / "broken"), stop_at=8) is None
     assert difference(one, trained(spec, str(tmp_path / "broken"))) == 0
     assert difference(one, pool.call(trained, spec, str(tmp_path / "two"), world=2)[0]) <= TOLERANCE
     rows = (RunFolder(tmp_path / "one", spec.run_id).path / "metrics.jsonl").read_text().splitlines()
     shares = [json.loads(row)["mixing/large"] for row in rows if "mixing/large" in row]
-    assert shares[:3] == [0.5] * 3 and shares[-1] not in (0.5, shares[3]), "the record shows what follows the scores"
-
-
-def test_mixing_by_gradient_resumes_and_is_equal_on_ranks(pool: Any, tmp_path: Path) -> None:
-    steep = {"rule": "gradient", "size": 3.0, "noise": 0.0, "uniform": 0.0}
-    spec = spec_of("uniform", {"mixing": steep}, steps=14, evaluate_every=3)
-    one = trained(spec, str(tmp_path / "one"))
-    assert trained(spec, str(tmp_path / "broken"), stop_at=8) is None
-    assert difference(one, trained(spec, str(tmp_path / "broken"))) == 0
-    assert difference(one, pool.call(trained, spec, str(tmp_path / "two"), world=2)[0]) <= TOLERANCE
-    rows = (RunFolder(tmp_path / "one", spec.run_id).path / "metrics.jsonl").read_text().splitlines()
-    shares = [json.loads(row)["mixing/large"] for row in rows if "mixing/large" in row]
-    assert shares[:3] == [0.5] * 3 and shares[-1] not in (0.5, shares[3]), "the record shows what follows the gradients"
+    assert shares[:3] == [0.5] * 3 and shares[-1] not in (0.5, shares[3]), "the record shows what follows the rule"
 
 
 @pytest.mark.parametrize("name", BALANCERS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.errors import MethodError
+from mtlbench.errors import ExitCode, MethodError
 from mtlbench.testing import TOLERANCE, difference, toy_spec, trained
 from mtlbench.testing.rank_pool import RankError
 from mtlbench.training.build import build_with_network
 from mtlbench.training.sharding import FSDP2Strategy, check_sharding
+from tests.support.command_line import mtlbench
 
 STEPS = 7
 
@@ -73,3 +74,13 @@ def test_a_rule_that_moves_parameters_is_refused():
     method.surgery.shared[0].full_tensor = torch.Tensor()  # What marks a share.
     with pytest.raises(MethodError, match=r"trainer\.strategy=ddp"):
         method.surgery.whole()
+
+
+@pytest.mark.parametrize(("words", "facts"), [
+    (["trainer.strategy=fsdq"], ["Unknown strategy 'fsdq'", "'fsdp'"]),
+    (["--methods", "pcgrad", "--devices", "2", "trainer.strategy=fsdp"],
+     ["pcgrad: A gradient rule needs whole gradients", "trainer.diagnose_every=25"]),
+])  # fmt: skip
+def test_a_bench_refuses_what_it_cannot_shard(words, facts, tmp_path):
+    answer = mtlbench(tmp_path, "bench", "digits", *words)
+    assert answer.code == ExitCode.REFUSED and [fact for fact in facts if fact not in answer.text] == [], answer.text

@@ -81,8 +81,7 @@ class SquaredError(RunningMean):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds (B, 1) predictions against float (B,) labels."""
-        valid = ~target.isnan()
-        self.add((self.task.decode(prediction) - target)[valid].double().square())
+        self.add(_misses(self.task, prediction, target).square())
 
     def compute(self) -> dict[str, float]:
         """Returns the error in the unit of the target."""
@@ -93,8 +92,8 @@ class AbsoluteError(RunningMean):
     """Mean absolute error of one number per sample; NaN labels do not count.
 
     Args:
-        task: Its ``decode`` turns raw predictions (B, 1) into numbers (B,) in the unit of the target.
-        unit: Unit of the target.
+        task: As for `SquaredError`.
+        unit: As for `SquaredError`.
     """
 
     def __init__(self, task: _Decodes, *, unit: str = ""):
@@ -104,12 +103,16 @@ class AbsoluteError(RunningMean):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds (B, 1) predictions against float (B,) labels."""
-        valid = ~target.isnan()
-        self.add((self.task.decode(prediction) - target)[valid].double().abs())
+        self.add(_misses(self.task, prediction, target).abs())
 
     def compute(self) -> dict[str, float]:
         """Returns the error in the unit of the target."""
         return {"mae@1": float(self.mean())}
+
+
+def _misses(task: _Decodes, prediction: Tensor, target: Tensor) -> Tensor:
+    """Returns how far the predictions of labelled samples are off, in float64."""
+    return (task.decode(prediction) - target)[~target.isnan()].double()
 
 
 class MeanLoss(RunningMean):
