@@ -1,12 +1,13 @@
-"""Measures the executors: ``python -m benchmarks.engines [overhead] [slurm] [ray] [node] [head] [--runs N]``.
+"""Measures the executors: ``python -m benchmarks.engines [PART ...] [--runs N]``.
 
 overhead  seconds that each executor adds to a run of a few steps
 slurm     a job array on a stand-in for SLURM; one job is killed, one comes back
 ray       `digits` and `scenes` on Ray, with and without a shared folder, against this machine: every bit of the results
+spread    two ranks of every run on two nodes of Ray, one of which is killed, against two ranks on this machine
 node      nodes of a Ray cluster are killed in the middle, `--kills` of them one after another, and replaced
 head      the head of a Ray cluster is killed in the middle, and the same bench runs again
 
-The last three need Ray: ``pip install "mtlbench[ray]"``. Nodes are processes of this machine.
+The last four need Ray: ``pip install "mtlbench[ray]"``. Nodes are processes of this machine.
 """
 
 from __future__ import annotations
@@ -225,21 +226,31 @@ def identical(options: argparse.Namespace) -> None:
                 )
 
 
+def spread(options: argparse.Namespace) -> None:
+    """Compares runs whose two ranks train on two nodes with runs of two ranks here; a node falls in the middle."""
+    with folder_of("local") as folder:
+        done(bench(folder, "--devices", "2", steps=150), folder)
+        here = {run_id: outcome(run) for run_id, run in runs_of(folder).items()}
+    with ray_cluster(3) as cluster, folder_of("spread") as folder:
+        process = bench(folder, *on(cluster, "nodes=2"), steps=150)
+        wait_for(lambda: _steps(folder, cluster.worker_nodes[0], 0), seconds=200, every=0.1)
+        _replace_a_node(cluster, folder, 0)
+        done(process, folder)
+        same = {run_id: outcome(run) for run_id, run in runs_of(folder).items()} == here
+        print(f"two nodes per run, one lost: {told(folder, 2, lost=2)}, results bit-identical to local: {same}")
+
+
 def node_lost(options: argparse.Namespace) -> None:
     """Kills every process of a node while it trains and adds another, several times, in one bench."""
     for name, given in SHARING.items():
         with ray_cluster(2) as cluster, folder_of("node") as folder:
-            process = bench(folder, *on(cluster, *given), steps=150, seeds=max(2, options.kills))
+            # Four runs for each node that falls: some must still be training when the last one does.
+            process = bench(folder, *on(cluster, *given), steps=150, seeds=2 * options.kills)
             since = time.perf_counter()
             for kills in range(options.kills):
                 wait_for(lambda kills=kills: finished(folder) > kills, seconds=400, every=0.2)
-                wait_for(lambda: _steps(folder) > 30, seconds=200, every=0.1)
-                (victim, *_) = cluster.worker_nodes
-                members = family(raylet(victim))
-                cluster.remove_node(victim, allow_graceful=False)
-                kill(*members)
-                cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-            code, wanted = ended(process, folder, 900), 2 * max(2, options.kills)
+                _replace_a_node(cluster, folder, process.pid)
+            code, wanted = ended(process, folder, 900), 4 * options.kills
             print(
                 f"{options.kills} node(s) lost, {name}: exit {code}, {told(folder, wanted, lost=options.kills)}, "
                 f"{time.perf_counter() - since:.0f} s",
@@ -265,12 +276,24 @@ def head_lost(options: argparse.Namespace) -> None:
             print(f"head started again after {before} runs: exit {code}, {told(folder, 4, lost=2)}", flush=True)
 
 
-def _steps(folder: Path) -> int:
-    steps = [run.progress().get("step", 0) for run in runs_of(folder).values() if run.state() == "running"]
-    return min(steps, default=0) if len(steps) == 2 else 0
+def _replace_a_node(cluster: Any, folder: Path, bench: int) -> None:
+    """Kills the oldest node in the middle of a run, and adds another."""
+    (victim, *_) = cluster.worker_nodes
+    wait_for(lambda: _steps(folder, victim, bench) > 30, seconds=200, every=0.1)
+    members = family(raylet(victim))
+    cluster.remove_node(victim, allow_graceful=False)
+    kill(*members)
+    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
 
-PARTS = {"overhead": overhead, "slurm": array, "ray": identical, "node": node_lost, "head": head_lost}
+def _steps(folder: Path, node: Any, bench: int) -> int:
+    """Returns how far the run is that a node trains. Without a shared folder the bench holds all claims: of any run."""
+    owners = {bench, *family(raylet(node))}
+    told = [run.progress() for run in runs_of(folder).values() if run.state() == "running"]
+    return max((progress.get("step", 0) for progress in told if progress.get("pid") in owners), default=0)
+
+
+PARTS = {"overhead": overhead, "slurm": array, "ray": identical, "spread": spread, "node": node_lost, "head": head_lost}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -114,7 +114,8 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from fsspec.implementations.memory import MemoryFileSystem
 
     monkeypatch.setattr("mtlbench.bench.scheduler.check_run", lambda spec: None)
-    monkeypatch.setattr("mtlbench.bench.scheduler.time", SimpleNamespace(sleep=lambda s: None, monotonic=lambda: 0.0))
+    monkeypatch.setattr("mtlbench.bench.scheduler.time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr("mtlbench.bench.executors.base.time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr(module._Pulse, "start", lambda self: None)
     monkeypatch.setattr("os.fsync", lambda handle: None)  # No power cut is tested here.
     MemoryFileSystem.store.clear()

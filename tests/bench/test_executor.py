@@ -99,6 +99,22 @@ def test_a_rank_that_ends_well_waits_for_the_others(ending: int, code: int, exec
     assert [found for _, found in wait_for(lambda: list(runner.ended()), seconds=20)] == [code]
 
 
+def test_waiting_ends_with_a_process_and_rests_while_none_can_end(executor: Any) -> None:
+    runner, processes = executor(ExitCode.DONE, None)
+    runner.start(spec(0))
+    since = time.monotonic()
+    runner.wait(20)
+    assert time.monotonic() - since < 15, "the wait ended with the first rank"
+    processes.made[0].join()
+    since = time.monotonic()
+    runner.wait(0.1)
+    assert time.monotonic() - since >= 0.1, "an ended rank is not waited for again, in a busy loop"
+    processes.made[1].kill()
+    processes.made[1].join()
+    runner.wait(0.01)
+    assert [found for _, found in runner.ended()] == [-signal.SIGKILL]
+
+
 def test_runs_have_accelerators_of_their_own_and_free_ones_are_taken_again(executor: Any) -> None:
     runner, processes = executor(None, None, jobs=3, accelerators=["4", "5", "6", "7"])
     for seed in range(2):

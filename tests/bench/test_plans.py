@@ -58,6 +58,9 @@ class Instant:
         folder.finish({"hash": spec.hash, "seed": spec.seed})
         return 0
 
+    def wait(self, seconds: float) -> None:
+        """Nothing runs."""
+
     def stop(self) -> None:
         """Nothing runs."""
 

@@ -16,7 +16,7 @@ from mtlbench.bench.executors import node, parcels
 from mtlbench.bench.executors.base import Executor
 from mtlbench.bench.executors.node import Job, serve
 from mtlbench.bench.executors.parcels import Parcel, sources_of
-from mtlbench.bench.executors.ray_cluster import RayCluster, RayOptions
+from mtlbench.bench.executors.ray_cluster import RayCluster, RayOptions, _Ticket, spread
 from mtlbench.bench.executors.remote import RemoteExecutor
 from mtlbench.bench.scheduler import Bench
 from mtlbench.errors import ExitCode, StoreError
@@ -132,7 +132,7 @@ def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Training, "trained", [])
     monkeypatch.setattr("mtlbench.bench.scheduler.check_run", lambda spec: None)
     instant = SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic)
-    monkeypatch.setattr("mtlbench.bench.scheduler.time", instant)
+    monkeypatch.setattr("mtlbench.bench.executors.base.time", instant)
     monkeypatch.setattr(node.tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(node.tempfile, "tempdir", str(tmp_path / "scratch"))
@@ -300,6 +300,16 @@ class Faulty(Lost):
     pass
 
 
+class Task:
+    """The generator of a task that has yielded one result so far."""
+
+    def __init__(self, *results: Any):
+        self.results = list(results)
+
+    def __next__(self) -> Any:
+        return self.results.pop(0)
+
+
 def ray_of(nodes: list[dict[str, Any]], results: list[Any]) -> RayCluster:
     """Returns the adapter over a Ray whose tasks yield the given results; an exception is raised by ``get``."""
 
@@ -308,21 +318,22 @@ def ray_of(nodes: list[dict[str, Any]], results: list[Any]) -> RayCluster:
             raise value
         return value
 
+    def ready(tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return [task for task in tasks if not isinstance(task, Task) or task.results], []
+
     found = RayCluster.__new__(RayCluster)
     errors = SimpleNamespace(
         RayError=Lost, WorkerCrashedError=Crashed, OutOfMemoryError=type("Memory", (Lost,), {}), RayTaskError=Faulty
     )
-    found.ray = SimpleNamespace(
-        nodes=lambda: nodes, get=get, exceptions=errors, wait=lambda tickets, timeout: (tickets, [])
-    )
-    found._room, found._looked = 0, -100.0
+    found.ray = SimpleNamespace(nodes=lambda: nodes, get=get, exceptions=errors, wait=ready)
+    found.nodes, found._room, found._looked = 1, 0, -100.0
     return found
 
 
 @pytest.mark.parametrize(
     ("last", "code"),
     [
-        (Parcel(ExitCode.DONE), None),
+        (Parcel(ExitCode.DONE), ExitCode.DONE),
         (Crashed("segfault"), -signal.SIGKILL),
         (Faulty("no module"), ExitCode.FAILED),
         (Lost("node"), ExitCode.STOPPED),
@@ -332,10 +343,32 @@ def ray_of(nodes: list[dict[str, Any]], results: list[Any]) -> RayCluster:
 def test_what_the_end_of_a_task_means_for_its_run(last: Any, code: int | None) -> None:
     """A lost node does not count as a lost run, which the bench would repeat only twice."""
     results = [Parcel(log=b"a")] + ([last] if last is not None else [])
-    parcels, found = ray_of([], []).arrived(iter(results))
+    parcels, found = ray_of([], []).arrived(_Ticket([iter(results)]))
     assert found == code and parcels[0].log == b"a"
     if isinstance(last, Faulty):
         assert b"no module" in parcels[-1].log
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "ended"),
+    [
+        (Parcel(), Parcel(ExitCode.DONE), None, []),  # Node 1 is done, and node 0 still writes the result.
+        (Parcel(ExitCode.DONE), Parcel(ExitCode.DONE), ExitCode.DONE, []),
+        (Parcel(ExitCode.STOPPED), Parcel(ExitCode.DONE), ExitCode.STOPPED, []),
+        (Parcel(ExitCode.NOT_OURS), Parcel(), ExitCode.NOT_OURS, [1]),
+        (Parcel(), Parcel(ExitCode.FAILED), ExitCode.FAILED, [0]),
+        (Lost("node"), Parcel(), ExitCode.STOPPED, [1]),
+    ],
+)
+def test_a_run_on_two_nodes_ends_with_both_or_with_the_first_that_falls(
+    first: Any, second: Any, code: int | None, ended: list[int]
+) -> None:
+    """Ranks on the other node would wait for those of the fallen one indefinitely."""
+    cluster, removed, tasks = ray_of([], []), [], [Task(first), Task(second)]
+    cluster.ray.cancel = lambda task, force: removed.append(tasks.index(task))
+    cluster.ray.util = SimpleNamespace(remove_placement_group=removed.append)
+    assert cluster.arrived(_Ticket(tasks, "group"))[1] == code
+    assert removed == ([] if code is None else [*ended, "group"])
 
 
 def test_runs_at_once_are_what_fits_into_living_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,3 +387,14 @@ def test_runs_at_once_are_what_fits_into_living_nodes(monkeypatch: pytest.Monkey
         assert cluster.room() == room, (options, devices)
     nodes.clear()
     assert cluster.room() == 1, "looked at a moment ago"
+
+
+@pytest.mark.parametrize("fitting", [(0,), (3, 1), (2, 2, 2), (1, 1, 1, 5), (4, 3, 2, 1)])
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_runs_on_several_nodes_at_once(fitting: tuple[int, ...], nodes: int) -> None:
+    """Against placing them one by one, each on the nodes that have most room."""
+    left, runs = sorted(fitting, reverse=True), 0
+    while len(left) >= nodes and left[nodes - 1] > 0:
+        left = sorted((count - (place < nodes) for place, count in enumerate(left)), reverse=True)
+        runs += 1
+    assert spread(fitting, nodes) == runs

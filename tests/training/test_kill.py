@@ -71,7 +71,7 @@ def kill_when(folder: Path, spec: RunSpec, condition: Callable[[], object], dela
     process.join()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["famo", "task_moe"])
 def test_killed_at_random_moments(method: str, whole: Whole, tmp_path: Path) -> None:
     spec, untouched = whole(method)
     run, chance = RunFolder(tmp_path, spec.run_id), random.Random(method)

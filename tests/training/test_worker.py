@@ -95,9 +95,9 @@ def test_a_failure_is_recorded_with_its_kind(
     assert "in broken" in found["traceback"] and abs(found["time"] - time.time()) < 60
 
 
-@pytest.mark.parametrize(("rank", "world"), [(0, 2), (1, 2), (0, 1)])
+@pytest.mark.parametrize(("rank", "world", "nodes"), [(0, 2, 1), (1, 2, 1), (0, 1, 1), (3, 4, 2)])
 def test_ranks_find_each_other_by_their_seat(
-    rank: int, world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rank: int, world: int, nodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK")
     seen: dict[str, Any] = {}
@@ -109,8 +109,10 @@ def test_ranks_find_each_other_by_their_seat(
         return True
 
     monkeypatch.setattr(worker, "train", look)
-    assert work(str(tmp_path), SPEC.to_json(), Seat(rank, world, port=4321)) == ExitCode.DONE
-    joined = ("127.0.0.1", "4321", "2", "0", str(rank), str(rank)) if world > 1 else ("before",) * 6
+    seat = Seat(rank, world, port=4321, nodes=nodes, address="10.0.0.7")
+    assert work(str(tmp_path), SPEC.to_json(), seat) == ExitCode.DONE
+    place = {(0, 2): ("0", "0"), (1, 2): ("0", "1"), (3, 4): ("1", "1")}.get((rank, world), ())
+    joined = ("10.0.0.7", "4321", str(world), *place, str(rank)) if place else ("before",) * 6
     assert seen == {**dict(zip(names, joined, strict=True)), "world": world, "notes": rank == 0}
 
 

@@ -166,7 +166,7 @@ class Bench:
                     self.left = self._elsewhere()
                     if not self.left or time.monotonic() - busy >= self.patience:
                         return self.states()
-                time.sleep(0.05 if self._wanted() and self.executor.free else 0.3)
+                self.executor.wait(0.05 if self._wanted() and self.executor.free else 0.3)
         finally:
             self.executor.stop()
 

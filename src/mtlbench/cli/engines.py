@@ -54,8 +54,14 @@ def check(arguments: argparse.Namespace) -> None:
             f"--option is for executors beyond this machine. Found {arguments.option[0]!r}. Use --jobs and --devices, "
             "or name another --executor."
         )
-    if arguments.executor == "ray" and hasattr(arguments, "url"):
-        if read_options(RayOptions, "ray", arguments.option).shared:
+    if arguments.executor == "ray":
+        options = read_options(RayOptions, "ray", arguments.option)
+        if options.nodes > 1 and not options.shared:
+            raise SuiteError(
+                f"Nodes that train a run together share its folder. Found nodes={options.nodes} and shared=false. Give "
+                "all nodes the same results folder, or set nodes=1."
+            )
+        if options.shared and hasattr(arguments, "url"):
             raise SuiteError(
                 "Nodes of a Ray cluster do not work in a bucket. Found --results with a URL and shared=true. Add "
                 "--option shared=false, so that their results come back to the bench, which sends them to the bucket."

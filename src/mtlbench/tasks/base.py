@@ -88,7 +88,7 @@ class Task(ABC):
         return self.metric()
 
     def blind(self) -> Blind | None:
-        """Returns what fits the best prediction that ignores the image, see `mtlbench.tasks.blind`.
+        """Returns what fits the best prediction that ignores the input, see `mtlbench.tasks.blind`.
 
         Default: None. The row `floor` then lacks this task.
         """

@@ -1,4 +1,4 @@
-"""The best prediction that ignores the image, fitted on training labels: the floor that every network must exceed.
+"""The best prediction that ignores the input, fitted on training labels: the floor that every network must exceed.
 
 An accumulator sees every training target once, on the rank that has it, and missing labels add nothing to it. `reduce`
 then adds the ranks, exactly, so that any number of ranks gives the prediction of one process.

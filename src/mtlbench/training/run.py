@@ -25,6 +25,7 @@ def train(
     folder: RunFolder,
     *,
     world: int = 1,
+    nodes: int = 1,
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[EndOfStep], None] | None = None,
     listen: Callable[[], None] = lambda: None,
@@ -35,11 +36,12 @@ def train(
         spec: The run.
         folder: Its folder, claimed by this process.
         world: Number of ranks; this process is one of them.
+        nodes: Number of nodes that they are spread over.
         stop: Returns whether this process was asked to stop.
         note: Called with the callback once it exists, to follow the progress.
         listen: Installs the signal handlers that `stop` relies on.
     """
-    rank = int(os.environ.get("LOCAL_RANK", 0)) if world > 1 else 0
+    rank = int(os.environ.get("RANK", 0)) if world > 1 else 0
     method, data = _prepared(spec, folder)
     if world > 1 and spec.local.get("strategy") == "fsdp":
         check_sharding(method, spec)
@@ -59,7 +61,7 @@ def train(
     )
     if note is not None:
         note(end)
-    trainer = build_trainer(spec, folder.path, [end], world, data.batches)
+    trainer = build_trainer(spec, folder.path, [end], world, data.batches, nodes)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
         end.step = trainer.global_step

@@ -16,8 +16,10 @@ from mtlbench.training import checkpoint
 from mtlbench.training.sharding import FSDP2Strategy
 
 
-def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int, batches: int = 1) -> L.Trainer:
-    """Returns the Trainer of a run. ``world`` ranks were started already, one process each."""
+def build_trainer(
+    spec: RunSpec, folder: Path, callbacks: list[L.Callback], world: int, batches: int = 1, nodes: int = 1
+) -> L.Trainer:
+    """Returns the Trainer of a run. ``world`` ranks were started already, one process each, as many on every node."""
     _quiet_lightning()
     trainer = spec.trainer
     cuda = torch.cuda.is_available()
@@ -29,7 +31,8 @@ def build_trainer(spec: RunSpec, folder: Path, callbacks: list[L.Callback], worl
         strategy = (FSDP2Strategy if sharded else DDPStrategy)(process_group_backend=backend, broadcast_buffers=False)
     return L.Trainer(
         accelerator="cuda" if cuda else "cpu",
-        devices=world,
+        devices=world // nodes,
+        num_nodes=nodes,
         strategy=strategy,
         precision=trainer["precision"],
         max_steps=trainer["steps"],

@@ -30,13 +30,25 @@ from mtlbench.training.run import train
 
 @dataclass(frozen=True)
 class Seat:
-    """Place of a process among the ranks of a run."""
+    """Place of a process among the ranks of a run.
+
+    Attributes:
+        rank: Its number among all ranks.
+        world: Number of ranks.
+        port: Where rank zero listens.
+        threads: Threads of the process; 0 for what torch chooses.
+        parent: Process without which the run ends; 0 for none.
+        nodes: Number of nodes that the ranks are spread over evenly, in order.
+        address: Of the node of rank zero.
+    """
 
     rank: int = 0
     world: int = 1
     port: int = 0
     threads: int = 0
     parent: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
 
 
 def work(root: str, record: Mapping[str, Any], seat: Seat) -> ExitCode:
@@ -66,7 +78,9 @@ def work(root: str, record: Mapping[str, Any], seat: Seat) -> ExitCode:
             beat, note = _heart(folder, spec, seat, asked)
         else:
             note = None
-        done = train(spec, folder, world=seat.world, stop=lambda: bool(asked), note=note, listen=listen)
+        done = train(
+            spec, folder, world=seat.world, nodes=seat.nodes, stop=lambda: bool(asked), note=note, listen=listen
+        )
         return ExitCode.DONE if done else ExitCode.STOPPED
     except SIGTERMException:  # Lightning raises it on a signal before the first step, so nothing is lost.
         return ExitCode.STOPPED
@@ -99,12 +113,13 @@ def _heart(
 
 def _join_ranks(seat: Seat) -> None:
     """Set the variables by which Lightning joins ranks that it did not start itself."""
+    node, local = divmod(seat.rank, seat.world // seat.nodes)
     os.environ.update(
-        MASTER_ADDR="127.0.0.1",
+        MASTER_ADDR=seat.address,
         MASTER_PORT=str(seat.port),
         WORLD_SIZE=str(seat.world),
-        NODE_RANK="0",
-        LOCAL_RANK=str(seat.rank),
+        NODE_RANK=str(node),
+        LOCAL_RANK=str(local),
         RANK=str(seat.rank),
     )
 

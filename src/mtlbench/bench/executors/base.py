@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,7 @@ class Executor(ABC):
     - Any process may be killed at any moment, the bench included. It leaves a checkpoint or nothing, and a later bench
       starts the run again with the same `start`. So an executor keeps no state that is needed after a kill.
     - When the bench ends, its runs stop by themselves with a checkpoint.
-    - No method but `stop` blocks.
+    - No method but `wait` and `stop` blocks.
     """
 
     @property
@@ -51,3 +52,7 @@ class Executor(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Asks every run to write a checkpoint and leave; returns when all have ended, by force after a grace time."""
+
+    def wait(self, seconds: float) -> None:
+        """Blocks for so many seconds, or less if a run ends meanwhile and the executor can tell."""
+        time.sleep(seconds)

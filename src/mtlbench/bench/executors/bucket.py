@@ -106,6 +106,10 @@ class BucketExecutor(Executor):
             print(f"The bucket does not answer, and is tried again: {shortened(str(error))}", flush=True)
             self._due = time.monotonic() + self.every
 
+    def wait(self, seconds: float) -> None:
+        """Blocks for so many seconds, or less if a run ends meanwhile."""
+        self.inner.wait(seconds)
+
     def _send(self, run_id: str) -> None:
         claim, outbox = self._own[run_id]
         if self._lost(claim):

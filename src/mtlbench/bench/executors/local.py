@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -20,6 +21,23 @@ GRACE_S = 30.0
 """Seconds that runs have to reach the end of a step and write a checkpoint after they were asked to stop."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """The part of a run that one of several nodes trains; each of them trains as many ranks.
+
+    Attributes:
+        node: Number of the node; node 0 has rank zero.
+        nodes: Number of nodes.
+        address: Of node 0.
+        port: Where rank zero listens.
+    """
+
+    node: int
+    nodes: int
+    address: str
+    port: int
+
+
 @dataclass
 class _Job:
     spec: RunSpec
@@ -34,15 +52,25 @@ class LocalExecutor(Executor):
     Args:
         root: ``results/<suite>``.
         jobs: Runs at once.
-        devices: Ranks per run.
+        devices: Ranks per run on this machine.
         threads: Threads per process.
         accelerators: What ``CUDA_VISIBLE_DEVICES`` calls the accelerators that runs share, ``devices`` of them each;
             more jobs than such groups share them in turn. If empty, runs see what this process sees.
+        part: Which part of a run this machine trains, if other machines train the rest of its ranks.
     """
 
-    def __init__(self, root: Path, *, jobs: int, devices: int, threads: int, accelerators: Sequence[str] = ()):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        jobs: int,
+        devices: int,
+        threads: int,
+        accelerators: Sequence[str] = (),
+        part: Part | None = None,
+    ):
         self.root, self.jobs, self.devices, self.threads = root, jobs, devices, threads
-        self.accelerators = accelerators
+        self.accelerators, self.part = accelerators, part
         self._context: Any = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["mtlbench.training.worker"])
         self._running: dict[str, _Job] = {}
@@ -62,9 +90,9 @@ class LocalExecutor(Executor):
         slot = min(set(range(self.jobs)) - {job.slot for job in self._running.values()})
         log = self.root / "logs" / f"{spec.run_id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        port = _free_port() if self.devices > 1 else 0
+        part = self.part or Part(0, 1, "127.0.0.1", free_port() if self.devices > 1 else 0)
         arguments = [
-            (str(self.root), spec.to_json(), self._seat(rank, port), self._visible(slot), str(log))
+            (str(self.root), spec.to_json(), self._seat(rank, part), self._visible(slot), str(log))
             for rank in range(self.devices)
         ]
         processes = [self._context.Process(target=_run, args=each) for each in arguments]
@@ -97,6 +125,14 @@ class LocalExecutor(Executor):
             self._end(job, signal.SIGKILL)
         self._running.clear()
 
+    def wait(self, seconds: float) -> None:
+        """Blocks until a process ends, but no longer than so many seconds."""
+        alive = [process for job in self._running.values() for process in job.processes if process.exitcode is None]
+        if alive:
+            multiprocessing.connection.wait([process.sentinel for process in alive], seconds)
+        else:
+            super().wait(seconds)
+
     def _end(self, job: _Job, number: int) -> None:
         for process in job.processes:
             if process.exitcode is None:
@@ -109,11 +145,20 @@ class LocalExecutor(Executor):
         start = slot % groups * self.devices if groups else 0
         return ",".join(self.accelerators[start : start + self.devices]) if groups else ""
 
-    def _seat(self, rank: int, port: int) -> dict[str, int]:
-        return {"rank": rank, "world": self.devices, "port": port, "threads": self.threads, "parent": os.getpid()}
+    def _seat(self, rank: int, part: Part) -> dict[str, Any]:
+        """Returns the seat of a process, by its number on this machine."""
+        return {
+            "rank": part.node * self.devices + rank,
+            "world": part.nodes * self.devices,
+            "port": part.port,
+            "threads": self.threads,
+            "parent": os.getpid(),
+            "nodes": part.nodes,
+            "address": part.address,
+        }
 
 
-def _run(root: str, record: dict[str, Any], seat: dict[str, int], visible: str, log: str) -> None:
+def _run(root: str, record: dict[str, Any], seat: dict[str, Any], visible: str, log: str) -> None:
     """First code of a forked run: chooses its accelerators before anything touches them."""
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
@@ -122,7 +167,12 @@ def _run(root: str, record: dict[str, Any], seat: dict[str, int], visible: str, 
     process(root, record, Seat(**seat), log)
 
 
-def _free_port() -> int:
+def free_port(address: str = "127.0.0.1") -> int:
+    """Returns a port of this machine that nothing listens to.
+
+    Args:
+        address: One of this machine's.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])

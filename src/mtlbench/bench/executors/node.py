@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlbench.bench.executors.local import LocalExecutor
+from mtlbench.bench.executors.local import LocalExecutor, Part
 from mtlbench.bench.executors.parcels import Files, Outbox, Parcel, unpack
 from mtlbench.errors import ExitCode
 from mtlbench.runs.liveness import born
@@ -30,11 +30,12 @@ class Job:
     Attributes:
         record: Specification of the run.
         root: ``results/<suite>`` if every node sees the same folder, else ``""``.
-        devices: Ranks.
+        devices: Ranks on every node.
         threads: Threads per rank.
         place: Current folder of the bench, where the node has it.
         path: Where the bench finds modules.
         every: Seconds between parcels.
+        nodes: Nodes that train the run together.
     """
 
     record: Mapping[str, Any]
@@ -44,10 +45,16 @@ class Job:
     place: str
     path: tuple[str, ...]
     every: float
+    nodes: int = 1
 
 
 def serve(
-    job: Job, files: Files, sources: Mapping[str, Files], accelerators: Sequence[str], stop: Callable[[], bool]
+    job: Job,
+    files: Files,
+    sources: Mapping[str, Files],
+    accelerators: Sequence[str],
+    stop: Callable[[], bool],
+    part: Part | None = None,
 ) -> Iterator[Parcel]:
     """Train a run, or resume it, and yield parcels about it; the last one holds its exit code.
 
@@ -59,6 +66,7 @@ def serve(
         sources: The same of the finished runs that it reads, by id.
         accelerators: What ``CUDA_VISIBLE_DEVICES`` calls the accelerators that are its own.
         stop: Returns whether it was asked to stop, or nobody waits for it any longer.
+        part: Which part of the run this node trains, if several nodes share its ranks.
     """
     _settle(job)
     spec = RunSpec.from_json(job.record)
@@ -67,18 +75,18 @@ def serve(
         for run_id, content in {**sources, spec.run_id: files}.items():
             if not job.root:
                 unpack(root / run_id, content)
-        yield from _trained(job, spec, root, accelerators, stop)
+        devices, threads = job.devices, job.threads
+        executor = LocalExecutor(
+            root, jobs=1, devices=devices, threads=threads, accelerators=accelerators[:devices], part=part
+        )
+        yield from _trained(job, spec, executor, stop)
     finally:
         if not job.root:
             shutil.rmtree(root.parent, ignore_errors=True)
 
 
-def _trained(
-    job: Job, spec: RunSpec, root: Path, accelerators: Sequence[str], stop: Callable[[], bool]
-) -> Iterator[Parcel]:
-    executor = LocalExecutor(
-        root, jobs=1, devices=job.devices, threads=job.threads, accelerators=accelerators[: job.devices]
-    )
+def _trained(job: Job, spec: RunSpec, executor: LocalExecutor, stop: Callable[[], bool]) -> Iterator[Parcel]:
+    root = executor.root
     outbox = Outbox(RunFolder(root, spec.run_id), root / "logs" / f"{spec.run_id}.log")
     outbox.packed()  # The bench has these files.
     executor.start(spec)
@@ -86,7 +94,7 @@ def _trained(
     try:
         code = None
         while code is None:
-            time.sleep(_LOOK_S)
+            executor.wait(_LOOK_S)
             code = next((code for _, code in executor.ended()), None)
             if code is None and stop():
                 executor.stop()

@@ -1,4 +1,4 @@
-"""Compares scores with the floor: the best prediction that ignores the image."""
+"""Compares scores with the floor: the best prediction that ignores the input."""
 
 from __future__ import annotations
 
@@ -86,5 +86,5 @@ def about_floor(study: Record) -> str:
     without = [task for task, about in study["tasks"].items() if about.get("floor") is False]
     lacking = f" No floor: {', '.join(without)}, whose kind of task defines none." if without else ""
     return (
-        "floor: the best prediction that ignores the image, fitted on the training labels. It is not ranked." + lacking
+        "floor: the best prediction that ignores the input, fitted on the training labels. It is not ranked." + lacking
     )

@@ -261,7 +261,7 @@ def _unfounded(board: Leaderboard) -> Statement:
 
 
 def _floor(board: Leaderboard) -> Statement | None:
-    """Says who is not better than a prediction that ignores the image."""
+    """Says who is not better than a prediction that ignores the input."""
     rows = [row for row in board.rows if not row.floor and row.cells]
     parts, nobody = [], []
     for column in board.primary:
