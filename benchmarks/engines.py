@@ -7,7 +7,7 @@ spread    two ranks of every run on two nodes of Ray, one of which is killed, ag
 node      nodes of a Ray cluster are killed in the middle, `--kills` of them one after another, and replaced
 head      the head of a Ray cluster is killed in the middle, and the same bench runs again
 
-The last four need Ray: ``pip install "mtlbench[ray]"``. Nodes are processes of this machine.
+The last four, and two executors, need Ray: ``pip install "mtlbench[ray]"``. Nodes are processes of this machine.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ if "PYTHONPATH" in os.environ:
 
 SHARING = {"shared folder": [], "no shared folder": ["shared=false", "every=1"]}
 """Options of the executor `ray`."""
+
+EXECUTORS = ["local", "slurm", *(f"ray, {name}" for name in SHARING)]
 
 SCENES = ["trainer.batch_size=4", "trainer.log_every=1", "trainer.evaluate_every=0", "floor=false"]
 SCENES += [f"data.options.{split}={count}" for split, count in (("train", 64), ("val", 8), ("test", 8))]
@@ -141,21 +143,20 @@ def raylet(node: Any) -> int:
 def overhead(options: argparse.Namespace) -> None:
     """Prints seconds per run of each executor, one run at a time, beside what the runs themselves took."""
     print("| executor | runs | bench, s | per run, s | of it training, s | added, s |\n|---|---|---|---|---|---|")
-    with folder_of("local") as folder:
-        _timed("local", folder, options.runs, ["--jobs", "1"])
-    with folder_of("slurm") as folder:
-        _timed(
-            "slurm (stand-in, 1 job)", folder, options.runs, ["--executor", "slurm", "--submit", "--option", "jobs=1"]
-        )
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        print("Ray is not installed: its rows are left out.")
+    if "local" in options.executors:
+        with folder_of("local") as folder:
+            _timed("local", folder, options.runs, ["--jobs", "1"])
+    if "slurm" in options.executors:
+        words = ["--executor", "slurm", "--submit", "--jobs", "1", "--option", "jobs=1"]
+        with folder_of("slurm") as folder:
+            _timed("slurm (stand-in, 1 job)", folder, options.runs, words)
+    sharing = {name: given for name, given in SHARING.items() if f"ray, {name}" in options.executors}
+    if not sharing:
         return
     with ray_cluster(1) as cluster:
-        for name, given in (("ray", []), ("ray, no shared folder", ["shared=false"])):
+        for name, given in sharing.items():
             with folder_of("ray") as folder:
-                _timed(name, folder, options.runs, on(cluster, *given))
+                _timed(f"ray, {name}", folder, options.runs, on(cluster, *given))
 
 
 def _timed(name: str, folder: Path, runs: int, words: list[str]) -> None:
@@ -299,6 +300,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--runs", type=int, default=10, help="runs of the parts overhead and slurm")
+    parser.add_argument("--executors", nargs="*", default=EXECUTORS, choices=EXECUTORS, help="of the part overhead")
     parser.add_argument("--kills", type=int, default=5, help="nodes that the part node kills")
     chosen = parser.parse_args()
     for part in chosen.parts:
