@@ -13,7 +13,6 @@ import os
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -25,6 +24,7 @@ from PIL import Image  # noqa: E402
 from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
+from benchmarks.arguments import call  # noqa: E402
 from mtlbench.data_modules.dense.recipes import ScaledCrop  # noqa: E402
 from mtlbench.data_modules.nyud import SEMSEG_NAMES  # noqa: E402
 from mtlbench.data_modules.pascal import Pascal  # noqa: E402
@@ -166,4 +166,4 @@ def main(size: int = 512, count: int = 24, seconds: float = 3.0) -> None:
 
 
 if __name__ == "__main__":
-    main(*(float(argument) if "." in argument else int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

@@ -9,7 +9,6 @@ networks take turns in one process. Times are CPU times of one thread, or wall t
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.arguments import call
 from benchmarks.pairs import DEVICE, clock, spread
 from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
 from mtlbench.training.malloc import keep_freed_memory
@@ -132,4 +132,4 @@ def _row(names: Sequence[object], even: list[tuple[float, float]], skewed: list[
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

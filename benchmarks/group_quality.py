@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import call
 from mtlbench.report import load
 from mtlbench.report.groups import FoundGroups
 from mtlbench.report.model import Leaderboard
@@ -44,4 +45,4 @@ def line(label: str, found: Sequence[FoundGroups]) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    call(main, __doc__)

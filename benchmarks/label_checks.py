@@ -8,11 +8,11 @@ and without any. The first block without checks fetches the samples into the cac
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Collection, Sequence
 
 import torch
 
+from benchmarks.arguments import call
 from benchmarks.pairs import measure, spread
 from mtlbench import suite as suites
 from mtlbench.data import Collate, Sample
@@ -76,4 +76,4 @@ def main(blocks: int = 100) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.arguments import call
+
 TRACE = "import sys, mtlbench.cli as c; code = c.main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(code)"
 
 
@@ -37,4 +39,4 @@ def run(command: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

@@ -8,11 +8,11 @@ in one process. Times are CPU times of one thread, and the first pairs warm up.
 from __future__ import annotations
 
 import copy
-import sys
 
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import call
 from benchmarks.networks import CASES, Case
 from benchmarks.pairs import DEVICE, clock, losses_of, spread
 from mtlbench.training.malloc import keep_freed_memory
@@ -70,4 +70,4 @@ def kept_bytes(method: object, network: torch.nn.Module, case: Case) -> int:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

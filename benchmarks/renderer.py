@@ -9,9 +9,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import statistics  # noqa: E402
-import sys  # noqa: E402
 import time  # noqa: E402
 
+from benchmarks.arguments import call  # noqa: E402
 from mtlbench.data_modules.rendering import describe, render  # noqa: E402
 
 
@@ -32,4 +32,4 @@ def main(size: int = 64, images: int = 100, repeats: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

@@ -6,6 +6,7 @@ a process of its own. Time is that of the process on the processor, since this c
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -54,7 +55,7 @@ def main(sizes: list[int]) -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "scenes"
             count = study(folder, size)
-            command = [sys.executable, __file__, "--one", str(folder)]
+            command = [sys.executable, "-m", "benchmarks.report", "--one", str(folder)]
             answer = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout
         found = json.loads(answer)
         print(
@@ -68,7 +69,8 @@ def main(sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        report(Path(sys.argv[2]))
-    else:
-        main([int(text) for text in sys.argv[1:]] or [100, 1000, 10000])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", type=int, default=[100, 1000, 10000], help="numbers of runs")
+    parser.add_argument("--one", type=Path, metavar="FOLDER", help="report this folder and print what that took")
+    given = parser.parse_args()
+    report(given.one) if given.one else main(given.sizes)

@@ -25,6 +25,7 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.arguments import call  # noqa: E402
 from mtlbench.data.windows import Ahead  # noqa: E402
 from mtlbench.data_modules.miniatures import taskonomy as miniature  # noqa: E402
 from mtlbench.data_modules.taskonomy import MAPS, Taskonomy  # noqa: E402
@@ -225,5 +226,9 @@ def tabulated(costs: dict[str, float]) -> None:
         print(f"| {size} | {form} | " + " | ".join(f"{value:,.0f} {name}" for value, name in cells) + " |")
 
 
+def main(images: int = IMAGES) -> None:
+    tabulated(measured(images))
+
+
 if __name__ == "__main__":
-    tabulated(measured(int(sys.argv[1]) if len(sys.argv) > 1 else IMAGES))
+    call(main, __doc__)

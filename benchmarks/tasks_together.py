@@ -8,12 +8,12 @@ pass and in passes of about `TOKENS_PER_PASS` tokens, relative to T passes of on
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.arguments import call
 from benchmarks.pairs import spread
 from mtlbench.networks.encoder import build_encoder
 from mtlbench.networks.experts.network import TOKENS_PER_PASS
@@ -72,4 +72,4 @@ def seconds(action: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    call(main, __doc__)

@@ -11,7 +11,6 @@ import os
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -21,6 +20,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.arguments import call  # noqa: E402
 from mtlbench.data.contract import streams  # noqa: E402
 from mtlbench.data_modules.text import Text  # noqa: E402
 from mtlbench.data_modules.text_sets import News, Sentiment  # noqa: E402
@@ -80,7 +80,7 @@ def step_seconds(name: str, arguments: dict[str, Any], data: Any, size: str) -> 
     return float(np.median(times[1:])), float(np.mean(counts))
 
 
-def main(root: str | None, steps: int) -> None:
+def main(data: str = "", steps: int = 20) -> None:
     """Prints all parts."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MTLBENCH_CACHE"] = f"{folder}/cache"
@@ -88,10 +88,10 @@ def main(root: str | None, steps: int) -> None:
         common = {"length": LENGTH, "batch_size": BATCH, "steps": 3000 // BATCH}
         table = {"file": "texts.csv", "targets": {"n": {"kind": "count"}}}
         sets: dict[str, Any] = {"random": lambda **more: Text(made, **table, **common, **more)}
-        if root:
+        if data:
             domains = ("tweets", "movies", "shopping", "editorials")
-            sets = {name: lambda name=name, **more: Sentiment(root, domain=name, **common, **more) for name in domains}
-            sets["news"] = lambda **more: News(root, **common, **more)
+            sets = {name: lambda name=name, **more: Sentiment(data, domain=name, **common, **more) for name in domains}
+            sets["news"] = lambda **more: News(data, **common, **more)
         print("padding of training batches of 32 texts: in order, and by length; tokens per second of the loader")
         for name, build in sets.items():
             (_, plain), (rate, bucketed) = loader(build(buckets=False)), loader(build())
@@ -123,4 +123,4 @@ def main(root: str | None, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None, int(sys.argv[2]) if len(sys.argv) > 2 else 20)
+    call(main, __doc__)

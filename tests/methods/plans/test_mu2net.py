@@ -259,6 +259,7 @@ def test_growth_and_lineage_are_drawn() -> None:
     edges, *tasks = drawn.data
     assert [t.name for t in tasks] == ["kind", "far"] and sum(len(t.x) for t in tasks) == 12
     assert [list(t.marker.symbol).count("star") for t in tasks] == [1, 1]
+    assert drawn.layout.xaxis.ticktext == ("initial", "1", "2", "1", "2"), "short enough to stand above the legend"
     assert len(edges.x) == 3 * 12 and evolution_figures({"rows": []}) == {}
 
 

@@ -96,8 +96,11 @@ def lineage(record: Record) -> go.Figure:
             hovertext=[safe(told(e)) for e in own],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    names = [f"{safe(task)}, generation {generation + 1}" for task, generation in columns]
-    figure.update_xaxes(tickvals=list(range(len(names) + 1)), ticktext=["initial weights", *names])
+    # Colours name the tasks; with their names the ticks would run into the legend.
+    numbers = [str(generation + 1) for _, generation in columns]
+    figure.update_xaxes(
+        title_text="generation of each task", tickvals=list(range(len(numbers) + 1)), ticktext=["initial", *numbers]
+    )
     figure.update_yaxes(title_text="child", dtick=1, autorange="reversed")
     note = record.get("note") or ""
     return describe(style(figure, 420), f"A star marks the path that is kept for its task. {note}".strip())
