@@ -174,6 +174,17 @@ def test_twenty_kills_at_random_calls(url: str, tmp_path: Path, monkeypatch: pyt
     assert not [name for name in names if "step-" in name or "lock" in name], "what a finished run leaves behind"
 
 
+def test_a_run_that_was_finished_since_the_last_look_is_not_started(url: str, tmp_path: Path) -> None:
+    bucket, steps = Bucket(url, "mine"), []
+    late = BucketExecutor(tmp_path / "late", bucket, Training(tmp_path / "late", steps), every=0.0)
+    assert bench(tmp_path / "early", bucket, steps, runs=1) == {SPEC.run_id: "done"}
+    late.start(SPEC)
+    assert late.inner.running == [] and len(steps) == STEPS
+    assert list(late.ended()) == [(SPEC, ExitCode.NOT_OURS)]
+    assert late.running == [] and not [name for name in bucket.names() if "lock" in name], "its claim is given back"
+    late.stop()
+
+
 def test_two_benches_at_once_train_every_run_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[int, int]] = []
     lock, create = threading.Lock(), Bucket.create

@@ -55,6 +55,9 @@ class Scored:
         assert RunFolder(self.root, spec.run_id).claim(spec)
         self.running[spec.run_id] = spec
 
+    def wait(self, seconds: float) -> None:
+        """Nothing runs."""
+
     def ended(self) -> list[tuple[RunSpec, int]]:
         ended, self.running = list(self.running.values()), {}
         return [(spec, self._end(spec)) for spec in ended]

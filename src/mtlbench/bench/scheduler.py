@@ -127,7 +127,8 @@ class Bench:
         self.members = [Member(case.spec, case.begin(_plan_of)) for case in study.cases]
         self.losses: dict[str, int] = {}
         self.attempted: set[str] = set()
-        self._states: dict[str, str] = {}
+        self._done: set[str] = set()
+        self._round: dict[str, str] | None = None
         self._checked: set[str] = set()
         self.advance()
 
@@ -136,10 +137,17 @@ class Bench:
         return {spec.run_id: spec for member in self.members for spec in member.seen}
 
     def state(self, run_id: str) -> str:
-        """Return a run's state on disk. A finished run stays finished, so it is not read again."""
-        if self._states.get(run_id) != "done":
-            self._states[run_id] = RunFolder(self.root, run_id).state()
-        return self._states[run_id]
+        """Return a run's state on disk. A finished run stays finished, and others are read once in a round."""
+        if run_id in self._done:
+            return "done"
+        if self._round is not None and run_id in self._round:
+            return self._round[run_id]
+        state = RunFolder(self.root, run_id).state()
+        if state == "done":
+            self._done.add(run_id)
+        if self._round is not None:
+            self._round[run_id] = state
+        return state
 
     def states(self) -> dict[str, str]:
         """Returns the state of every known run."""
@@ -156,6 +164,7 @@ class Bench:
         busy = time.monotonic()
         try:
             while True:
+                self._round = {}
                 self._take_in()
                 self.advance()
                 self._start()
@@ -168,18 +177,24 @@ class Bench:
                         return self.states()
                 self.executor.wait(0.05 if self._wanted() and self.executor.free else 0.3)
         finally:
+            self._round = None
             self.executor.stop()
 
     def advance(self) -> None:
-        """Advance every plan whose awaited results are there."""
-        progressed = True
-        while progressed:
-            progressed = any([self._advance(member) for member in self.members if member.open])
+        """Advance every plan whose awaited results are there, and remember the study if there was any."""
+        if not self._advance_all() and "run_tasks" in self.study.record:
+            return
         for row, member in zip(self.study.record["rows"], self.members, strict=True):
             row.update(member.written())
         self.study.record["run_tasks"] = {run_id: list(spec.tasks) for run_id, spec in self.specs().items()}
         if self.record:
             remember(self.root, self.study.record)
+
+    def _advance_all(self) -> bool:
+        rounds = 0
+        while any([self._advance(member) for member in self.members if member.open]):
+            rounds += 1
+        return rounds > 0
 
     def _advance(self, member: Member) -> bool:
         states = [self.state(spec.run_id) for spec in member.waiting]
@@ -255,7 +270,7 @@ class Bench:
                 return
             self.attempted.add(spec.run_id)
             folder = RunFolder(self.root, spec.run_id)
-            if self.state(spec.run_id) == "stale":
+            if folder.state() == "stale":
                 # The new process has not watched the lock of another machine and would wait for it.
                 folder.clear_lock()
             self.executor.start(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ class RunSpec:
         more = {key: getattr(self, key) for key in ("start", "sources") if getattr(self, key)}
         return json.loads(json.dumps({key: getattr(self, key) for key in keys} | more))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

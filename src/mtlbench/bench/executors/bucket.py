@@ -61,7 +61,7 @@ class BucketExecutor(Executor):
         return [*self.inner.running, *(spec.run_id for spec in self._refused), *(spec.run_id for spec, _ in self._over)]
 
     def start(self, spec: RunSpec) -> None:
-        """Claims a run in the bucket, fetches its checkpoint, and starts it, unless it is claimed elsewhere."""
+        """Claims a run in the bucket, fetches its checkpoint, and starts it, unless it is claimed or done elsewhere."""
         if not self._claimed(spec.run_id):
             self._refused.append(spec)
             self._due = 0.0
@@ -74,6 +74,10 @@ class BucketExecutor(Executor):
         outbox = self._own[spec.run_id][1]
         if names:
             outbox.packed()  # They need not be sent back.
+        if run.result() is not None:  # Another machine has finished it since this one last looked.
+            self._give_back(spec.run_id)
+            self._refused.append(spec)
+            return
         (run.path / "lock.json").unlink(missing_ok=True)
         self.inner.start(spec)
 
