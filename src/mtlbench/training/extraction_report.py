@@ -18,6 +18,7 @@ from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.families import family_of
 from mtlbench.networks.family import Model
 from mtlbench.networks.flops import forward_flops
+from mtlbench.networks.pruning import PrunedNetwork
 from mtlbench.tasks.inputs import inputs_of
 from mtlbench.training.load import LoadedRun
 
@@ -74,18 +75,22 @@ def expert_network(loaded: LoadedRun) -> ExpertNetwork:
         MethodError: If the run's network has no experts.
     """
     network: Any = loaded.method.network
-    if not isinstance(network, ExpertNetwork):
-        alone = len(loaded.method.tasks) == 1
-        raise MethodError(
-            f"Extraction needs a network with experts. {loaded.result['run_id']} was trained by "
-            f"{loaded.result['method']!r}"
-            + (
-                " on one task alone. Write it as it is: `mtlbench export` without --task."
-                if alone
-                else ". Give a run of a method with experts, such as mod_squad; `mtlbench extract` also takes disparse."
-            )
+    if isinstance(network, ExpertNetwork):
+        return network.eval()
+    alone = " on one task alone" if len(loaded.method.tasks) == 1 else ""
+    if isinstance(network, PrunedNetwork):
+        remedy = "Its network is pruned: `mtlbench extract` writes one task of it."
+    elif alone:
+        remedy = "Write it as it is: `mtlbench export` without --task."
+    else:
+        remedy = (
+            "Write all its tasks, with `mtlbench export` without --task, or give a run of a method with experts, such "
+            "as mod_squad, or of disparse."
         )
-    return network.eval()
+    raise MethodError(
+        f"Extraction needs a network with experts. {loaded.result['run_id']} was trained by "
+        f"{loaded.result['method']!r}{alone}. {remedy}"
+    )
 
 
 def _row(
