@@ -223,6 +223,9 @@ def test_damaged_files(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({**description, "kept": other}))
     with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"format": 1, "outputs": {}}))
+    with pytest.raises(StoreError, match="use mtlbench.load_exported"):
+        load_extracted(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)

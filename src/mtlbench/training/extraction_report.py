@@ -12,6 +12,7 @@ import torch
 
 from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError
+from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.experts.extracted import describe, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes
 from mtlbench.networks.experts.network import ExpertNetwork
@@ -96,7 +97,7 @@ def expert_network(loaded: LoadedRun) -> ExpertNetwork:
 def _row(
     loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: float | None, kept: Any, off: float | None = None
 ) -> Measured:
-    protocol, score = next(iter(_score(loaded, network, task).items()))
+    protocol, score = first_score(loaded, network, task)
     model = Model(**{**loaded.spec.model, "weights": None})
     image = family_of(model.encoder).example(model)
     return Measured(
@@ -119,12 +120,20 @@ def _batches(loaded: LoadedRun, task: str) -> Iterator[tuple[Any, Any]]:
                 yield inputs_of(stream), stream["targets"][task]
 
 
-def _score(loaded: LoadedRun, network: ExpertNetwork, task: str) -> dict[str, float]:
+def first_score(loaded: LoadedRun, network: MTLNetwork, task: str) -> tuple[str, float]:
+    """Returns the id and the value of a task's first score on the last split.
+
+    Args:
+        loaded: The run whose data is used.
+        network: A network that predicts the task.
+        task: Name of the task.
+    """
     metric: Any = loaded.method.tasks[task].metric()
     with torch.inference_mode():
         for image, target in _batches(loaded, task):
             metric.update(network(image, [task]).predictions[task].float(), target)
-    return {key: float(value) for key, value in metric.compute().items()}
+    protocol, score = next(iter(metric.compute().items()))
+    return protocol, float(score)
 
 
 def _off_route(loaded: LoadedRun, network: ExpertNetwork, task: str, kept: Any) -> float:
