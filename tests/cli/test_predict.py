@@ -109,7 +109,7 @@ def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, write: Any) -> N
 )
 def test_what_is_no_image_is_named(tmp_path: Path, write: Any, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"must be readable. .*a.png: "):
+    with pytest.raises(DataError, match=r"predicts images. .*a.png cannot be read as one: "):
         write(tmp_path / "a.png")
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, write: Any) -> None:
     content[60] ^= 255  # the checksum no longer fits: Pillow raises a SyntaxError
     content[20] ^= 255
     (tmp_path / "a.png").write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"a.png: "):
+    with pytest.raises(DataError, match=r"a.png cannot be read as one: "):
         write(tmp_path / "a.png")
 
 

@@ -17,6 +17,7 @@ from mtlbench.methods.experts.moe import MoE
 from mtlbench.methods.experts.task_moe import TaskMoE
 from mtlbench.networks.experts.extracted import describe, export, load_extracted, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes, surviving
+from mtlbench.networks.pruning import PrunedNetwork
 from mtlbench.training.extraction_report import expert_network
 from tests.support.command_line import SMALL, mtlbench
 from tests.support.expert_methods import TASKS, build, images, losses
@@ -222,15 +223,25 @@ def test_damaged_files(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({**description, "kept": other}))
     with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"format": 1, "outputs": {}}))
+    with pytest.raises(StoreError, match="use mtlbench.load_exported"):
+        load_extracted(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(StoreError, match="mtlbench extract. again"):
         load_extracted(tmp_path)
 
 
-@pytest.mark.parametrize(("tasks", "remedy"), [("ab", "Give a run of a method"), ("a", "export` without")])
-def test_a_network_without_experts_is_refused_with_what_to_do(tasks, remedy):
+@pytest.mark.parametrize(
+    ("cls", "tasks", "remedy"),
+    [
+        (torch.nn.Identity, "ab", "or give a run of a method"),
+        (torch.nn.Identity, "a", "Write it as it is: `mtlbench export` without"),
+        (PrunedNetwork, "ab", "`mtlbench extract` writes one task"),
+    ],
+)
+def test_a_network_without_experts_is_refused_with_what_to_do(cls, tasks, remedy):
     loaded = SimpleNamespace(
-        method=SimpleNamespace(network=torch.nn.Identity(), tasks=dict.fromkeys(tasks)),
+        method=SimpleNamespace(network=cls.__new__(cls), tasks=dict.fromkeys(tasks)),
         result={"run_id": "x-s0-1", "method": "x"},
     )
     with pytest.raises(MethodError, match=f"needs a network with experts. x-s0-1 was trained by 'x'.*{remedy}"):
@@ -266,6 +277,7 @@ methods: [uniform, {name: mod_squad, experts: 4, top_k: 2}]
     torch.testing.assert_close(exported, load_extracted(tmp_path / "left")(digits), rtol=1e-5, atol=1e-5)
     for chosen, message in (
         ((str(other), "--task", "left"), "trained by 'uniform'"),
+        ((str(other), "--task", "left", "--out", "x"), "trained by 'uniform'"),  # A threshold would not help.
         ((str(run), "--task", "lft"), "Did you mean 'left'"),
         ((str(run), "--task", "left", "--threshold", "1"), "no expert can exceed"),
         ((str(run), "--out", "x"), "--task and --threshold"),

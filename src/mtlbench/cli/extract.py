@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(loaded.method.network, PrunedNetwork):
         needs_images(spec, "Extraction from a pruned network")
         return _pruned(arguments, loaded)
+    network = extraction.expert_network(loaded)
     if arguments.out and arguments.threshold is None:
         raise MethodError(_NEEDED)
-    network = extraction.expert_network(loaded)
     wanted = list(dict.fromkeys(arguments.task or loaded.method.tasks))
     thresholds = extraction.THRESHOLDS if arguments.threshold is None else (arguments.threshold,)
     rows = [row for task in wanted for row in extraction.measure(loaded, network, task, thresholds)]

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="FILE",
-        help="images; or tables, arrays or lines of text (.txt), for a run on such data",
+        help="images; or tables, arrays, molecules (.csv, .smi) or lines of text (.txt), for a run on such data",
     )
     parser.add_argument("--out", default="predictions", help="folder for the predictions (default: predictions)")
     parser.add_argument(
@@ -147,5 +147,6 @@ def _read(path: Path) -> np.ndarray:
             return visualise.rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
         raise DataError(
-            f"An image must be readable. {path}: {type(error).__name__}: {error}. Formats: whatever Pillow reads."
+            f"This run predicts images. {path} cannot be read as one: {type(error).__name__}: {error}. Give a file "
+            "in a format that Pillow reads, such as PNG or JPEG."
         ) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtlbench import registry
 from mtlbench.errors import MethodError, unknown_name
+from mtlbench.networks.paths import ADAPTER, HEAD
 from mtlbench.runs.plan import Ending, Plan, Result
 from mtlbench.runs.spec import RunSpec
 from mtlbench.seeding import seed_of
@@ -25,8 +26,6 @@ RANGES: Mapping[str, tuple[Any, ...]] = {
 
 DRAWS = 20
 """How often a child that would repeat a run is redrawn."""
-
-HEAD, ADAPTER = "head", "adapter"
 
 
 @dataclass(frozen=True)

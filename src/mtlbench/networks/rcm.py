@@ -121,27 +121,6 @@ class RCMNetwork(SeparateColumns):
         self.necks = NamedModules({task: copy.deepcopy(single.neck) for task in tasks})
         self.heads = single.heads
 
-    def train_only(self, *tasks: str) -> None:
-        """Freezes what belongs to other tasks, for training tasks one after another.
-
-        Args:
-            tasks: Tasks that are trained.
-        """
-        for task in self.encoders:
-            for module in self.task_modules(task):
-                # Statistics of norms move in training mode only, in a pass of their own task.
-                for parameter in module.parameters():
-                    if id(parameter) in self._trained:
-                        parameter.requires_grad_(task in tasks)
-
-    @property
-    def _trained(self) -> set[int]:
-        frozen = {id(p) for bank in self.banks.values() for p in bank.parameters()}
-        inside = (m for encoder in self.encoders.values() for m in encoder.modules())
-        kept = {id(p) for m in inside if isinstance(m, (*NORMS, Modulated)) for p in m.parameters(recurse=False)}
-        kept |= {id(p) for part in (self.necks, self.heads) for p in part.parameters()}
-        return kept - frozen
-
     @torch.no_grad()
     def start_from_responses(self, images: Iterable[Tensor]) -> None:
         """Rotates every bank to the principal components of its responses, once, and modulators back.

@@ -97,9 +97,6 @@ FIGURE = Family("figures/{part}/{figure}", "a figure of the report")
 STUDY = (DELTA, RANK, ROW_SCORE, ROW_COST, ROW_VALUE, TRIAL_SCORE, TABLE, FIGURE)
 """What the end of a bench adds: runs that stand for rows and trials, and one for the study."""
 
-ENDING = (SCORE, COST, COST_OF_TASK, USAGE, PICTURE, INPUT)
-"""What a finished run adds at its end."""
-
 
 def flat(scores: Mapping[str, Mapping[str, float]], split: str) -> dict[str, float]:
     """Return scores as one level of names; values that are not numbers are left out."""

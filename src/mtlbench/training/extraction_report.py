@@ -12,12 +12,14 @@ import torch
 
 from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError
+from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.experts.extracted import describe, save
 from mtlbench.networks.experts.extraction import extract, kept_experts, outside, routes
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.families import family_of
 from mtlbench.networks.family import Model
 from mtlbench.networks.flops import forward_flops
+from mtlbench.networks.pruning import PrunedNetwork
 from mtlbench.tasks.inputs import inputs_of
 from mtlbench.training.load import LoadedRun
 
@@ -74,24 +76,28 @@ def expert_network(loaded: LoadedRun) -> ExpertNetwork:
         MethodError: If the run's network has no experts.
     """
     network: Any = loaded.method.network
-    if not isinstance(network, ExpertNetwork):
-        alone = len(loaded.method.tasks) == 1
-        raise MethodError(
-            f"Extraction needs a network with experts. {loaded.result['run_id']} was trained by "
-            f"{loaded.result['method']!r}"
-            + (
-                " on one task alone. Write it as it is: `mtlbench export` without --task."
-                if alone
-                else ". Give a run of a method with experts, such as mod_squad; `mtlbench extract` also takes disparse."
-            )
+    if isinstance(network, ExpertNetwork):
+        return network.eval()
+    alone = " on one task alone" if len(loaded.method.tasks) == 1 else ""
+    if isinstance(network, PrunedNetwork):
+        remedy = "Its network is pruned: `mtlbench extract` writes one task of it."
+    elif alone:
+        remedy = "Write it as it is: `mtlbench export` without --task."
+    else:
+        remedy = (
+            "Write all its tasks, with `mtlbench export` without --task, or give a run of a method with experts, such "
+            "as mod_squad, or of disparse."
         )
-    return network.eval()
+    raise MethodError(
+        f"Extraction needs a network with experts. {loaded.result['run_id']} was trained by "
+        f"{loaded.result['method']!r}{alone}. {remedy}"
+    )
 
 
 def _row(
     loaded: LoadedRun, network: ExpertNetwork, task: str, threshold: float | None, kept: Any, off: float | None = None
 ) -> Measured:
-    protocol, score = next(iter(_score(loaded, network, task).items()))
+    protocol, score = first_score(loaded, network, task)
     model = Model(**{**loaded.spec.model, "weights": None})
     image = family_of(model.encoder).example(model)
     return Measured(
@@ -114,12 +120,20 @@ def _batches(loaded: LoadedRun, task: str) -> Iterator[tuple[Any, Any]]:
                 yield inputs_of(stream), stream["targets"][task]
 
 
-def _score(loaded: LoadedRun, network: ExpertNetwork, task: str) -> dict[str, float]:
+def first_score(loaded: LoadedRun, network: MTLNetwork, task: str) -> tuple[str, float]:
+    """Returns the id and the value of a task's first score on the last split.
+
+    Args:
+        loaded: The run whose data is used.
+        network: A network that predicts the task.
+        task: Name of the task.
+    """
     metric: Any = loaded.method.tasks[task].metric()
     with torch.inference_mode():
         for image, target in _batches(loaded, task):
             metric.update(network(image, [task]).predictions[task].float(), target)
-    return {key: float(value) for key, value in metric.compute().items()}
+    protocol, score = next(iter(metric.compute().items()))
+    return protocol, float(score)
 
 
 def _off_route(loaded: LoadedRun, network: ExpertNetwork, task: str, kept: Any) -> float:

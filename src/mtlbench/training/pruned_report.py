@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError, unknown_name
 from mtlbench.networks.experts.extracted import describe_pruned, save_pruned
 from mtlbench.networks.pruned_files import alone, packed
 from mtlbench.networks.pruning import PrunedNetwork
+from mtlbench.training.extraction_report import first_score
 from mtlbench.training.load import LoadedRun
 
 
@@ -57,13 +57,7 @@ def measure(loaded: LoadedRun, task: str) -> Measured:
     height, width = loaded.spec.model["image_size"]
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     dense_flops, flops = network.products(image, [task])
-    metric: Any = method.tasks[task].metric()
-    with torch.inference_mode():
-        for batch in loaded.data.eval_dataloader(loaded.data.SPLITS[-1]):
-            for stream in streams(batch):
-                if task in stream["targets"]:
-                    metric.update(single(stream["image"], [task]).predictions[task].float(), stream["targets"][task])
-    protocol, score = next(iter(metric.compute().items()))
+    protocol, score = first_score(loaded, single, task)
     return Measured(
         task,
         sum(mask.numel() for mask in masks),
@@ -72,7 +66,7 @@ def measure(loaded: LoadedRun, task: str) -> Measured:
         sum(value.numel() * value.element_size() for value in single.state_dict().values()),
         flops,
         dense_flops,
-        float(score),
+        score,
         protocol,
     )
 

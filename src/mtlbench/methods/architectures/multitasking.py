@@ -42,8 +42,8 @@ class Multitasking(MTLMethod):
     it. A step in the serial regime costs T passes of everything behind the first stage. The report draws the regimes of
     all rows over their costs.
 
-    Differences from the paper: everything beyond its abstract is unverified, which says that an agent meta-learns which
-    of two regimes to use: shared representations, which speed up learning, or separated ones, which allow concurrent
+    Differences from the paper: only its abstract could be verified. It says that an agent meta-learns which of two
+    regimes to use: shared representations, which speed up learning, or separated ones, which allow concurrent
     execution. The agent, curves, prior, accuracies and the form of both regimes are ours, and dense images stand in for
     the paper's environments. Accuracies are those of training, so that no labels of another split are used.
 

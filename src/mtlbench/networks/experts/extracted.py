@@ -161,10 +161,10 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
     try:
         description = json.loads((path / DESCRIPTION).read_text())
         state = load_file(path / WEIGHTS)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     except Exception as error:  # The error class of safetensors has no public base.
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, f"{type(error).__name__}: {shortened(str(error))}") from error
+    if isinstance(description, dict) and "outputs" in description:
+        raise _unreadable(path, "it holds a network of all tasks: use mtlbench.load_exported")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = f"format {description.get('format')}" if isinstance(description, dict) else "no JSON object"
         raise _unreadable(path, f"{found}, this version reads format {FORMAT}")
