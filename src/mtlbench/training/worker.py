@@ -149,6 +149,8 @@ def process(root: str, record: Mapping[str, Any], seat: Seat, log: str) -> None:
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if seat.threads:  # Without the variable, Lightning would divide the cores among the ranks of this run alone.
+        os.environ["OMP_NUM_THREADS"] = str(seat.threads)
     # Imported modules live until the end. A collection of garbage need not visit their million objects, nor copy them.
     gc.freeze()
     with inert_output():  # People read logs in a terminal.
