@@ -47,16 +47,20 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """Adds what `read_request` reads."""
+    """Adds what `read_request` reads, but for the methods."""
     add_suite(parser)
     add_overrides(parser, "change a key of the suite, e.g. model.encoder=resnet18")
-    parser.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
     parser.add_argument("--seeds", metavar="N", help="number of seeds, or a list of seeds such as '0,1,5'")
     parser.add_argument(
         "--trials", type=positive, metavar="N", help="tune every row with N trials (search.trials; needs Optuna)"
     )
     parser.add_argument("--data", metavar="FOLDER", help="data folder")
     add_results(parser)
+
+
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of several methods."""
+    parser.add_argument("--methods", metavar="NAMES", help="only these methods, separated by spaces")
 
 
 def add_allow(parser: argparse.ArgumentParser) -> None:

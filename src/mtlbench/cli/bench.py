@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mtlbench.cli import buckets, engines
-from mtlbench.cli.arguments import Request, add_request, positive, read_request, results_folder
+from mtlbench.cli.arguments import Request, add_methods, add_request, positive, read_request, results_folder
 from mtlbench.cli.report import end_of_bench
 from mtlbench.errors import DataError, ExitCode
 from mtlbench.runs.store import RunFolder, read_json
@@ -36,6 +36,7 @@ EPILOG = f"Exit codes: {ExitCode.described()}"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the suite with its changes, and how to run it."""
     add_request(parser)
+    add_methods(parser)
     parser.add_argument("--jobs", type=positive, help="number of runs at once (default: one per core or accelerator)")
     parser.add_argument(
         "--devices", type=positive, default=1, help="devices per run; the effective batch size stays the same"

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mtlbench.cli.arguments import add_request, positive, read_request, results_folder
+from mtlbench.cli.arguments import add_methods, add_request, positive, read_request, results_folder
 from mtlbench.errors import ExitCode, MethodError, coloured_output
 from mtlbench.runs.spec import RunSpec
 from mtlbench.study import costs
@@ -29,6 +29,7 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the suite with its changes, and how to measure."""
     add_request(parser)
+    add_methods(parser)
     parser.add_argument("--pairs", type=positive, default=10, help="pairs of blocks per method (default: 10)")
     parser.add_argument("--steps", type=positive, default=5, help="steps per block (default: 5)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads to use (default: 1)")
