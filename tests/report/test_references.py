@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtlbench import registry
+from mtlbench.data.mixing import RULES
 from mtlbench.report import load, references
 from mtlbench.study import scenarios
 from tests.support.fake_study import write_study
@@ -19,9 +20,10 @@ WITHOUT = {
 """Methods that are from no paper: controls and bounds."""
 
 
-def test_every_paper_has_an_entry_and_every_entry_a_method_or_a_scenario() -> None:
+def test_every_paper_has_an_entry_and_every_entry_is_named() -> None:
     named = {paper for name in registry.shipped() for paper in references.papers(name)}
     named |= {paper for kind in scenarios.shipped() for paper in references.scenario_papers(kind)}
+    named |= {paper for rule in RULES for paper in references.mixing_papers(rule)}
     assert named == references.entries().keys()
     assert {name for name in registry.shipped() if not references.papers(name)} == WITHOUT
 
@@ -66,6 +68,20 @@ def test_a_study_cites_the_paper_of_its_scenario(tmp_path: Path) -> None:
     assert "padmakumar2022exploring" not in plain and "@inproceedings{padmakumar2022" in references.bibtex(study)
     study.plan["scenario"] = {"kind": "../references"}
     assert references.bibtex(study) == plain
+
+
+def test_a_study_cites_the_papers_of_its_rules_of_mixing(tmp_path: Path) -> None:
+    study = load(write_study(tmp_path / "scenes", ["uniform"]))[0]
+
+    def lines(*mixing: object) -> list[str]:
+        specs = {str(n): {"method": {}, "data": {"options": {"mixing": each}}} for n, each in enumerate(mixing)}
+        found = references.bibtex(study, specs).splitlines()
+        return [line for line in found if line.startswith("% mixing")]
+
+    assert lines("score", {"rule": "active", "target": "t"}) == [
+        "% mixing by score: lim2022multi", "% mixing by active: chen2022active"
+    ]  # fmt: skip
+    assert lines("uniform", {"rule": "mixing"}, None, 3, ["score"]) == []
 
 
 def test_a_study_cites_each_paper_once_with_balancers(tmp_path: Path) -> None:

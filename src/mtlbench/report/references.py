@@ -1,8 +1,8 @@
 """Papers of methods as BibTeX.
 
-A method or a scenario names its papers once: by the addresses in the first paragraph of its class's docstring.
-``references.bib`` holds authors and titles by the same addresses. Shipped code is read without importing it; what a
-study in a results folder names is never imported.
+A method, a scenario and a rule of task mixing name their papers once: by the addresses in the first paragraph of the
+class's docstring. ``references.bib`` holds authors and titles by the same addresses. Shipped code is read without
+importing it; what a study in a results folder names is never imported.
 """
 
 from __future__ import annotations
@@ -52,9 +52,15 @@ def scenario_papers(kind: str) -> tuple[str, ...]:
     return _papers_in(Path(scenarios.__file__).with_name(f"{kind}.py")) if known else ()
 
 
-def _papers_in(path: Path) -> tuple[str, ...]:
-    """Returns the papers that the classes of a file name in the first paragraphs of their docstrings."""
-    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+def mixing_papers(rule: str) -> tuple[str, ...]:
+    """Returns arXiv numbers, DOIs and addresses of the papers of a rule of task mixing; none for an unknown rule."""
+    return _papers_in(Path(registry.__file__).parent / "data" / "mixing.py", rule.capitalize())
+
+
+def _papers_in(path: Path, only: str = "") -> tuple[str, ...]:
+    """Returns the papers that the classes of a file, or one of them, name in first paragraphs of docstrings."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and only in ("", node.name)]
     heads = [(ast.get_docstring(node) or "").partition("\n\n")[0] for node in classes]
     return tuple(dict.fromkeys(next(filter(None, link)) for head in heads for link in _LINK.findall(head)))
 
@@ -65,15 +71,23 @@ def references_of(study: ReportInput) -> dict[str, list[str]]:
 
 
 def bibtex(study: ReportInput, specs: Specs | None = None) -> str:
-    """Returns the papers of the methods and of the scenario of a study as BibTeX; see `cited`.
+    """Returns the papers of a study's methods, scenario and rules of task mixing as BibTeX; see `cited`.
 
     Args:
         study: The study.
         specs: ``spec.json`` per run id, if they have been read already.
     """
+    specs = read_specs(study) if specs is None else specs
     kind = str((study.plan.get("scenario") or {}).get("kind", ""))
-    found = scenario_papers(kind)
-    return cited(_methods(study, specs), {f"scenario {kind}": _keys_of(found)} if found else {})
+    more = {f"scenario {kind}": scenario_papers(kind)}
+    more |= {f"mixing by {rule}": mixing_papers(rule) for spec in specs.values() if (rule := _mixing(spec))}
+    return cited(_methods(study, specs), {name: _keys_of(found) for name, found in more.items() if found})
+
+
+def _mixing(spec: Mapping[str, Any]) -> str:
+    """Returns the name of the rule by which a run mixes streams, or ``""``."""
+    given = ((spec.get("data") or {}).get("options") or {}).get("mixing")
+    return str(given.get("rule", "")) if isinstance(given, Mapping) else str(given or "")
 
 
 def cited(methods: Iterable[str], more: Mapping[str, list[str]] | None = None) -> str:
