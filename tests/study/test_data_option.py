@@ -52,6 +52,8 @@ def test_a_cell_is_the_mean_drop_or_the_score_of_a_task() -> None:
     assert mean["base"] == "mixing=uniform" and mean["columns"] == ['mixing={"rule": "score", "power": 2}']
     one = DataOption("push", "noise", [0.1, 0.2]).described()
     assert one["target"] == "push" and one["columns"] == ["noise=0.1", "noise=0.2"]
+    assert one["difference"] == "second − first"
+    assert "difference" not in DataOption("push", "noise", [0.1, 0.2, 0.3]).described()
 
 
 def test_the_task_keeps_few_labels_under_every_value(tmp_path: Path) -> None:

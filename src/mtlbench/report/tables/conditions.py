@@ -117,7 +117,7 @@ def _with_floor(
         (column,) = wanted
         low = {
             id(r): frozenset(
-                n for n in r.values if not_better(r.values[n], floor.values.get(n, {}), column.higher_is_better)
+                n for n in about["columns"] if not_better(r.values[n], floor.values.get(n, {}), column.higher_is_better)
             )
             for r in others
         }
@@ -127,7 +127,7 @@ def _with_floor(
                 at_floor=low.get(id(row), frozenset()),
                 gaps={
                     name: estimate(shares.values())
-                    for name in row.values
+                    for name in about["columns"]
                     if (shares := closed(row.values[name], floor.values.get(name, {}), column.best))
                 },
             )
@@ -225,10 +225,10 @@ def _notes(about: Record, named: NamedPair | None, rows: Sequence[ConditionRow])
         )
     for extra in _extra(about):
         first, second = about["columns"]
-        lines.append(
-            f"{extra}: the drop under {second!r} minus that under {first!r}, paired by seed. It is what "
-            "the relation between the tasks is worth, because both conditions add a task."
-        )
+        what, worth = "drop", " It is what the relation between the tasks is worth, because both conditions add a task."
+        if "target" in about:
+            what, worth = "score", ""
+        lines.append(f"{extra}: the {what} under {second!r} minus that under {first!r}, paired by seed.{worth}")
     alone = about.get("alone")
     if alone and not any(row.method == alone for row in rows):
         lines.append(

@@ -68,7 +68,8 @@ class DataOption(Scenario):
         if self.task:
             text = f"the score of {self.task} under each value of the data's option {self.option}"
             text += f"; the task keeps {self.examples} labels" if self.examples else ""
-            return {"columns": self._columns, "target": self.task, "text": text}
+            found = {"columns": self._columns, "target": self.task, "text": text}
+            return {**found, "difference": "second − first"} if len(self.values) == 2 else found
         first, *others = self._columns
         return {
             "columns": others,
