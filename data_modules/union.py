@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mtlbench import registry
 from mtlbench.data import Batch, Collate, MTLDataModule, Sample, Samples
 from mtlbench.data.contract import lengths_of
 from mtlbench.data.label_rules import ChangedLabels
-from mtlbench.data.mixing import read_mixing
+from mtlbench.data.mixing import Active, read_mixing
 from mtlbench.data.module import Augmented, Readable
 from mtlbench.data.streams import CollateStreams, Fixed, Key, Mixed, Schedule, StreamBatches, unwindowed
 from mtlbench.errors import SuiteError, unknown_name
@@ -24,7 +23,8 @@ from mtlbench.runs import keys
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
 
-KEYS = ("module", "root", "tasks", "options", "batch", "every")
+from .joined import description
+
 STOPS = ("never", "shortest")
 
 
@@ -69,14 +69,16 @@ class Union(MTLDataModule):
         self.slots_per_step, self.stop = slots, stop
         if stop not in STOPS:
             raise SuiteError(unknown_name("value of stop", str(stop), STOPS))
+        if isinstance(self.mixing, Active):
+            self.mixing.check(chosen)
         if self.mixing and self.mixing.follows and self.workers:
             raise SuiteError(
-                f"Mixing by {self.mixing.follows} draws after each evaluation, so nothing loads ahead: set "
-                "trainer.workers to 0."
+                f"Mixing by {self.mixing.follows} draws by what was measured during training, so nothing loads ahead: "
+                "set trainer.workers to 0."
             )
         self.streams = {name: self._opened(name, found) for name, found in chosen.items()}
         self.streams = {name: data for name, data in self.streams.items() if data.tasks}
-        self.SPLITS = _common([data.SPLITS for data in self.streams.values()])  # type: ignore[misc]
+        self.SPLITS = description.common_splits([data.SPLITS for data in self.streams.values()])  # type: ignore[misc]
         self._evaluations: list[tuple[int, list[Any]]] = []
         self._first: dict[str, float] = {}
 
@@ -93,7 +95,7 @@ class Union(MTLDataModule):
         Raises:
             SuiteError: A stream is described in another form, or two streams have a task of one name.
         """
-        return _tasks_by_stream(streams)
+        return description.tasks_by_stream(streams)
 
     @classmethod
     def inputs_kind(cls, options: Mapping[str, Any]) -> str:
@@ -102,8 +104,8 @@ class Union(MTLDataModule):
         Raises:
             SuiteError: They have several.
         """
-        given = _checked(options.get("streams"))
-        kinds = {name: _module(name, g).inputs_kind(g.get("options") or {}) for name, g in given.items()}
+        given = description.checked(options.get("streams"))
+        kinds = {name: description.module_of(name, g).inputs_kind(g.get("options") or {}) for name, g in given.items()}
         if len(set(kinds.values())) > 1:
             found = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
             raise SuiteError(f"Streams share one encoder, so they have one kind of inputs. Found {found}.")
@@ -218,6 +220,21 @@ class Union(MTLDataModule):
         """Keeps the moments of every stream's gradient, for mixing by gradient."""
         self._evaluations.append((step, [moments[name] for name in self.streams]))
 
+    def head_samples(self, step: int) -> dict[str, Batch]:
+        """Returns a batch of every stream at the end of a round, if a rule follows heads; see `probes`."""
+        rule = self.mixing
+        if not isinstance(rule, Active) or rule.target not in self.tasks or len(self.streams) < 2:
+            return {}
+        if rule.finished(step / self.steps) <= len(self._evaluations):
+            return {}
+        return {name: self._drawn(name, rule.samples, step) for name in self.streams}
+
+    def observe_heads(self, step: int, heads: Mapping[str, Sequence[float]]) -> None:
+        """Keeps how much of the target's head each stream explains, for mixing by heads."""
+        assert isinstance(self.mixing, Active)
+        owner = {task: name for name, data in self.streams.items() for task in data.tasks}
+        self._evaluations.append((step, self.mixing.explained(owner, heads)))
+
     def diagnostics(self, step: int) -> dict[str, float]:
         """Returns the probability of every stream, if a rule mixes them."""
         schedule = self.schedule
@@ -253,13 +270,21 @@ class Union(MTLDataModule):
 
     def _probe(self, name: str, size: int, step: int) -> tuple[Batch, Batch]:
         """Returns two batches of different training samples of a stream."""
-        samples, collate = Readable(self._training(name), "train"), Collate(self.streams[name].tasks)
-        order = np.random.default_rng(seed_of("probe", name, self.seed, step)).permutation(len(samples))
-        size = min(size, len(order) // 2)
+        found = self._chosen(name, 2 * size, step)
+        size = len(found) // 2
         if not size:
             raise SuiteError(f"Mixing by gradients compares two samples of a stream. {name} has one. Add samples.")
-        first, second = order[:size], order[size : 2 * size]
-        return collate([samples[int(i)] for i in first]), collate([samples[int(i)] for i in second])
+        collate = Collate(self.streams[name].tasks)
+        return collate(found[:size]), collate(found[size : 2 * size])
+
+    def _drawn(self, name: str, count: int, step: int) -> Batch:
+        """Returns a batch of different training samples of a stream, at most as many as it has."""
+        return Collate(self.streams[name].tasks)(self._chosen(name, count, step))
+
+    def _chosen(self, name: str, count: int, step: int) -> list[Sample]:
+        samples = Readable(self._training(name), "train")
+        order = np.random.default_rng(seed_of("probe", name, self.seed, step)).permutation(len(samples))
+        return [samples[int(index)] for index in order[:count]]
 
     def _closeness(self, name: str, scores: Mapping[str, float]) -> float:
         """Returns a task's score from 0 to 1 = perfect: shares as they are, errors as a share of the first one.
@@ -280,7 +305,8 @@ class Union(MTLDataModule):
         given = self.given[name]
         tasks = {task: self.tasks[task] for task in found if task in self.tasks}
         root = given.get("root", self.root)
-        return unwindowed(_module(name, given)(root, tasks=tasks, seed=self.seed, **(given.get("options") or {})), name)
+        data = description.module_of(name, given)(root, tasks=tasks, seed=self.seed, **(given.get("options") or {}))
+        return unwindowed(data, name)
 
     def _training(self, name: str) -> Samples:
         samples, tasks = self.streams[name].samples("train"), self.streams[name].tasks
@@ -350,51 +376,3 @@ class _Chained:
         for name, loader in self.loaders.items():
             for batch in loader:
                 yield Batch(streams={name: batch})
-
-
-def _tasks_by_stream(streams: Any) -> dict[str, dict[str, Task]]:
-    found: dict[str, dict[str, Task]] = {}
-    owner: dict[str, str] = {}
-    for name, given in _checked(streams).items():
-        known = _module(name, given).tasks_of(given.get("options") or {})
-        found[name] = {}
-        for task in given.get("tasks") or known:
-            if task not in known:
-                raise SuiteError(f"Stream {name}: " + unknown_name(f"task of {given['module']}", str(task), known))
-            if task in owner:
-                raise SuiteError(
-                    f"A task belongs to one stream. {task} is one of {owner[task]} and of {name}. Choose with `tasks`."
-                )
-            owner[task] = name
-            found[name][task] = known[task]
-    return found
-
-
-def _checked(streams: Any) -> dict[str, Mapping[str, Any]]:
-    if not isinstance(streams, Mapping) or not streams:
-        raise SuiteError(
-            "data.options.streams maps each stream to its data, for example {digits: {module: "
-            f"data_modules.digits:Digits, tasks: [left]}}. Found {streams!r}."
-        )
-    for name, given in streams.items():
-        if not isinstance(given, Mapping) or not isinstance(given.get("module"), str):
-            raise SuiteError(f"Stream {name} needs the module of its data. Found {given!r}.")
-        for key in given:
-            if key not in KEYS:
-                raise SuiteError(f"Stream {name}: " + unknown_name("key of a stream", str(key), KEYS))
-        for key in ("batch", "every"):
-            if key in given and (isinstance(given[key], bool) or not isinstance(given[key], int) or given[key] < 1):
-                raise SuiteError(f"Stream {name}: {key} is a whole number from 1. Found {given[key]!r}.")
-    return {str(name): given for name, given in streams.items()}
-
-
-def _module(name: str, given: Mapping[str, Any]) -> type[MTLDataModule]:
-    found = registry.load(given["module"])
-    if not (isinstance(found, type) and issubclass(found, MTLDataModule)):
-        raise SuiteError(f"Stream {name}: module names a subclass of MTLDataModule. Found {given['module']!r}.")
-    return found
-
-
-def _common(splits: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Returns the splits that all streams have, in order."""
-    return tuple(split for split in splits[0] if all(split in others for others in splits))

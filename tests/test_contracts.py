@@ -207,7 +207,16 @@ def test_data_module_with_a_state_is_noticed(target, message):
 
 BRIEF = ("demonstrations=3", "episodes=2")
 FEW = "{name: mu2net, children: 1, generations: 1}"
+
+LINEAR = [
+    f"data.options.streams.{name}.options.{split}=4"
+    for name in ("target", "same", "second", "third", "fourth", "fifth")
+    for split in ("val", "test")
+]
+ONE_TARGET = ["scenario.examples=4", "scenario.steps=1", "trainer.steps=1", "trainer.evaluate_every=0"]
 SHORTER = {
+    "active_linear": ["trainer.batch_size=4", *LINEAR],
+    "active_text": ["scenario.examples=4"],
     "control": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]")],
     "control_mixing": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]", "slots=3")],
     "control_sequences": [f"data.options.{each}" for each in (*BRIEF, "streams=[deliver,relay,tidy]")],
@@ -217,6 +226,8 @@ SHORTER = {
     "incremental": [f"methods=[uniform,rcm,{FEW}]"],
     "low_resource": ["scenario.fractions=[0.5,1.0]"],
     "systems": [f"methods=[uniform,rcm,{{name: disparse, sparsity: 0.7}},mcn,{FEW},graph_mtl,ties]"],
+    "transfer": ["scenario.targets=[normals]", *ONE_TARGET],  # 8 second runs instead of 24.
+    "transfer_text": ["scenario.targets=[condition]", *ONE_TARGET],
     "unseen_task": ["scenario.examples=[4]", "scenario.steps=2", "scenario.related=[depth]"],
 }
 """Suites whose runs are many, with fewer of the same kinds."""

@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy import stats
 
 from mtlbench.report import load, show, write
+from mtlbench.report.figures import training
 from mtlbench.report.model import NamedPair
 from mtlbench.report.tables import conditions
 from mtlbench.runs import shapes
@@ -133,6 +134,18 @@ def test_the_difference_of_both_drops_is_paired_by_seed() -> None:
     assert board.rows[1].values["b − a"] == {0: 0.0, 1: 0.0}
     assert {condition for condition, _ in board.comparisons} == {"+ a", "+ b"}, "it is no further test"
     assert any(note.startswith("b − a: the drop under '+ b' minus that under '+ a'") for note in board.notes)
+
+
+def test_the_difference_of_both_scores_is_paired_by_seed() -> None:
+    about = {**ABOUT, "difference": "second − first"}
+    floor = {"1 %": few(2.0, 1.9), "10 %": few(2.0, 1.8)}
+    board = board_of({"dense": {"1 %": few(0.6, 0.5), "10 %": few(0.9, 0.7)}, "floor": floor}, about, seeds=2)
+    assert board.conditions == ("1 %", "10 %", "second − first") and not board.signed
+    assert board.rows[0].values["second − first"] == pytest.approx({0: 0.3, 1: 0.2})
+    assert board.rows[0].at_floor == frozenset(), "a difference is not compared with that of the floor"
+    assert "second − first: the score under '10 %' minus that under '1 %', paired by seed." in board.notes
+    (figure,) = training.conditions(board).values()
+    assert list(figure.data[0].x) == ["1 %", "10 %"]
 
 
 def test_a_table_without_single_task_says_what_it_cannot_show() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from mtlbench import registry
+from mtlbench.data.mixing import RULES
 from mtlbench.report import load, references
+from mtlbench.study import scenarios
 from tests.support.fake_study import write_study
 
 WITHOUT = {
@@ -18,8 +20,10 @@ WITHOUT = {
 """Methods that are from no paper: controls and bounds."""
 
 
-def test_every_paper_of_a_method_has_an_entry_and_every_entry_a_method() -> None:
+def test_every_paper_has_an_entry_and_every_entry_is_named() -> None:
     named = {paper for name in registry.shipped() for paper in references.papers(name)}
+    named |= {paper for kind in scenarios.shipped() for paper in references.scenario_papers(kind)}
+    named |= {paper for rule in RULES for paper in references.mixing_papers(rule)}
     assert named == references.entries().keys()
     assert {name for name in registry.shipped() if not references.papers(name)} == WITHOUT
 
@@ -53,6 +57,31 @@ def test_the_key_of_a_method_is_its_paper() -> None:
     assert references.papers("imtl") == ("https://openreview.net/forum?id=IMPnRXEWpvr",)
     assert references.papers("moe") == ("2101.03961", "2106.05974"), "two papers, two forms of a link"
     assert references.papers("my_method") == ()
+
+
+def test_a_study_cites_the_paper_of_its_scenario(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "scenes", ["uniform"])
+    study = load(folder)[0]
+    plain = references.bibtex(study)
+    study.plan["scenario"] = {"kind": "transfer"}
+    assert "% scenario transfer: padmakumar2022exploring" in references.bibtex(study).splitlines()
+    assert "padmakumar2022exploring" not in plain and "@inproceedings{padmakumar2022" in references.bibtex(study)
+    study.plan["scenario"] = {"kind": "../references"}
+    assert references.bibtex(study) == plain
+
+
+def test_a_study_cites_the_papers_of_its_rules_of_mixing(tmp_path: Path) -> None:
+    study = load(write_study(tmp_path / "scenes", ["uniform"]))[0]
+
+    def lines(*mixing: object) -> list[str]:
+        specs = {str(n): {"method": {}, "data": {"options": {"mixing": each}}} for n, each in enumerate(mixing)}
+        found = references.bibtex(study, specs).splitlines()
+        return [line for line in found if line.startswith("% mixing")]
+
+    assert lines("score", {"rule": "active", "target": "t"}) == [
+        "% mixing by score: lim2022multi", "% mixing by active: chen2022active"
+    ]  # fmt: skip
+    assert lines("uniform", {"rule": "mixing"}, None, 3, ["score"]) == []
 
 
 def test_a_study_cites_each_paper_once_with_balancers(tmp_path: Path) -> None:

@@ -52,9 +52,21 @@ def test_a_cell_is_the_mean_drop_or_the_score_of_a_task() -> None:
     assert mean["base"] == "mixing=uniform" and mean["columns"] == ['mixing={"rule": "score", "power": 2}']
     one = DataOption("push", "noise", [0.1, 0.2]).described()
     assert one["target"] == "push" and one["columns"] == ["noise=0.1", "noise=0.2"]
+    assert one["difference"] == "second − first"
+    assert "difference" not in DataOption("push", "noise", [0.1, 0.2, 0.3]).described()
+
+
+def test_the_task_keeps_few_labels_under_every_value(tmp_path: Path) -> None:
+    scenario = "scenario={kind: data_option, task: gate, option: mixing, values: [uniform, score], examples: 5}"
+    study = resolved(tmp_path, scenario)
+    assert all(case.spec.data["labels"] == {"gate": {"count": 5}} for case in study.cases) and len(study.cases) == 6
+    assert study.record["scenario"]["text"].endswith("; the task keeps 5 labels")
 
 
 @pytest.mark.parametrize(("section", "message"), [
+    ("option: mixing, values: [uniform, score], examples: 5", "for the option task.*found 5 and no task"),
+    ("task: gate, option: mixing, values: [uniform, score], examples: 0", "at least 1.*found 0"),
+    ("task: gate, option: mixing, values: [uniform, score], examples: 99999", "cannot ask for more"),
     ("option: mixing, values: [uniform]", "at least two"),
     ("option: mixing, values: [uniform, uniform]", "distinct"),
     ("option: '', values: [1, 2]", "option names an option"),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
-from mtlbench.errors import SuiteError, unknown_name
+from mtlbench.errors import DivergedError, SuiteError, unknown_name
 from mtlbench.seeding import seed_of
 
 History = Sequence[Sequence[Any]]
-"""What a rule's `Mixing.follows` names, of each stream at each evaluation so far."""
+"""What a rule's `Mixing.follows` names, of each stream at each measurement so far."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Mixing(ABC):
     """A rule for the probabilities of S streams."""
 
     follows: ClassVar[str] = ""
-    """``"scores"``: validation scores from 0 to 1 = perfect; ``"gradients"``: see `Gradient`; or nothing."""
+    """``"scores"``: validation scores from 0 to 1 = perfect; ``"gradients"``: see `Gradient`; ``"heads"``: see
+    `Active`; or nothing."""
 
     @abstractmethod
     def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
@@ -146,12 +147,130 @@ class Gradient(Mixing):
         return (1 - self.uniform) * weights / weights.sum() + self.uniform / len(sizes)
 
 
+@dataclass(frozen=True)
+class Active(Mixing):
+    """Streams whose tasks explain a target task more often (active multi-task learning, arXiv:2202.00911).
+
+    The columns of W are linear heads w_m of the source tasks, and w_T is that of the target. ν = W⁺ w_T is the smallest
+    combination of source heads that gives w_T, or comes closest. With r_i = Σ ν_m² over the tasks of stream i,
+    p_i = (1 − 1/S) ((1 − γ) r_i / Σ r + γ / (S − 1)). The stream of the target keeps its 1/S, so that it is drawn as
+    often as under uniform mixing. Rounds grow by the factor β. The first one is uniform; ν is measured between rounds.
+
+    The paper trains heads on all samples drawn so far, and the target apart. Here all streams are trained together, and
+    w_m are ridge regressions on pooled features, see `mtlbench.training.linear_heads`; they exist for any kind of task.
+
+    Attributes:
+        target: The target task; the other tasks of its stream are neither target nor source.
+        uniform: γ, 0..1, so that every source is still drawn.
+        rounds: Number of rounds, 1..1000.
+        growth: β >= 1.
+        samples: Training samples of each stream on which a head is measured, a whole number >= 2.
+    """
+
+    follows: ClassVar[str] = "heads"
+    target: str = ""
+    uniform: float = 0.1
+    rounds: int = 4
+    growth: float = 2.0
+    samples: int = 128
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.rounds, int) and isinstance(self.samples, int)
+        ranges = 0 <= self.uniform <= 1, 1 <= self.rounds <= 1000, 1 <= self.growth < float("inf"), self.samples >= 2
+        if not (whole and all(ranges)):
+            raise SuiteError(
+                "Mixing by active has uniform in 0..1, growth >= 1, whole rounds in 1..1000, and whole samples >= 2. "
+                f"Found uniform={self.uniform}, growth={self.growth}, rounds={self.rounds}, samples={self.samples}."
+            )
+
+    def check(self, streams: Mapping[str, Collection[str]]) -> None:
+        """Checks that there are a target and sources.
+
+        Args:
+            streams: Tasks by stream.
+
+        Raises:
+            SuiteError: No stream has the target, or no other stream has a task.
+        """
+        tasks = [task for found in streams.values() for task in found]
+        if self.target not in tasks:
+            raise SuiteError("target of mixing by active: " + unknown_name("task of the streams", self.target, tasks))
+        if not any(found for found in streams.values() if self.target not in found):
+            raise SuiteError(
+                f"Mixing by active draws source tasks for its target, from streams without it. {self.target} is in the "
+                "only stream with tasks. Give it a stream of its own with `tasks`."
+            )
+
+    def finished(self, progress: float) -> int:
+        """Returns how many rounds are over, of those after which heads are measured: all but the last.
+
+        Args:
+            progress: Share of the run that is over, 0..1.
+        """
+        lengths = np.power(float(self.growth), np.arange(1.0 - self.rounds, 1.0))  # The last one is 1.
+        ends = np.cumsum(lengths)
+        return int((ends[:-1] / ends[-1] <= progress + 1e-9).sum())
+
+    def explained(self, owner: Mapping[str, str], heads: Mapping[str, Sequence[float]]) -> list[float | None]:
+        """Returns the r of every stream, in order; None for that of the target.
+
+        Args:
+            owner: Stream by task.
+            heads: Head by task.
+        """
+        aim = owner[self.target]
+        sources = [task for task in owner if owner[task] != aim]
+        squares = relevance([heads[task] for task in sources], heads[self.target]) ** 2
+        found = dict.fromkeys(owner.values(), 0.0)
+        for task, value in zip(sources, squares, strict=True):
+            found[owner[task]] += float(value)
+        return [None if name == aim else value for name, value in found.items()]
+
+    def probabilities(self, sizes: Sequence[int], progress: float, history: History = ()) -> np.ndarray:
+        """Returns p after the last round that is over; entries of ``history`` are those of `explained`."""
+        count = len(sizes)
+        found = np.full(count, 1 / count)
+        if not history:
+            return found
+        sources = [index for index, value in enumerate(history[-1]) if value is not None]
+        weights = np.array([history[-1][index] for index in sources], dtype=np.float64)
+        shares = weights / weights.sum() if weights.sum() > 0 else np.full(len(sources), 1 / len(sources))
+        found[sources] = (1 - 1 / count) * ((1 - self.uniform) * shares + self.uniform / len(sources))
+        return found
+
+
+def relevance(heads: Sequence[Sequence[float]], target: Sequence[float]) -> np.ndarray:
+    """Returns ν (M,), the coefficients of least norm with which heads give the target's head, or come closest to it.
+
+    Args:
+        heads: M heads of F numbers each, M >= 1.
+        target: F numbers.
+
+    Raises:
+        SuiteError: A head has another length than the target's.
+        DivergedError: A number is not finite.
+    """
+    sizes = {len(target), *map(len, heads)}
+    if len(sizes) > 1:
+        raise SuiteError(
+            f"Heads are combined to one of the target's length, {len(target)}. Found lengths {sorted(sizes)}. Measure "
+            "all heads on one representation."
+        )
+    columns, wanted = np.asarray(heads, dtype=np.float64).T, np.asarray(target, dtype=np.float64)
+    if not (np.isfinite(columns).all() and np.isfinite(wanted).all()):
+        raise DivergedError(
+            "The heads of tasks are finite. Found NaN or infinity: the training diverged. Lower the lr."
+        )
+    return np.linalg.lstsq(columns, wanted, rcond=1e-6)[0]
+
+
 RULES: Mapping[str, type[Mixing]] = {
     "uniform": Uniform,
     "proportional": Proportional,
     "temperature": Temperature,
     "score": Score,
     "gradient": Gradient,
+    "active": Active,
 }
 """Rules by the name that a suite gives them."""
 
@@ -173,8 +292,9 @@ def read_mixing(given: Any) -> Mixing:
     for key, value in options.items():
         if key not in known:
             raise SuiteError(unknown_name(f"option of mixing by {name}", str(key), known))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise SuiteError(f"{key} of mixing by {name} is a number. Found {value!r}.")
+        text = known[key].type == "str"
+        if isinstance(value, bool) or not isinstance(value, str if text else int | float):
+            raise SuiteError(f"{key} of mixing by {name} is {'text' if text else 'a number'}. Found {value!r}.")
     return RULES[name](**options)
 
 

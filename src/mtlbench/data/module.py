@@ -152,14 +152,18 @@ class MTLDataModule(L.LightningDataModule):
         """
 
     def probes(self, step: int) -> Mapping[str, tuple[Batch, Batch]]:
-        """Returns pairs of batches on which gradients are measured at each evaluation. Default: none.
-
-        They must be the same on every rank. `observe_gradients` is told what was found.
-        """
+        """Returns pairs of batches, equal on all ranks, for `observe_gradients` at each evaluation. Default: none."""
         return {}
 
     def observe_gradients(self, step: int, moments: Mapping[str, tuple[float, float]]) -> None:
         """Is told ‖∇L‖² and the variance of one sample's gradient for every pair of `probes`; see `observe`."""
+
+    def head_samples(self, step: int) -> Mapping[str, Batch]:
+        """Returns batches, equal on all ranks, for `observe_heads` after this step. Default: none."""
+        return {}
+
+    def observe_heads(self, step: int, heads: Mapping[str, Sequence[float]]) -> None:
+        """Is told a linear head of every task of `head_samples`, see `mtlbench.training.linear_heads`, as `observe`."""
 
     def diagnostics(self, step: int) -> dict[str, float]:
         """Returns numbers by name that are recorded whenever losses are. Default: none."""
@@ -269,10 +273,7 @@ class MTLDataModule(L.LightningDataModule):
         return sample
 
     def missing(self) -> list[str]:
-        """Returns what is absent, one line each, with where it was looked for and the remedy; empty if complete.
-
-        Optional tasks whose data is absent are not faults: see `absent_tasks`.
-        """
+        """Returns what is absent, one line each, with its place and the remedy; optional tasks: see `absent_tasks`."""
         return []
 
     def absent_tasks(self) -> set[str]:

@@ -80,6 +80,11 @@ def delta(value: Estimate) -> Cell:
     return Cell(number(value.mean, 2, sign=True), _spread(value, 2))
 
 
+def mean(value: Estimate, digits: int) -> Cell:
+    """Returns a mean with its standard deviation."""
+    return Cell(number(value.mean, digits), _spread(value, digits))
+
+
 def cell(value: Any, show: Callable[[Any], str | Cell], best: bool = False, flagged: bool = False) -> Cell:
     """Returns a value as a cell, blank for ``None``."""
     if value is None:

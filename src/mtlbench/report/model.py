@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from mtlbench.report.groups import Grouping
 from mtlbench.report.statistics import Difference, Estimate
+from mtlbench.report.transfer import Transfer
 from mtlbench.report.tuning import Tuning
 
 
@@ -329,6 +330,7 @@ class ConditionBoard(Board):
         rows: In the order of the suite.
         reference: Row that the others are compared with.
         comparisons: By condition; differences in ``quantity``.
+        transfer: Scores and statistics of the scenario `transfer`; None for another one.
     """
 
     quantity: str
@@ -339,3 +341,4 @@ class ConditionBoard(Board):
     rows: tuple[ConditionRow, ...]
     reference: str
     comparisons: tuple[tuple[str, Comparison], ...] = ()
+    transfer: Transfer | None = None

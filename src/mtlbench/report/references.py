@@ -1,8 +1,8 @@
 """Papers of methods as BibTeX.
 
-A method names its papers once: by the addresses in the first paragraph of its class's docstring. ``references.bib``
-holds authors and titles by the same addresses. Shipped methods are read without importing them; what a study in a
-results folder names is never imported.
+A method, a scenario and a rule of task mixing name their papers once: by the addresses in the first paragraph of the
+class's docstring. ``references.bib`` holds authors and titles by the same addresses. Shipped code is read without
+importing it; what a study in a results folder names is never imported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from mtlbench import registry
 from mtlbench.report.reader import ReportInput, read_specs
+from mtlbench.study import scenarios
 
 Specs = Mapping[str, Mapping[str, Any]]
 
@@ -42,9 +43,24 @@ def papers(method: str) -> tuple[str, ...]:
         method: Name of the method.
     """
     path = registry.file_of(method)
-    if path is None:
-        return ()
-    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    return _papers_in(path) if path else ()
+
+
+def scenario_papers(kind: str) -> tuple[str, ...]:
+    """Returns arXiv numbers, DOIs and addresses of the papers of a kind of scenario; none if there is no such kind."""
+    known = kind in scenarios.shipped()
+    return _papers_in(Path(scenarios.__file__).with_name(f"{kind}.py")) if known else ()
+
+
+def mixing_papers(rule: str) -> tuple[str, ...]:
+    """Returns arXiv numbers, DOIs and addresses of the papers of a rule of task mixing; none for an unknown rule."""
+    return _papers_in(Path(registry.__file__).parent / "data" / "mixing.py", rule.capitalize())
+
+
+def _papers_in(path: Path, only: str = "") -> tuple[str, ...]:
+    """Returns the papers that the classes of a file, or one of them, name in first paragraphs of docstrings."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and only in ("", node.name)]
     heads = [(ast.get_docstring(node) or "").partition("\n\n")[0] for node in classes]
     return tuple(dict.fromkeys(next(filter(None, link)) for head in heads for link in _LINK.findall(head)))
 
@@ -55,18 +71,33 @@ def references_of(study: ReportInput) -> dict[str, list[str]]:
 
 
 def bibtex(study: ReportInput, specs: Specs | None = None) -> str:
-    """Returns the papers of the methods of a study as BibTeX; see `cited`.
+    """Returns the papers of a study's methods, scenario and rules of task mixing as BibTeX; see `cited`.
 
     Args:
         study: The study.
         specs: ``spec.json`` per run id, if they have been read already.
     """
-    return cited(_methods(study, specs))
+    specs = read_specs(study) if specs is None else specs
+    kind = str((study.plan.get("scenario") or {}).get("kind", ""))
+    more = {f"scenario {kind}": scenario_papers(kind)}
+    more |= {f"mixing by {rule}": mixing_papers(rule) for spec in specs.values() if (rule := _mixing(spec))}
+    return cited(_methods(study, specs), {name: _keys_of(found) for name, found in more.items() if found})
 
 
-def cited(methods: Iterable[str]) -> str:
-    """Returns the papers of methods as BibTeX, after comments that say which method is from which paper."""
-    used = {name: _keys(name) for name in methods}
+def _mixing(spec: Mapping[str, Any]) -> str:
+    """Returns the name of the rule by which a run mixes streams, or ``""``."""
+    given = ((spec.get("data") or {}).get("options") or {}).get("mixing")
+    return str(given.get("rule", "")) if isinstance(given, Mapping) else str(given or "")
+
+
+def cited(methods: Iterable[str], more: Mapping[str, list[str]] | None = None) -> str:
+    """Returns the papers of methods as BibTeX, after comments that say which method is from which paper.
+
+    Args:
+        methods: Names of methods.
+        more: What else is from a paper: keys of entries by name.
+    """
+    used = {name: _keys(name) for name in methods} | dict(more or {})
     texts = dict(entries().values())
     comments = [f"% {_inert(name)}: {', '.join(keys) or _no_paper(name)}" for name, keys in used.items()]
     keys = sorted({key for each in used.values() for key in each})
@@ -77,8 +108,12 @@ _BIB = Path(__file__).with_name("references.bib")
 
 
 def _keys(method: str) -> list[str]:
+    return _keys_of(papers(method))
+
+
+def _keys_of(found: Iterable[str]) -> list[str]:
     known = entries()
-    return [known[paper][0] for paper in papers(method) if paper in known]
+    return [known[paper][0] for paper in found if paper in known]
 
 
 def _methods(study: ReportInput, specs: Specs | None = None) -> list[str]:

@@ -139,10 +139,11 @@ def _plan_record(value: Any) -> bool:
     return mapping(value) and _OF_PLANS.get(str(value.get("kind")), mapping)(value)
 
 
+_TRANSFER = record({"tasks": named(whole), "all": text, "own": named(text)})
 _SCENARIO = record(
     {"text": text, "columns": listed(text)},
     {"target": text, "base": text, "ignored": lambda value: text(value) or listed(text)(value), "alone": text,
-     "difference": text},
+     "difference": text, "of": text, "transfer": _TRANSFER},
 )  # fmt: skip
 ROW = record(
     {"label": text, "seed": whole, "runs": listed(run), "serving": named(run)},

@@ -20,6 +20,7 @@ from mtlbench.training import checkpoint
 from mtlbench.training.cost import StepFlops
 from mtlbench.training.evaluation import evaluate, share_buffers
 from mtlbench.training.gradient_moments import gradient_moments
+from mtlbench.training.linear_heads import linear_heads
 from mtlbench.training.loggers import MetricsFile
 
 STOP_EVERY = 5
@@ -152,6 +153,9 @@ class EndOfStep(L.Callback):
             self.write({"step": self.step, **row})
         if self._due("evaluate_every") and not last:
             self._evaluate(method)
+        if not last and (samples := self.data.head_samples(self.step)):
+            self.data.observe_heads(self.step, linear_heads(method, samples.values()))
+            self.clock.restart()
         if last or self._due("checkpoint_every"):
             self._save(trainer, method)
         if self.step % STOP_EVERY == 0 and self._asked_to_stop(method.device) and not last:

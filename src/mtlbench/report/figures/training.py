@@ -59,8 +59,10 @@ def training_figures(board: Leaderboard, series: AllSeries) -> dict[str, go.Figu
 def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
     """Plots the studied quantity over conditions, one line per label, with 95 % intervals."""
     figure = go.Figure()
+    # A difference of scores has another scale than scores.
+    shown = [c for c in board.conditions if board.signed or any(c in row.scores for row in board.rows)]
     for i, row in enumerate(board.rows):
-        known = {c: estimate(row.values[c].values()) for c in board.conditions if row.values.get(c)}
+        known = {c: estimate(row.values[c].values()) for c in shown if row.values.get(c)}
         half = [(e.high - e.mean) if e.high is not None else 0 for e in known.values()]
         figure.add_scatter(
             x=[safe(c) for c in known],
@@ -73,7 +75,7 @@ def conditions(board: ConditionBoard) -> dict[str, go.Figure]:
             hovertemplate=f"{safe(row.label)}, %{{x}}: %{{y:.4g}}, n = %{{customdata[0]}}<extra></extra>",
         )
     # Without a type, plotly reads "1 %" and "10 %" as numbers.
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[safe(c) for c in board.conditions])
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[safe(c) for c in shown])
     return {board.quantity: style(figure, 420)} if figure.data else {}
 
 

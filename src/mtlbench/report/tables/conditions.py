@@ -14,12 +14,12 @@ from mtlbench.report.model import Column, Comparison, ConditionBoard, ConditionR
 from mtlbench.report.notes import rules
 from mtlbench.report.statistics import Difference, estimate, holm, paired
 from mtlbench.report.tables.cost import cost_of, paired_times
+from mtlbench.report.tables.drops import Scores, drops
 from mtlbench.report.tables.floor import SCORES, about_floor, at_floor, closed, not_better
 from mtlbench.report.tables.records import by_label, columns_of, known_states, problems_of, score_of
+from mtlbench.report.tables.transfer import transfer_of
 
 Record = Mapping[str, Any]
-Scores = dict[tuple[str, str], dict[int, float]]
-"""(task, protocol) -> seed -> score."""
 
 
 def build(
@@ -66,6 +66,7 @@ def build(
         rows=rows,
         reference=reference,
         comparisons=tuple(_comparisons(rows, about["columns"], reference, named)),
+        transfer=transfer_of(about, rows, [c for c in columns if _wanted(c, about)]),
     )
 
 
@@ -87,7 +88,7 @@ def _row(
                 found[column.key][entry["seed"]] = value
     wanted = [c for c in columns if _wanted(c, about)]
     values = {
-        name: scores[name][wanted[0].key] if "target" in about else _drops(scores[name], scores[about["base"]], wanted)
+        name: scores[name][wanted[0].key] if "target" in about else drops(scores[name], scores[about["base"]], wanted)
         for name in about["columns"]
     }
     for extra in _extra(about):
@@ -116,7 +117,7 @@ def _with_floor(
         (column,) = wanted
         low = {
             id(r): frozenset(
-                n for n in r.values if not_better(r.values[n], floor.values.get(n, {}), column.higher_is_better)
+                n for n in about["columns"] if not_better(r.values[n], floor.values.get(n, {}), column.higher_is_better)
             )
             for r in others
         }
@@ -126,7 +127,7 @@ def _with_floor(
                 at_floor=low.get(id(row), frozenset()),
                 gaps={
                     name: estimate(shares.values())
-                    for name in row.values
+                    for name in about["columns"]
                     if (shares := closed(row.values[name], floor.values.get(name, {}), column.best))
                 },
             )
@@ -155,17 +156,6 @@ def _wanted(column: Column, about: Record) -> bool:
         return column.primary and column.task == about["target"]
     ignored = about["ignored"]  # Studies of earlier versions hold the name of one task.
     return column.in_delta_m and column.task not in ([ignored] if isinstance(ignored, str) else ignored)
-
-
-def _drops(scores: Scores, base: Scores, columns: Sequence[Column]) -> dict[int, float]:
-    """Returns the mean relative loss by seed in per cent, paired by seed and relative to the mean of the base."""
-    keys = [c.key for c in columns]
-    seeds = [s for s in base[keys[0]] if all(s in base[k] and s in scores[k] for k in keys)] if keys else []
-    means = {k: sum(base[k][s] for s in seeds) / len(seeds) for k in keys} if seeds else {}
-    if not all(means.values()):
-        return {}
-    signs = {c.key: 1 if c.higher_is_better else -1 for c in columns}
-    return {s: 100 * sum(signs[k] * (base[k][s] - scores[k][s]) / means[k] for k in keys) / len(keys) for s in seeds}
 
 
 def _comparisons(
@@ -199,7 +189,7 @@ def _difference(
 
 def _quantity(about: Record, columns: Sequence[Column]) -> str:
     if "target" not in about:
-        return "drop of the other tasks in % ↓"
+        return f"drop of {about.get('of') or 'the other tasks'} in % ↓"
     return formatting.metric(next(c for c in columns if c.primary and c.task == about["target"]))
 
 
@@ -235,10 +225,10 @@ def _notes(about: Record, named: NamedPair | None, rows: Sequence[ConditionRow])
         )
     for extra in _extra(about):
         first, second = about["columns"]
-        lines.append(
-            f"{extra}: the drop under {second!r} minus that under {first!r}, paired by seed. It is what "
-            "the relation between the tasks is worth, because both conditions add a task."
-        )
+        what, worth = "drop", " It is what the relation between the tasks is worth, because both conditions add a task."
+        if "target" in about:
+            what, worth = "score", ""
+        lines.append(f"{extra}: the {what} under {second!r} minus that under {first!r}, paired by seed.{worth}")
     alone = about.get("alone")
     if alone and not any(row.method == alone for row in rows):
         lines.append(

@@ -20,6 +20,7 @@ from mtlbench.report.model import ConditionBoard, Leaderboard
 from mtlbench.report.published import published_grid
 from mtlbench.report.statistics import estimate
 from mtlbench.report.views.grouping import Section, group_sections
+from mtlbench.report.views.transfer import transfer_sections
 from mtlbench.report.views.tuning import tuning_sections
 
 AnyBoard = Leaderboard | ConditionBoard
@@ -72,12 +73,12 @@ def published(board: AnyBoard) -> tuple[str, Grid] | None:
 
 
 def sections(board: AnyBoard, view: str = "") -> tuple[Section, ...]:
-    """Returns the tables of costs, of tuning, and of groups of tasks, each where there is something to show."""
+    """Returns the tables of costs, transfer, tuning, and groups of tasks, each where there is something to show."""
     costs = cost_grid(board, view)
     known = bool(costs[0].cells) and len(costs) > 1
     own = (Section("Costs", costs, tuple(cost_notes(board.rows))),) if known else ()
     if not isinstance(board, Leaderboard):
-        return own
+        return (*own, *transfer_sections(board.transfer))
     return (*own, *tuning_sections(board.tunings), *group_sections(board.groupings))
 
 

@@ -34,7 +34,7 @@ def read(section: Mapping[str, Any], scope: Scope) -> tuple[Scenario | None, lis
     if not isinstance(kind, str) or kind not in shipped():
         return None, [("kind", unknown_name("kind of scenario", str(kind), shipped()))]
     cls = _class_of(kind)
-    known = {field.name: field for field in fields(cls)}
+    known = {field.name: field for field in fields(cls) if field.init}
     faults = [(key, unknown_name("option", key, known)) for key in options if key not in known]
     needed = [name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
     faults += [("", f"{kind} needs the option {name!r}.") for name in needed if name not in options]

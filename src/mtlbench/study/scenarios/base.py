@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtlbench.errors import unknown_name
-from mtlbench.runs.plan import Case
+from mtlbench.runs.plan import Case, Ending, Plan, Result, Serving
 from mtlbench.runs.spec import RunSpec
 
 Fault = tuple[str, str]
 """The option at fault (``""`` for all), and what is wrong with it."""
+
+
+Followed = Generator[list[RunSpec], list[Result], tuple[Serving, dict[str, tuple[RunSpec, Result]]]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,37 @@ class Scenario(ABC):
     def images_needed(self) -> int:
         """Returns how many training images the scenario asks for by number; 0 if it does not."""
         return 0
+
+
+def followed(plan: Plan) -> Followed:
+    """Follows a plan to its end and returns which run serves which task, and its runs with their results by id."""
+    found: dict[str, tuple[RunSpec, Result]] = {}
+    runs = next(plan)
+    while True:
+        results = yield runs
+        found |= {run.run_id: (run, result) for run, result in zip(runs, results, strict=True)}
+        try:
+            runs = plan.send(results)
+        except StopIteration as end:
+            return Ending.of(end.value).serving, found
+
+
+def lasting(spec: RunSpec, steps: int | None) -> RunSpec:
+    """Returns a run with another number of steps, and at most the same share of them as warm-up; None changes nothing.
+
+    Args:
+        spec: The run.
+        steps: Its steps.
+    """
+    if steps is None:
+        return spec
+    warmup = round(spec.optimiser["warmup"] * min(1, steps / spec.trainer["steps"]))
+    every = min(spec.trainer["evaluate_every"], steps)
+    return replace(
+        spec,
+        optimiser={**spec.optimiser, "warmup": warmup},
+        trainer={**spec.trainer, "steps": steps, "evaluate_every": every},
+    )
 
 
 def distinct(name: str, values: Any, fits: Any, rule: str) -> Iterator[Fault]:

@@ -10,7 +10,7 @@ from typing import Any
 from mtlbench.errors import SuiteError, unknown_name
 from mtlbench.runs.plan import Case
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study.scenarios.base import Fault, Scenario, Scope
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope, is_count
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class DataOption(Scenario):
         task: The task whose score is shown; ``""`` for the mean over all tasks.
         option: Name of an option of the data module.
         values: At least two values of the option. Without ``task``, the first one is what others are compared with.
+        examples: Training samples that keep their label of ``task``; None for all.
     """
 
     task: str = ""
     option: str = ""
     values: Sequence[Any] = ()
+    examples: int | None = None
 
     def faults(self, scope: Scope) -> Iterator[Fault]:
         """Yields the faults of the options."""
@@ -40,6 +42,14 @@ class DataOption(Scenario):
         elif len(set(self._columns)) < len(self.values):
             yield "values", f"values must be distinct; found {self.values!r}."
 
+        if self.examples is not None and not (self.task and is_count(self.examples)):
+            found = f"found {self.examples!r}" + ("" if self.task else " and no task")
+            yield "examples", f"examples must be a whole number of at least 1 for the option task, or null; {found}."
+
+    def images_needed(self) -> int:
+        """Returns the number of labelled samples; 0 for all."""
+        return self.examples or 0
+
     def cases(self, spec: RunSpec) -> Iterator[Case]:
         """Yields one case per value.
 
@@ -49,13 +59,17 @@ class DataOption(Scenario):
         self._check(spec)
         for value, name in zip(self.values, self._columns, strict=True):
             options = {**spec.data["options"], self.option: value}
-            yield Case(replace(spec, data={**spec.data, "options": options}), name)
+            changed = replace(spec, data={**spec.data, "options": options})
+            labels = {self.task: {"count": self.examples}} if self.examples and self.task in spec.tasks else {}
+            yield Case(changed.with_labels(labels) if labels else changed, name)
 
     def described(self) -> Mapping[str, Any]:
         """Returns the columns: the score of the task, or the mean drop of all tasks against the first value."""
         if self.task:
             text = f"the score of {self.task} under each value of the data's option {self.option}"
-            return {"columns": self._columns, "target": self.task, "text": text}
+            text += f"; the task keeps {self.examples} labels" if self.examples else ""
+            found = {"columns": self._columns, "target": self.task, "text": text}
+            return {**found, "difference": "second − first"} if len(self.values) == 2 else found
         first, *others = self._columns
         return {
             "columns": others,

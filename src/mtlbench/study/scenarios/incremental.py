@@ -9,11 +9,9 @@ from typing import Any
 
 from mtlbench import registry
 from mtlbench.errors import MethodError, unknown_name
-from mtlbench.runs.plan import Case, Ending, MethodPlan, Plan, Result, Serving
+from mtlbench.runs.plan import Case, Ending, MethodPlan, Plan, Result
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study.scenarios.base import Fault, Scenario, Scope, is_count
-
-Followed = Generator[list[RunSpec], list[Result], tuple[Serving, dict[str, RunSpec]]]
+from mtlbench.study.scenarios.base import Fault, Scenario, Scope, followed, is_count, lasting
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,12 @@ class Incremental(Scenario):
         """Follows the method's plan on the first tasks, then trains the arriving ones one by one."""
         if _arrivals(spec) == "plan":
             return (yield from method_plan(self._known(spec, count)))
-        serving, found = yield from _followed(method_plan(self._known(spec, 0)))
+        serving, trained = yield from followed(method_plan(self._known(spec, 0)))
+        found = {name: run for name, (run, _) in trained.items()}
         for number, name in enumerate(self._arriving[:count], 1):
             served = [found[run] for run in dict.fromkeys(serving.values())]
             if len(served) > 1:
-                alone = self._shorter(_alone(spec, name, served))
+                alone = lasting(_alone(spec, name, served), self.steps)
                 yield [alone]
                 found, serving = {**found, alone.run_id: alone}, {**serving, name: alone.run_id}
                 continue
@@ -120,8 +119,8 @@ class Incremental(Scenario):
             silent = {task: {"count": 0} for task in known.tasks if task != name}
             start = {"run": last.run_id, "hash": last.hash, "related": None, "freeze": False}
             # Its last step counts: the best one would be chosen by labels of the earlier tasks.
-            run = replace(self._shorter(known), start=start).with_labels({**known.data.get("labels", {}), **silent})
-            run = replace(run, trainer={**run.trainer, "selection": "last"})
+            run = lasting(known, self.steps).with_labels({**known.data.get("labels", {}), **silent})
+            run = replace(run, start=start, trainer={**run.trainer, "selection": "last"})
             if last.sources:
                 run = yield from self._with_sources(run, spec, last.sources, found)
             yield [run]
@@ -135,38 +134,13 @@ class Incremental(Scenario):
         method = found[next(iter(earlier.values()))["run"]].method
         roles = registry.find(spec.method["path"]).roles(list(run.tasks))  # type: ignore[attr-defined]
         more = {
-            role: self._shorter(spec.with_method(method).with_tasks(*tasks))
+            role: lasting(spec.with_method(method).with_tasks(*tasks), self.steps)
             for role, tasks in roles.items()
             if role not in earlier
         }
         if more:
             yield list(more.values())
         return replace(run, sources={**earlier, **(run.with_sources(**more).sources or {})})
-
-    def _shorter(self, spec: RunSpec) -> RunSpec:
-        """Returns a run with the steps of an arrival."""
-        if self.steps is None:
-            return spec
-        warmup = round(spec.optimiser["warmup"] * min(1, self.steps / spec.trainer["steps"]))
-        every = min(spec.trainer["evaluate_every"], self.steps)
-        return replace(
-            spec,
-            optimiser={**spec.optimiser, "warmup": warmup},
-            trainer={**spec.trainer, "steps": self.steps, "evaluate_every": every},
-        )
-
-
-def _followed(plan: Plan) -> Followed:
-    """Follows a plan to its end and returns also its runs."""
-    found: dict[str, RunSpec] = {}
-    runs = next(plan)
-    while True:
-        results = yield runs
-        found |= {run.run_id: run for run in runs}
-        try:
-            runs = plan.send(results)
-        except StopIteration as end:
-            return Ending.of(end.value).serving, found
 
 
 def _arrivals(spec: RunSpec) -> str:

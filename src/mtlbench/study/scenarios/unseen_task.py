@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,16 @@ from typing import Any
 from mtlbench.errors import unknown_name
 from mtlbench.runs.plan import Case, Ending, MethodPlan, Plan, Result, Serving
 from mtlbench.runs.spec import RunSpec
-from mtlbench.study.scenarios.base import Fault, Scenario, Scope, distinct, is_count, is_positive
+from mtlbench.study.scenarios.base import (
+    Fault,
+    Scenario,
+    Scope,
+    distinct,
+    followed,
+    is_count,
+    is_positive,
+    lasting,
+)
 
 
 @dataclass(frozen=True)
@@ -128,19 +137,14 @@ class UnseenTask(Scenario):
 
     def _second(self, few: RunSpec, steps: int) -> RunSpec:
         """Returns the run on K examples, without its start."""
-        trainer, arguments = few.trainer, dict(few.method["arguments"])
+        arguments = dict(few.method["arguments"])
         arguments |= {key: value for key, value in (self.arguments or {}).items() if key in arguments}
-        warmup = round(few.optimiser["warmup"] * min(1, steps / trainer["steps"]))
-        return replace(
-            few,
-            method={**few.method, "arguments": arguments},
-            optimiser={**few.optimiser, "lr": self.lr, "warmup": warmup},
-            trainer={**trainer, "steps": steps, "evaluate_every": min(trainer["evaluate_every"], steps)},
-        )
+        second = replace(lasting(few, steps), method={**few.method, "arguments": arguments})
+        return replace(second, optimiser={**second.optimiser, "lr": self.lr})
 
     def _plan(self, spec: RunSpec, few: RunSpec, method_plan: MethodPlan) -> Plan:
         others = spec.with_tasks(*(name for name in spec.tasks if name != self.task))
-        serving, found = yield from _followed(method_plan(others))
+        serving, found = yield from followed(method_plan(others))
         starts = list(self._starts(serving, found))
         seconds = [replace(self._second(few, steps), start=start) for steps in self._lengths for start in starts]
         best, scores = 0, [math.nan]
@@ -185,19 +189,6 @@ class UnseenTask(Scenario):
 def _short(start: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what tells the starts of one method and seed apart."""
     return {key: value for key, value in (start or {}).items() if key in ("run", "related", "draw")}
-
-
-def _followed(plan: Plan) -> Generator[list[RunSpec], list[Result], tuple[Serving, dict[str, tuple[RunSpec, Result]]]]:
-    """Follows a plan to its end and returns also its runs with their results."""
-    found: dict[str, tuple[RunSpec, Result]] = {}
-    runs = next(plan)
-    while True:
-        results = yield runs
-        found |= {run.run_id: (run, result) for run, result in zip(runs, results, strict=True)}
-        try:
-            runs = plan.send(results)
-        except StopIteration as end:
-            return Ending.of(end.value).serving, found
 
 
 def _listed(values: Any) -> Sequence[Any]:

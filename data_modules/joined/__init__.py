@@ -1,0 +1,1 @@
+"""Parts of data sets that consist of several streams."""
