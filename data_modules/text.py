@@ -35,8 +35,8 @@ class Text(Rows):
         targets: Task -> ``kind`` (``classification``, ``regression``, ``count``, ``multi_label``) and further keys; see
             `data_modules.table.Table`.
         split: ``{column: name}`` of a column that holds train, val or test; or ``{val: share, test: share, seed: n}``.
-        tokenizer: ``words`` (hashed words), ``minilm``, or a folder with ``tokenizer.json``. It must be that of the
-            encoder, if the encoder is pretrained.
+        tokenizer: ``words`` (hashed words), ``minilm``, a folder with ``tokenizer.json``, or ``owner/name`` of the
+            Hugging Face Hub. It must be that of the encoder, if the encoder is pretrained.
         vocabulary: Number of token ids of the tokenizer ``words``.
         length: Most tokens of a text; the end of a longer one is cut off.
         buckets: Whether a training batch holds texts of similar length, so that less of it is padding.

@@ -147,7 +147,7 @@ def test_a_difference_sees_what_is_missing_or_not_finite():
 # ---- data modules ---------------------------------------------------------------------------------------------------
 
 
-DESCRIBED = {f"data_modules.{name}:{name.capitalize()}" for name in ("folder", "table", "text", "union")}
+DESCRIBED = {f"data_modules.{name}:{name.capitalize()}" for name in ("folder", "hub", "table", "text", "union")}
 DESCRIBED |= {"data_modules.mt10:MT10"}
 """Data modules that a suite describes or that need a simulator; their own tests run the checks."""
 
@@ -221,6 +221,7 @@ SHORTER = {
     "control_mixing": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]", "slots=3")],
     "control_sequences": [f"data.options.{each}" for each in (*BRIEF, "streams=[deliver,relay,tidy]")],
     "computation_sharing": ["tasks={semseg: {}, depth: {}, edges: {}}"],  # 2 sub-tasks per row instead of 5.
+    "glue": ["tasks={cola: {}, stsb: {}, mnli: {}}"],
     "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
     "grouping_digits": ["tasks={left: {}, sum: {}, ink: {}}"],
     "incremental": [f"methods=[uniform,rcm,{FEW}]"],
@@ -283,7 +284,8 @@ def texts(name, folder):
     words = ["model.encoder=transformers:bert", "model.weights=null", f"model.encoder_options={options}"]
     streams = suite.load(name).data.options["streams"]
     words += [f"data.options.streams.{stream}.options.tokenizer=words" for stream in streams]
-    return ["trainer.batch_size=4", *words], miniature("text_sets", folder)
+    (module,) = {about["module"].partition(":")[0].rpartition(".")[2] for about in streams.values()}
+    return ["trainer.batch_size=4", *words], miniature(module, folder)
 
 
 def trained_elsewhere(name):

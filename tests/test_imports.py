@@ -30,8 +30,8 @@ LIGHT = ("", "errors", "registry", "suite", "runs", "tracking", "study", "bench"
 ONLY_HERE = {
     "wandb": {"tracking.wandb_client"}, "wandb_workspaces": {"tracking.workspace"}, "yaml": {"suite.nodes"},
     "optuna": {"study.search", "study.search_space"}, "pandas": {"api.frames", "api.results"},
-    "ray": {"bench.executors.ray_cluster"}, "huggingface_hub": {"training.hub"}, "transformers": {"networks.texts"},
-    "onnx": {"networks.programs"},
+    "ray": {"bench.executors.ray_cluster"}, "huggingface_hub": {"training.hub", "data.hub"},
+    "transformers": {"networks.texts"}, "onnx": {"networks.programs"}, "datasets": {"data.hub"},
 }  # fmt: skip
 """Libraries that one place knows."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .cityscapes import write_cityscapes
+from .glue import write_glue
 from .molecules import write_molecules
 from .nyud import write_nyud
 from .nyuv2 import write_nyuv2
@@ -18,12 +19,12 @@ from .texts import write_texts
 from .writing import MARK, palette
 
 __all__ = [
-    "MARK", "MINIATURES", "palette", "write_cityscapes", "write_molecules", "write_nyud", "write_nyuv2", "write_pascal",
-    "write_taskonomy", "write_texts",
+    "MARK", "MINIATURES", "palette", "write_cityscapes", "write_glue", "write_molecules", "write_nyud", "write_nyuv2",
+    "write_pascal", "write_taskonomy", "write_texts",
 ]  # fmt: skip
 
 MINIATURES: dict[str, Callable[..., Path]] = {
     "pascal": write_pascal, "nyud": write_nyud, "nyuv2": write_nyuv2, "cityscapes": write_cityscapes,
-    "taskonomy": write_taskonomy, "text_sets": write_texts, "molecules": write_molecules,
+    "taskonomy": write_taskonomy, "text_sets": write_texts, "molecules": write_molecules, "glue": write_glue,
 }  # fmt: skip
 """Data module -> writer of its miniature: ``writer(folder) -> root``."""

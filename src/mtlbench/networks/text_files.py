@@ -1,4 +1,4 @@
-"""Where the files of pretrained text encoders are: tokenizer, configuration, weights. Does not import torch."""
+"""Where the files of pretrained text encoders are: tokenizer, configuration, weights."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ PACKAGED: Mapping[str, tuple[str, str, str]] = {
 
 
 def folder_of(name: str, *needed: str) -> Path:
-    """Returns the folder of a pretrained encoder.
+    """Returns the folder of a pretrained encoder; one of the Hub is fetched on first use.
 
     Args:
-        name: A key of `PACKAGED`, or a folder in the layout of Hugging Face.
+        name: A key of `PACKAGED`, a folder in the layout of Hugging Face, or ``owner/name`` of the Hub.
         *needed: Files that it must hold.
 
     Raises:
-        SuiteError: There is no such folder, or it lacks a file.
+        SuiteError: There is no such folder, it lacks a file, or it cannot be fetched.
     """
+    from mtlbench.data.hub import encoder_folder, is_repository
+
     if name in PACKAGED:
         module, inner, command = PACKAGED[name]
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise SuiteError(f"{name} ships with a package that is not installed. Install it: {command}")
         folder = Path(next(iter(spec.submodule_search_locations))) / inner
+    elif is_repository(name):
+        return encoder_folder(name, needed)
     else:
         folder = Path(name).expanduser()
     absent = [file for file in needed if not (folder / file).is_file()]
     if absent:
         raise SuiteError(
-            f"A pretrained text encoder is {' or '.join(PACKAGED)}, or a folder with {', '.join(needed)}. {folder} "
-            f"lacks {', '.join(absent)}. Correct the name, or save the encoder there with save_pretrained."
+            f"A pretrained text encoder is {' or '.join(PACKAGED)}, owner/name of the Hugging Face Hub, or a folder "
+            f"with {', '.join(needed)}. {folder} lacks {', '.join(absent)}. Correct the name, or save the encoder "
+            "there with save_pretrained."
         )
     return folder
 
