@@ -221,6 +221,27 @@ def test_other_files_hold_the_same_texts(ending: str, tmp_path: Path) -> None:
         text(tmp_path, file=path.name).samples("train")
 
 
+@pytest.mark.parametrize(
+    ("ending", "kept", "message"),
+    [
+        (".jsonl", -9, "readable as its ending says. .*rows.jsonl: ValueError"),
+        (".parquet", 0.5, "readable as its ending says. .*rows.parquet: Arrow"),
+        (".csv", -2, "readable as its ending says. .*rows.csv: ParserError.*EOF inside string"),
+        (".csv", 0, "readable as its ending says. .*rows.csv: EmptyDataError"),
+    ],
+)
+def test_a_file_that_ends_early_is_refused(ending: str, kept: float, message: str, tmp_path: Path) -> None:
+    frame, path = pd.DataFrame({**ROWS, "part": ["train"] * 5 + ['"test"']}), tmp_path / f"rows{ending}"
+    write = {".csv": frame.to_csv, ".parquet": frame.to_parquet}.get(ending)
+    write(path, index=False) if write else frame.to_json(path, orient="records", lines=True)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * kept) if 0 <= kept < 1 else int(kept)])
+    options = {"file": path.name, "targets": TARGETS, "split": {"column": "part"}}
+    with pytest.raises(DataError, match=message) as found:
+        Text(str(tmp_path), **options).samples("train")
+    assert "\n" not in str(found.value) and "Correct it" in str(found.value)
+
+
 def test_lines_are_texts(tmp_path: Path) -> None:
     data = text(tmp_path)
     path = tmp_path / "new.txt"
