@@ -149,8 +149,8 @@ from mtlbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 COMMANDS = (
-    "init", "bench", "run", "status", "report", "serve", "compare", "cost", "predict", "extract", "export", "video",
-    "methods", "suites", "check", "data", "dashboard", "sync",
+    "init", "bench", "run", "status", "report", "serve", "compare", "cost", "predict", "extract", "routing", "export",
+    "video", "methods", "suites", "check", "data", "dashboard", "sync",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ CHANGING = {
 """Command -> its words, a change, what shows that it arrived, and the exit code."""
 READING = (
     "status", "report", "serve", "dashboard", "sync", "video", "suites", "methods", "extract", "export", "init",
+    "routing",
 )  # fmt: skip
 """Commands that take no change."""
 OPEN = {"predict": ["run", "image"], "compare": ["folder"]}

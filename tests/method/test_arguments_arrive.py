@@ -19,7 +19,7 @@ MIXED = {**COMMON, "start": "split", "balance": 0.5}
 EXPERTS = {
     "moe": (MIXED, ExpertOptions(**COMMON, init="split", gate="agnostic"), RoutingWeights(load_balance=0.5)),
     "task_moe": (
-        {**MIXED, "gate": "description", "descriptions": DESCRIBED},
+        {**MIXED, "gate": "description", "descriptions": DESCRIBED, "describer": "me/small"},
         ExpertOptions(**COMMON, init="split", gate="description", descriptions=DESCRIBED),
         RoutingWeights(load_balance=0.5),
     ),

@@ -33,6 +33,7 @@ COMMANDS = {
     "cost": "measure what methods cost relative to a reference method, by alternating both in one process",
     "predict": "write a finished run's predictions for your own images or other inputs",
     "extract": "extract one task, as a small network, from a run with experts or of disparse",
+    "routing": "route an unseen task by its description, beside the tasks of a run with experts",
     "export": "write a finished run's network as a folder to share, with a model card; upload it on request",
     "video": "measure computation sharing over the frames of clips",
     "methods": "list methods, or show one with its hyper-parameters",

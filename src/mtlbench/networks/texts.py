@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -230,6 +231,11 @@ def _pretrained(library: Any, kind: Kind, config: Any, model: Model) -> Any:
             f"{', '.join(absent[:3])}. Choose weights of this encoder."
         )
     return built.float()
+
+
+def pretrained(folder: Path) -> Any:
+    """Returns the library's own model of a folder, in float32 and in evaluation mode."""
+    return _library().AutoModel.from_pretrained(str(folder), local_files_only=True).float().eval()
 
 
 def _sizes(model: Model) -> Mapping[str, int]:

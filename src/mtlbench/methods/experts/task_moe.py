@@ -9,6 +9,7 @@ from mtlbench.method import MethodSpec
 from mtlbench.method.experts import ExpertMethod
 from mtlbench.networks.experts.routing_losses import RoutingWeights
 from mtlbench.networks.experts.trunk import ExpertOptions
+from mtlbench.networks.sentences import described
 
 
 class TaskMoE(ExpertMethod):
@@ -32,7 +33,9 @@ class TaskMoE(ExpertMethod):
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
         start: Initialisation of the experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for
             pretrained weights.
-        descriptions: d_t by task, for the gate of that name.
+        descriptions: d_t by task, for the gate of that name: a text about the task, or numbers.
+        describer: Frozen encoder whose mean token is the d_t of a text: ``minilm``, a folder, or ``owner/name`` of the
+            Hugging Face Hub. Its name identifies the run, not its content.
 
     Differences from the official code: no official code is known. The paper works on text; this method takes images and
     vectors too. An expert's width is the MLP's over k (except with ``copy``), so active FLOPs equal those of the dense
@@ -51,6 +54,7 @@ class TaskMoE(ExpertMethod):
 
     TAXONOMY = "architectures/conditional"
     VERSION: ClassVar[int] = 4
+    LATER: ClassVar[tuple[str, ...]] = ("describer",)
     SEARCH: ClassVar[dict[str, Any]] = {"balance": [0.001, 0.003, 0.01, 0.03, 0.1]}
 
     def __init__(
@@ -65,7 +69,8 @@ class TaskMoE(ExpertMethod):
         noise: float = 0.0,
         renormalise: bool | None = None,
         start: str = "random",
-        descriptions: Mapping[str, Sequence[float]] | None = None,
+        descriptions: Mapping[str, str | Sequence[float]] | None = None,
+        describer: str = "minilm",
     ) -> None:
         options = ExpertOptions(
             experts,
@@ -75,6 +80,6 @@ class TaskMoE(ExpertMethod):
             noise=noise,
             renormalise=renormalise,
             init=start,
-            descriptions=descriptions,
+            descriptions=described(descriptions, describer),
         )
         super().__init__(spec, options, RoutingWeights(load_balance=balance))

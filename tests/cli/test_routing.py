@@ -1,0 +1,96 @@
+"""A task that a run has not seen is routed by its description: as the seen task that it describes, or apart from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mtlbench import registry
+from mtlbench.cli import main
+from mtlbench.networks.sentences import sentence_vector
+from mtlbench.runs.store import RunFolder
+from mtlbench.tasks.inputs import TOKENS
+from mtlbench.testing.toy import toy_spec
+from mtlbench.training.load import load_run
+from mtlbench.training.routing_report import NEW, routing
+from mtlbench.training.run import train
+from tests.support.text_encoders import write_encoder
+
+TARGETS = {"mood": {"kind": "classification", "classes": ["bad", "good"]}, "stars": {"kind": "regression"}}
+TEXTS = {"mood": "how good is a text", "stars": "topic of the text", "same": "how good is a text", "other": "bad bad"}
+
+
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Path:
+    """Returns the folder of a run of `task_moe` on 40 texts."""
+    monkeypatch.setenv("MTLBENCH_CACHE", "off")
+    words = ["fine day", "bad", "so so and so", "good good"]
+    rows = {"text": [f"{words[i % 4]} {i}" for i in range(40)], "mood": [("bad", "good")[i % 2] for i in range(40)],
+            "stars": [i % 5 for i in range(40)]}  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    options = {"file": "rows.csv", "targets": TARGETS, "vocabulary": 20, "length": 9}
+    known = registry.load("data_modules.text:Text").tasks_of(options)
+    spec = toy_spec("task_moe", steps=2, inputs=TOKENS, arguments={"experts": 4, "top_k": 2, **arguments}, tasks=[])
+    spec = replace(
+        spec,
+        data={"module": "data_modules.text:Text", "options": options},
+        tasks={name: task.describe() for name, task in known.items()},
+        trainer={**spec.trainer, "precision": "32-true", "evaluate_every": 0},
+        local={**spec.local, "root": str(tmp_path)},
+    )
+    folder = RunFolder(tmp_path / "results" / "check", spec.run_id)
+    assert folder.claim(spec) and train(spec, folder)
+    return folder.path
+
+
+def test_an_unseen_task_is_routed_by_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = str(write_encoder(tmp_path / "encoder"))
+    run = trained(tmp_path, monkeypatch, gate="description", descriptions=TEXTS, describer=encoder)
+    loaded = load_run(run)
+    same = routing(loaded, sentence_vector(TEXTS["same"], encoder), loaded.data.samples("val"))
+    assert [one.task for one in same.neighbours] == ["mood", "stars"] and same.samples == 6
+    assert same.neighbours[0].distance == 0 and same.neighbours[0].cosine == pytest.approx(1)
+    assert 0 < same.neighbours[1].distance <= 1
+    for table in same.shares.values():
+        assert table[NEW] == table["mood"] != table["stars"] and sum(table[NEW]) == pytest.approx(1)
+
+    assert main(["routing", str(run), "--task", "same"]) == 0
+    shown = capsys.readouterr().out
+    assert "Routing of same before training, on 6 samples of the split val." in shown and "same (new)" in shown
+    assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["mood"]][0] == [
+        "mood",
+        "0.000",
+        "1.000",
+    ]
+    assert main(["routing", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("before training") == 2 and "Routing of other" in shown and "Routing of same" in shown
+    (tmp_path / "new.txt").write_text("one text\nanother\n")
+    words = ["--description", "bad bad text", "--file", str(tmp_path / "new.txt")]
+    assert main(["routing", str(run), "--task", "third", *words]) == 0
+    assert "on 2 samples of" in capsys.readouterr().out
+
+    for words, fact in (
+        (["--task", "mood"], "was not trained on. mood is one of its tasks mood, stars"),
+        (["--task", "third"], "has none of third. Give --task NAME --description TEXT"),
+        (["--task", "same", "--file", "absent.txt"], "There is no absent.txt"),
+    ):
+        assert main(["routing", str(run), *words]) == 2 and fact in capsys.readouterr().err
+
+
+def test_a_run_with_another_gate_or_another_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = str(write_encoder(tmp_path / "encoder"))
+    plain = trained(tmp_path, monkeypatch, describer=encoder)
+    assert main(["routing", str(plain), "--task", "new", "--description", "bad"]) == 2
+    assert "gate that reads descriptions" in capsys.readouterr().err
+    vectors = {task: [1.0, float(len(task))] for task in TARGETS}
+    short = trained(tmp_path, monkeypatch, gate="description", descriptions=vectors, describer=encoder)
+    assert main(["routing", str(short), "--task", "new", "--description", "bad"]) == 2
+    assert "have 2 numbers, and this one 16" in capsys.readouterr().err
