@@ -111,6 +111,31 @@ def test_predictions_depend_on_no_padding_other_text_or_task(name: str) -> None:
     assert not torch.allclose(method(batch(7, 3, 10, first=20))["stars"], both["stars"])
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("name", ["moe", "task_moe", "m3vit"])
+def test_scaled_copies_start_as_the_dense_network_and_reach_their_routers(
+    name: str, top_k: int, tmp_path: Path
+) -> None:
+    """Raw gates of 1 / E on copies scaled by E / k are the MLP, and their sum depends on the router."""
+    weights = {"weights": str(saved(tmp_path)), "encoder_options": {**BERT, "max_position_embeddings": 14}}
+    arguments = {"start": "scaled", "experts": 4, "top_k": top_k, "placement": "every"}
+    inputs, dense, sparse = batch(7, 3, 10), made("uniform", **weights), made(name, arguments, **weights)
+    for task in TASKS:
+        assert torch.allclose(sparse(inputs)[task], dense(inputs)[task], atol=1e-5, rtol=0)
+    network: Any = sparse.network
+    torch.stack([value.square().sum() for value in sparse(inputs).values()]).sum().backward()
+    for layer in network.layers.values():
+        assert all(p.grad.abs().max() > 1e-6 for name, p in layer.router.named_parameters() if "embeddings" not in name)
+        assert 0 < layer.experts.weight2.grad.abs().max()
+    used = network(inputs, list(TASKS)).statistics["experts"]["block1.mlp"].load
+    assert (used > 0).sum(1).min() > 1, "tokens choose different experts"
+
+
+def test_scaled_copies_have_raw_gates() -> None:
+    with pytest.raises(MethodError, match="start 'scaled' needs raw gates.*Found renormalise true"):
+        made("moe", {"start": "scaled", "renormalise": True})
+
+
 @pytest.mark.parametrize("name", ["moe", "task_moe", "m3vit"])
 def test_upcycled_experts_start_as_the_dense_network(name: str, tmp_path: Path) -> None:
     """Copies of the MLP with two gates that sum to 1 are the MLP; the routers still get a gradient."""

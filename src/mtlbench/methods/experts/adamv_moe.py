@@ -33,7 +33,7 @@ class AdaMVMoE(ExpertMethod):
         placement: Blocks with experts.
         balance: Coefficient of the balance losses of `m3vit`; 0 for none.
         noise: Standard deviation of the logits' noise, in training only.
-        start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.
+        start: ``"random"``; ``"split"``, ``"copy"`` or ``"scaled"`` of the encoder's dense MLP, for pretrained weights.
 
     Differences from the official code: the rule that moves k_t is known to follow the validation loss; its details were
     not available. Here it follows the mean training loss, because validation labels must not train. Gates are raw,

@@ -29,7 +29,7 @@ class M3ViT(ExpertMethod):
         balance: Coefficient of the balance losses; 0.01 in the official code.
         noise: Standard deviation of the logits' noise, in training only; 1 / E in the official code.
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
-        start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.
+        start: ``"random"``; ``"split"``, ``"copy"`` or ``"scaled"`` of the encoder's dense MLP, for pretrained weights.
 
     Differences from the official code: its second term is CV² of a load that is smooth only through the noise; the
     product of share and probability replaces it, with the same minimum and a gradient without noise.

@@ -28,7 +28,7 @@ class MoE(ExpertMethod):
         balance: Coefficient of the load balance, >= 0; 0.01 is the Switch transformer's.
         noise: Standard deviation of noise on the logits, in training only; V-MoE has 1 / E.
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
-        start: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for pretrained weights.
+        start: ``"random"``; ``"split"``, ``"copy"`` or ``"scaled"`` of the encoder's dense MLP, for pretrained weights.
 
     Differences from the papers: no capacity, no token is dropped; an expert is as wide as the dense MLP divided by k.
 

@@ -31,15 +31,15 @@ class TaskMoE(ExpertMethod):
         balance: Coefficient of the load balance, >= 0; 0.01 and the sum over layers are the Switch transformer's.
         noise: Standard deviation of noise on the logits, in training only.
         renormalise: Whether gates of a token sum to 1; None means where k >= 2.
-        start: Initialisation of the experts: ``"random"``; ``"split"`` or ``"copy"`` of the encoder's dense MLP, for
-            pretrained weights.
+        start: Initialisation of the experts: ``"random"``; ``"split"``, ``"copy"`` or ``"scaled"`` of the encoder's
+            dense MLP, for pretrained weights.
         descriptions: d_t by task, for the gate of that name: a text about the task, or numbers.
         describer: Frozen encoder whose mean token is the d_t of a text: ``minilm``, a folder, or ``owner/name`` of the
             Hugging Face Hub. Its name identifies the run, not its content.
 
     Differences from the official code: no official code is known. The paper works on text; this method takes images and
-    vectors too. An expert's width is the MLP's over k (except with ``copy``), so active FLOPs equal those of the dense
-    network run once per task.
+    vectors too. An expert's width is the MLP's over k (except with ``copy`` and ``scaled``), so active FLOPs equal
+    those of the dense network run once per task.
 
     Example:
         >>> import torch

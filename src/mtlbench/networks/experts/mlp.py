@@ -12,7 +12,7 @@ from mtlbench.errors import MethodError, SuiteError
 from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
 from mtlbench.networks.experts.routing import Routing
 
-INITS = ("random", "split", "copy")
+INITS = ("random", "split", "copy", "scaled")
 """Initialisations of MLP experts; see `ExpertMlp.upcycle`."""
 
 STACKED_BIASES = ("bias1", "bias2")
@@ -59,16 +59,19 @@ class ExpertMlp(nn.Module):
         return expert_mlp(tokens.flatten(0, -2), routing.gates, dispatch, *layers).view_as(tokens)
 
     @torch.no_grad()
-    def upcycle(self, mlp: nn.Module, init: str) -> None:
+    def upcycle(self, mlp: nn.Module, init: str, top_k: int = 1) -> None:
         """Initialises the experts from a trained dense MLP of hidden width H.
 
         ``copy``: every expert is the whole MLP (h = H), so that renormalised gates reproduce it exactly at k times its
         cost. ``split``: expert e holds slice e mod (H / h) of the hidden units with its output scaled by H / h, so that
-        equal gates on one expert of each slice reproduce the MLP.
+        equal gates on one expert of each slice reproduce the MLP. ``scaled``: every expert is the whole MLP with its
+        output multiplied by E / k, so that k raw gates of 1 / E reproduce it. Raw gates give their router a gradient
+        even if all experts are equal (He et al., https://arxiv.org/abs/2410.07524, 2024).
 
         Args:
             mlp: An MLP of two linear layers, like timm's.
-            init: ``"copy"`` or ``"split"``.
+            init: ``"copy"``, ``"split"`` or ``"scaled"``.
+            top_k: k, for ``"scaled"``.
 
         Raises:
             MethodError: The experts do not divide the MLP evenly.
@@ -76,7 +79,7 @@ class ExpertMlp(nn.Module):
         first, second = two_layers(mlp)
         hidden, whole = self.weight1.shape[2], first.out_features
         parts = whole // hidden
-        if whole % hidden or self.experts % parts or (init == "copy") != (parts == 1):
+        if whole % hidden or self.experts % parts or (init != "split") != (parts == 1):
             raise MethodError(
                 f"start {init!r} needs experts that divide the dense MLP evenly. Its hidden width is {whole}; found "
                 f"{self.experts} experts of width {hidden}. Make `experts` a multiple of top_k, and top_k a divisor of "
@@ -90,6 +93,9 @@ class ExpertMlp(nn.Module):
             self.bias1.copy_(first.bias.unflatten(0, (parts, hidden))[piece])
         if second.bias is not None:
             self.bias2.copy_(second.bias.expand_as(self.bias2))
+        if init == "scaled":
+            for output in (self.weight2, self.bias2):
+                output.mul_(self.experts / top_k)
 
     def keep(self, experts: Sequence[int]) -> None:
         """Removes all experts except those listed."""

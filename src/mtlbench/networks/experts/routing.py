@@ -18,6 +18,11 @@ GATES = ("agnostic", "task", "token_task", "description", "per_task")
 """Inputs of a router, by name; see `TaskRouter`."""
 
 
+EVEN = 3e-6
+"""Scale of the matrices of a router whose gates are almost equal: the sum of its gates is 1e-6 from k / E, and float32
+still tells the gates apart."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """The routing of N tokens of G tasks, one task after the other.
@@ -185,6 +190,13 @@ class TaskRouter(nn.Module):
 
     def only(self, task: str) -> None:
         """Forgets the other tasks, for a network of one task; `task_modules` of those are removed elsewhere."""
+
+    @torch.no_grad()
+    def even(self) -> None:
+        """Makes all gates almost 1 / E: which experts a token gets still depends on the token and the task."""
+        for linear in (self.token, self.task, *self.matrices.values()):
+            if linear is not None:
+                linear.weight.mul_(EVEN)
 
     def keep(self, experts: Sequence[int]) -> None:
         """Removes all experts except those listed. Without renormalisation the other logits stay in the denominator.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ class ExpertOptions:
         renormalise: See `TaskRouter`.
         task_tokens: Initial standard deviation of a learned vector per task that is added to every token before every
             block; 0 for no such vector.
-        init: Initialisation of MLP experts: ``"random"``, or ``"split"`` or ``"copy"`` of the encoder's own MLP; see
-            `ExpertMlp.upcycle`.
+        init: Initialisation of MLP experts: ``"random"``, or ``"split"``, ``"copy"`` or ``"scaled"`` of the encoder's
+            own MLP; see `ExpertMlp.upcycle`.
         descriptions: Vectors of the tasks, for the gate ``"description"``.
         adaptive: Whether every task has a k of its own, which may change; see `AdaptiveRouter`.
         rank: Rank of low-rank experts beside the frozen MLP, see `LowRankExperts`; 0 for experts in its place.
@@ -265,11 +265,30 @@ def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> 
         return ExpertLayer(joint, low, len(tasks))
     width, hidden = first.in_features, first.out_features
     with seeded("experts"):
-        each = hidden if options.init == "copy" else max(1, hidden // options.top_k)
+        each = hidden if options.init in ("copy", "scaled") else max(1, hidden // options.top_k)
         experts = ExpertMlp(width, each, options.experts)
     if options.init != "random":
-        experts.upcycle(mlp, options.init)
-    return ExpertLayer(_router(width, options.experts, options.top_k, tasks, options), experts, len(tasks))
+        experts.upcycle(mlp, options.init, options.top_k)
+    router = _router(width, options.experts, options.top_k, tasks, _with_raw_gates(options))
+    if options.init == "scaled":
+        router.even()
+    return ExpertLayer(router, experts, len(tasks))
+
+
+def _with_raw_gates(options: ExpertOptions) -> ExpertOptions:
+    """Returns options whose gates are raw if experts are scaled copies.
+
+    Raises:
+        MethodError: They shall be renormalised.
+    """
+    if options.init != "scaled":
+        return options
+    if options.renormalise:
+        raise MethodError(
+            "start 'scaled' needs raw gates: renormalised ones would multiply the network's output. Found renormalise "
+            "true. Leave it out, or choose start: copy."
+        )
+    return replace(options, renormalise=False)
 
 
 def _router(width: int, experts: int, top_k: int, tasks: Sequence[str], options: ExpertOptions) -> TaskRouter:
