@@ -70,11 +70,15 @@ class Hub(Text):
         return [self.set] if self.set else []
 
     def missing(self) -> list[str]:
-        """Returns a line if the folder is absent, and one if the tokenizer's files are."""
-        return [*([] if self.path.is_dir() else [self._absence()]), *self._tokenizer_faults()]
+        """Returns a line if the folder is absent; else one if the tokenizer's files, which may be fetched, are."""
+        return self._tokenizer_faults() if self.path.is_dir() else [self._absence()]
 
     def content(self) -> str:
         """Returns a hash of texts, labels and parts."""
+        return self._content
+
+    @cached_property
+    def _content(self) -> str:
         digest = hashlib.blake2b(digest_size=10)
         for column in self._frame.columns:
             digest.update(f"{column}\x1e".encode())

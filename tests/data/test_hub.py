@@ -100,6 +100,9 @@ def test_without_a_network_the_message_says_how_to_bring_the_data(
     assert not SST2.obtain(tmp_path / "data")
     with pytest.raises(SuiteError, match="does not answer. .*hf download me/small config.json model.safetensors"):
         encoder_folder("me/small", NEEDED)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked again at once"))
+    with pytest.raises(SuiteError, match="does not answer"):
+        encoder_folder("me/other", NEEDED)
 
 
 def test_the_files_of_an_encoder_are_fetched_once_and_completed(server: ReadableHub) -> None:

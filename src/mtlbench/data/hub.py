@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ ENCODERS = (
     "sentence-transformers/all-MiniLM-L6-v2",
 )
 """Names that are suggested in place of one that the Hub does not have."""
+
+PATIENCE = 60.0
+"""Seconds for which a Hub that did not answer is not asked again. The client takes half a minute to give up."""
+
+_silent: dict[str, float] = {}
+"""Address of a Hub -> when it did not answer."""
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -144,15 +151,19 @@ def encoder_folder(name: str, needed: Sequence[str]) -> Path:
     folder = next((Path(path).parent for path in cached if isinstance(path, str)), None)
     command = f"hf download {name} {' '.join(needed)} --local-dir encoder"
     by_hand = f"Where there is a network, run {command}, and give its path ./encoder."
+    unanswered = f"{name} comes from {_endpoint()}, which does not answer. {by_hand}"
     for file in needed:
         if folder and (folder / file).is_file():
             continue
+        if time.monotonic() < _silent.get(_endpoint(), -PATIENCE) + PATIENCE:
+            raise SuiteError(unanswered)
         try:
             folder = Path(hf_hub_download(name, file, revision=folder.name if folder else None)).parent
         except errors.RepositoryNotFoundError as error:
             raise SuiteError(_absent("encoder", name, ENCODERS)) from error
         except errors.LocalEntryNotFoundError as error:
-            raise SuiteError(f"{name} comes from {_endpoint()}, which does not answer. {by_hand}") from error
+            _silent[_endpoint()] = time.monotonic()
+            raise SuiteError(unanswered) from error
         except errors.EntryNotFoundError as error:
             raise SuiteError(
                 f"An encoder of the Hub holds {', '.join(needed)}. {name} has no {file}. Choose another, for example "
