@@ -194,9 +194,9 @@ class TaskRouter(nn.Module):
     @torch.no_grad()
     def even(self) -> None:
         """Makes all gates almost 1 / E: which experts a token gets still depends on the token and the task."""
-        for linear in (self.token, self.task, *self.matrices.values()):
-            if linear is not None:
-                linear.weight.mul_(EVEN)
+        matrices: list[Any] = [m for m in (self.token, self.task, *self.matrices.values()) if m is not None]
+        for linear in matrices:
+            linear.weight.mul_(EVEN)
 
     def keep(self, experts: Sequence[int]) -> None:
         """Removes all experts except those listed. Without renormalisation the other logits stay in the denominator.
