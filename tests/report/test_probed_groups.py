@@ -15,7 +15,7 @@ from mtlbench.report.tables.grouping import probed
 from mtlbench.report.tables.records import columns_of
 from tests.report.test_report_grouping import MEASURED, RIGHT, TASKS, TOGETHER, Fake
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "group_quality.py"
+ROOT = Path(__file__).parents[2]
 AFFINITY = [[9.0, 0.5, 0.1], [0.3, 9.0, -0.4], [0.2, -0.6, 9.0]]
 """Recipients in rows: semseg and depth help each other, depth and saliency do not."""
 
@@ -66,7 +66,8 @@ def test_the_script_prints_a_line_per_row(fake: Fake, tmp_path: Path) -> None:
     for run in fake.results:
         if run.startswith("it_mtl"):
             (folder / run / "summary.json").write_text(json.dumps({"affinity": AFFINITY}))
-    done = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.group_quality", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2:] == [
         "| `tag` | +1.00 | [+1.00, +1.00] | 0: +1.00, 1: +1.00 | 4 |",

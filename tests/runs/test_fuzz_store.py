@@ -1,6 +1,6 @@
 """Whatever stands in a results folder, commands answer with a documented exit code and never show a changed score.
 
-Each input is one damaged file and one command. ``MTLBENCH_FUZZ=5000`` tries that many instead of 500. Every 50th page
+Each input is one damaged file and one command. ``MTLBENCH_FUZZ=5000`` tries that many instead of 200. Every 50th page
 is the real one; the others leave out its figures, which take most of the time and draw what the tables have read.
 """
 
@@ -35,7 +35,7 @@ from tests.support.command_line import Answer, mtlbench
 from tests.support.instant import OVERRIDES, finished, resolved
 from tests.support.mutations import damaged_bytes, damaged_record
 
-INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "300"))
+INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "200"))
 WORDS = ("methods=[single_task, uniform, famo, pcgrad]",)
 FIGURES = (
     "score_figures",
