@@ -231,9 +231,9 @@ class Union(MTLDataModule):
 
     def observe_heads(self, step: int, heads: Mapping[str, Sequence[float]]) -> None:
         """Keeps how much of the target's head each stream explains, for mixing by heads."""
-        assert isinstance(self.mixing, Active)
-        owner = {task: name for name, data in self.streams.items() for task in data.tasks}
-        self._evaluations.append((step, self.mixing.explained(owner, heads)))
+        if isinstance(self.mixing, Active):
+            owner = {task: name for name, data in self.streams.items() for task in data.tasks}
+            self._evaluations.append((step, self.mixing.explained(owner, heads)))
 
     def diagnostics(self, step: int) -> dict[str, float]:
         """Returns the probability of every stream, if a rule mixes them."""

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from mtlbench import registry
 from mtlbench.cli import main
 from mtlbench.networks.sentences import sentence_vector
-from mtlbench.runs.store import RunFolder
-from mtlbench.tasks.inputs import TOKENS
-from mtlbench.testing.toy import toy_spec
 from mtlbench.training.load import load_run
 from mtlbench.training.routing_report import NEW, routing
-from mtlbench.training.run import train
 from tests.support.text_encoders import write_encoder
+from tests.support.text_runs import TARGETS, trained_on_texts
 
-TARGETS = {"mood": {"kind": "classification", "classes": ["bad", "good"]}, "stars": {"kind": "regression"}}
 TEXTS = {"mood": "how good is a text", "stars": "topic of the text", "same": "how good is a text", "other": "bad bad"}
 
 
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Path:
-    """Returns the folder of a run of `task_moe` on 40 texts."""
-    monkeypatch.setenv("MTLBENCH_CACHE", "off")
-    words = ["fine day", "bad", "so so and so", "good good"]
-    rows = {"text": [f"{words[i % 4]} {i}" for i in range(40)], "mood": [("bad", "good")[i % 2] for i in range(40)],
-            "stars": [i % 5 for i in range(40)]}  # fmt: skip
-    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
-    options = {"file": "rows.csv", "targets": TARGETS, "vocabulary": 20, "length": 9}
-    known = registry.load("data_modules.text:Text").tasks_of(options)
-    spec = toy_spec("task_moe", steps=2, inputs=TOKENS, arguments={"experts": 4, "top_k": 2, **arguments}, tasks=[])
-    spec = replace(
-        spec,
-        data={"module": "data_modules.text:Text", "options": options},
-        tasks={name: task.describe() for name, task in known.items()},
-        trainer={**spec.trainer, "precision": "32-true", "evaluate_every": 0},
-        local={**spec.local, "root": str(tmp_path)},
-    )
-    folder = RunFolder(tmp_path / "results" / "check", spec.run_id)
-    assert folder.claim(spec) and train(spec, folder)
-    return folder.path
+    """Returns the folder of a run of `task_moe` with four experts on 40 texts."""
+    return trained_on_texts(tmp_path, monkeypatch, experts=4, **arguments)
 
 
 def test_an_unseen_task_is_routed_by_its_description(

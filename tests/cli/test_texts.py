@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,39 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from mtlbench import registry
 from mtlbench.cli import main, predict
 from mtlbench.networks.experts.extracted import load_extracted
-from mtlbench.runs.store import RunFolder
-from mtlbench.tasks.inputs import TOKENS, stacked
-from mtlbench.testing.toy import toy_spec
+from mtlbench.tasks.inputs import stacked
 from mtlbench.training.load import load_run
-from mtlbench.training.run import train
-
-TARGETS = {"mood": {"kind": "classification", "classes": ["bad", "good"]}, "stars": {"kind": "regression"}}
+from tests.support.text_runs import trained_on_texts
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run of `task_moe` on 40 texts."""
-    monkeypatch.setenv("MTLBENCH_CACHE", "off")
-    words = ["fine day", "bad", "so so and so", "good good"]
-    rows = {"text": [f"{words[i % 4]} {i}" for i in range(40)], "mood": [("bad", "good")[i % 2] for i in range(40)],
-            "stars": [i % 5 for i in range(40)]}  # fmt: skip
-    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
-    options = {"file": "rows.csv", "targets": TARGETS, "vocabulary": 20, "length": 9}
-    known = registry.load("data_modules.text:Text").tasks_of(options)
-    spec = toy_spec("task_moe", steps=2, inputs=TOKENS, arguments={"experts": 3, "top_k": 2}, tasks=[])
-    spec = replace(
-        spec,
-        data={"module": "data_modules.text:Text", "options": options},
-        tasks={name: task.describe() for name, task in known.items()},
-        trainer={**spec.trainer, "precision": "32-true", "evaluate_every": 0},
-        local={**spec.local, "root": str(tmp_path)},
-    )
-    folder = RunFolder(tmp_path / "results" / "check", spec.run_id)
-    assert folder.claim(spec) and train(spec, folder)
-    return folder.path
+    return trained_on_texts(tmp_path, monkeypatch, experts=3)
 
 
 def test_lines_are_predicted_and_one_task_is_extracted(

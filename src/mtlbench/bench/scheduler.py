@@ -191,10 +191,10 @@ class Bench:
             remember(self.root, self.study.record)
 
     def _advance_all(self) -> bool:
-        rounds = 0
+        progressed = False
         while any([self._advance(member) for member in self.members if member.open]):
-            rounds += 1
-        return rounds > 0
+            progressed = True
+        return progressed
 
     def _advance(self, member: Member) -> bool:
         states = [self.state(spec.run_id) for spec in member.waiting]

@@ -129,7 +129,7 @@ class RayCluster:
         return _Ticket(tasks, group)
 
     def arrived(self, ticket: _Ticket) -> tuple[list[Parcel], int | None]:
-        """Returns the parcels that have arrived, and an exit code if a task was lost."""
+        """Returns the parcels that have arrived, and the exit code of a run that has ended or lost a node."""
         found: list[Parcel] = []
         for index, task in enumerate(ticket.tasks):
             if index in ticket.codes:

@@ -41,7 +41,10 @@ class Cluster(Protocol):
         """Returns a stand-in for files that several runs read, so that they travel to a node once."""
 
     def arrived(self, ticket: Any) -> tuple[list[Parcel], int | None]:
-        """Returns parcels that have arrived, and the exit code of a task that was lost, without waiting."""
+        """Returns parcels that have arrived, and the exit code of a run that has ended or was lost, without waiting.
+
+        The exit code of a run that has ended may be in its last parcel instead.
+        """
 
     def cancel(self, ticket: Any) -> None:
         """Ends a task at once."""

@@ -279,7 +279,7 @@ def _with_raw_gates(options: ExpertOptions) -> ExpertOptions:
     """Returns options whose gates are raw if experts are scaled copies.
 
     Raises:
-        MethodError: They shall be renormalised.
+        MethodError: The options ask for renormalised gates.
     """
     if options.init != "scaled":
         return options
