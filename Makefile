@@ -36,9 +36,10 @@ status: $(STAMP) ## Show the state of every run of SUITE
 report: $(STAMP) ## Rewrite the report of SUITE from the files on disk
 	@$(BIN)/mtlbench report "$(SUITE)" --results "$(RESULTS)"
 
-# Threads that wait for each other in a loop would take the cores from the other tests: passive ones sleep.
+# Threads that wait for each other in a loop would take the cores from the other tests: passive ones sleep. Without stored
+# bytecode, each of the hundreds of processes that the tests start would compile the package again.
 test: $(STAMP) ## Run all tests, three at once (many of them wait for other processes)
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal
+	@env -u PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

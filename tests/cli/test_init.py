@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import mtlbench
+from tests.support.command_line import ended, mtlbench
+from tests.support.warm import Command
 
 TINY = ("trainer.steps=2", "trainer.evaluate_every=2", "--methods", "uniform my_method:LogSum")
 
@@ -32,10 +30,8 @@ def test_the_project_trains_and_is_found_by_name(project: Path) -> None:
 
 def test_its_own_test_passes(project: Path) -> None:
     """It runs the checks of `mtlbench check` on the data module and the method."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
+    answer = ended(Command(project, ["-q", "-p", "no:cacheprovider"], {}, module="pytest"))
+    assert answer.code == 0 and "2 passed" in answer.text, answer.text
 
 
 def test_the_table_fits_the_images(project: Path) -> None:

@@ -10,7 +10,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,22 +22,25 @@ PRELOAD = ["mtlbench.training.worker"]
 
 
 class Command:
-    """A command of mtlbench in a process group of its own, forked from the server that the tests' ranks come from.
+    """A command in a process group of its own, forked from the server that the tests' ranks come from.
 
     Its process imports nothing anew, and the server from which it forks its runs is a fork of itself. Everything else
-    is as if ``python -m mtlbench.cli`` had been started: signals, output, exit code, and who descends from whom.
+    is as if ``python -m MODULE`` had been started: signals, output, exit code, and who descends from whom.
 
     Args:
         folder: Its current folder.
         words: Its arguments.
-        environment: Variables to set. OMP_NUM_THREADS is 1 in any case.
+        environment: Variables to set, or to remove where None. OMP_NUM_THREADS is 1 in any case.
+        module: What is run.
     """
 
-    def __init__(self, folder: Path, words: Sequence[str], environment: dict[str, str]):
+    def __init__(
+        self, folder: Path, words: Sequence[str], environment: Mapping[str, str | None], module: str = "mtlbench.cli"
+    ) -> None:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self._output, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_become, args=(str(folder), list(words), environment, theirs))
+        self._process = context.Process(target=_become, args=(str(folder), module, list(words), environment, theirs))
         self._process.start()
         theirs.close()
         self.pid: int = self._process.pid
@@ -62,11 +65,14 @@ class Command:
         return self._process.exitcode, b"".join(parts).decode()
 
 
-def _become(folder: str, words: list[str], environment: dict[str, str], output: Any) -> None:
+def _become(folder: str, module: str, words: list[str], environment: Mapping[str, str | None], output: Any) -> None:
     """Turns this process into the command."""
     os.setsid()
     os.chdir(folder)
-    os.environ.update(environment)
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     torch.set_num_threads(1)  # A new interpreter would read OMP_NUM_THREADS, which torch has read already.
     for number in (1, 2):
         os.dup2(output.fileno(), number)
@@ -76,8 +82,8 @@ def _become(folder: str, words: list[str], environment: dict[str, str], output: 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _own_server()
     sys.path[0] = folder
-    sys.argv = ["mtlbench", *words]
-    runpy.run_module("mtlbench.cli", run_name="__main__", alter_sys=True)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _own_server() -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -22,8 +20,10 @@ from mtlbench.tracking.wandb_client import wandb_mode
 from mtlbench.training import checkpoint
 from mtlbench.training.loggers import MetricsFile, read_rows
 from mtlbench.training.traces import usage
+from tests.support.command_line import ended
 from tests.support.tracked import records
 from tests.support.wandb_server import serving
+from tests.support.warm import Command
 
 STEPS = 6
 BENCH = (
@@ -43,12 +43,10 @@ TASKS = ("left", "right", "sum", "ink", "segments")
 
 
 def bench(results, *more, **environment):
-    """Runs the command line in a clean W&B environment."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    command = [sys.executable, "-m", "mtlbench.cli", *BENCH, *more, "--results", str(results)]
-    return subprocess.run(
-        command, env={**kept, **environment}, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-    )
+    """Runs the command without the W&B variables of whoever runs the tests, and returns its code and output."""
+    without = {key: None for key in os.environ if key.startswith("WANDB_")}
+    words = [*BENCH, *more, "--results", str(results)]
+    return ended(Command(results.parent, words, {**without, **environment}))
 
 
 def history(found):
@@ -62,7 +60,7 @@ def two_ranks(tmp_path_factory):
     """A run over two ranks with W&B offline: the results folder."""
     results = tmp_path_factory.mktemp("two") / "results"
     done = bench(results, "--devices", "2", WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.code == 0, done.text
     return results / "digits"
 
 
@@ -71,7 +69,7 @@ def one_rank(tmp_path_factory):
     """The same run in one process, without WANDB_MODE."""
     results = tmp_path_factory.mktemp("one") / "results"
     done = bench(results, "--devices", "1")
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.code == 0, done.text
     return results / "digits"
 
 
