@@ -53,9 +53,10 @@ def saved(folder: Path, kind: str = "bert", **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", sorted(OPTIONS))
-def test_an_encoder_computes_what_the_library_computes(kind: str, tmp_path: Path) -> None:
-    options = {**OPTIONS[kind], "max_position_embeddings": 14}
+def test_an_encoder_computes_what_the_library_computes(kind: str, layers: int, tmp_path: Path) -> None:
+    options = {**OPTIONS[kind], "max_position_embeddings": 14, texts.KINDS[kind].depth: layers}
     folder = saved(tmp_path, kind)
     model = Model(f"transformers:{kind}", options, str(folder), inputs={**SIZES, "length": 10})
     encoder = texts.build_encoder(model).eval()
@@ -63,8 +64,8 @@ def test_an_encoder_computes_what_the_library_computes(kind: str, tmp_path: Path
     reference = transformers.AutoModel.from_pretrained(str(folder)).eval()
     pad = getattr(reference.config, "pad_token_id", 0) or 0
     ids = torch.where(inputs["mask"], inputs["tokens"], pad)
-    hidden = reference(input_ids=ids, attention_mask=inputs["mask"].long()).last_hidden_state
-    wanted = torch.stack([one[:n].mean(0) for one, n in zip(hidden, (7, 3, 10), strict=True)])
+    hidden = reference(input_ids=ids, attention_mask=inputs["mask"].long(), output_hidden_states=True).hidden_states
+    wanted = torch.stack([one[:n].mean(0) for one, n in zip(hidden[layers], (7, 3, 10), strict=True)])
     assert torch.allclose(encoder(inputs)[0], wanted, atol=1e-5)
     assert encoder.length == 14 - texts.KINDS[kind].offset
 
@@ -209,6 +210,7 @@ def test_low_rank_experts_change_nothing_before_they_are_trained() -> None:
         ({"encoder_options": {**BERT, "vocab_size": 20}}, "tokenizer must be the encoder's. It has 50.*knows 20"),
         ({"encoder_options": {**BERT, "max_position_embeddings": 8}}, "length is 12, and transformers:bert takes 8"),
         ({"kind": "minilm", "encoder_options": {"hidden_size": 8}}, "minilm has hidden_size 384. Found 8"),
+        ({"kind": "minilm", "encoder_options": {"num_hidden_layers": 7}}, "num_hidden_layers 6 or fewer. Found 7"),
         ({"weights": "nowhere"}, "nowhere lacks model.safetensors, config.json"),
         ({"tasks": {"depth": Depth("depth")}}, "Dense tasks need images.*depth"),
     ],
@@ -220,7 +222,7 @@ def test_what_cannot_be_built(model: dict[str, Any], message: str) -> None:
 
 def test_weights_of_another_encoder(tmp_path: Path) -> None:
     weights = {"weights": str(saved(tmp_path / "a", hidden_size=32))}
-    with pytest.raises(SuiteError, match="sizes of the encoder.*encoder_options .*'hidden_size': 32"):
+    with pytest.raises(SuiteError, match="sizes of the encoder, or more.*encoder_options .*'hidden_size': 32"):
         made("uniform", **weights)
     with pytest.raises(SuiteError, match="weights of a distilbert. .* holds a bert"):
         made("uniform", kind="distilbert", **weights)

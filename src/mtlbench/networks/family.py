@@ -120,6 +120,13 @@ class Family(ABC):
             return "random"
         raise SuiteError(f"Encoders of the family {self.name} have no pretrained weights. Use `weights: null`.")
 
+    def widened(self, name: str, options: Mapping[str, Any], ratio: float) -> tuple[str, dict[str, Any]]:
+        """Returns encoder and options of a transformer whose MLPs have ``ratio`` hidden units per unit of a token.
+
+        Default: the option ``mlp_ratio`` of timm's transformers; encoders without it refuse it when they are built.
+        """
+        return name, {**options, "mlp_ratio": ratio}
+
     @abstractmethod
     def parts(self, tasks: Mapping[str, Task], model: Model) -> Parts:
         """Returns encoder, neck and heads, whose weights are drawn in this order.

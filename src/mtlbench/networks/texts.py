@@ -30,7 +30,7 @@ class Kind:
 
     Attributes:
         type: The library's name of it.
-        width, depth, activation: Names of these in its configuration.
+        width, depth, hidden, activation: Names of these in its configuration; ``hidden``: units of an MLP.
         sizes: Names of everything that decides the shape of its weights.
         blocks: Returns the blocks of a model.
         segmented: Whether it has embeddings of segments.
@@ -41,6 +41,7 @@ class Kind:
     type: str
     width: str
     depth: str
+    hidden: str
     activation: str
     sizes: tuple[str, ...]
     blocks: Callable[[Any, Any], list[TextBlock]]
@@ -73,7 +74,7 @@ def _distilbert_blocks(model: Any, config: Any) -> list[TextBlock]:
     return found
 
 
-_BERT = ("hidden_size", "num_hidden_layers", "hidden_act")
+_BERT = ("hidden_size", "num_hidden_layers", "intermediate_size", "hidden_act")
 _BERT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _SIZES = ("vocab_size", "max_position_embeddings")
 KINDS: Mapping[str, Kind] = {
@@ -81,7 +82,7 @@ KINDS: Mapping[str, Kind] = {
     "roberta": Kind("roberta", *_BERT, (*_BERT_SIZES, *_SIZES), _bert_blocks, offset=2),
     "distilbert": Kind(
         "distilbert",
-        *("dim", "n_layers", "activation"),
+        *("dim", "n_layers", "hidden_dim", "activation"),
         ("dim", "n_layers", "n_heads", "hidden_dim", *_SIZES),
         _distilbert_blocks,
     ),
@@ -125,18 +126,27 @@ class Texts(Family):
         for key, value in options.items():
             if key not in known:
                 raise SuiteError(unknown_name(f"option of the encoder transformers:{name}", str(key), known))
-            if key in (kind.fixed or {}) and value != (kind.fixed or {})[key]:
-                raise SuiteError(
-                    f"transformers:{name} has {key} {(kind.fixed or {})[key]}. Found {value!r}. Remove the option, or "
-                    f"choose transformers:{kind.type}."
-                )
             _check_value(f"{key} of the encoder transformers:{name}", value, known[key], key)
+            fixed = (kind.fixed or {}).get(key, value)
+            if value != fixed and not (key == kind.depth and 1 <= value < fixed):
+                fewer = " or fewer" if key == kind.depth else ""
+                raise SuiteError(
+                    f"transformers:{name} has {key} {fixed}{fewer}. Found {value!r}. Remove the option, or choose "
+                    f"transformers:{kind.type}."
+                )
 
     def weights_identity(self, name: str, weights: str | None) -> str:
         """Identifies weights by the hash of their file."""
         if weights is None:
             return "random"
         return f"sha256:{digest_of(folder_of(weights, WEIGHTS, CONFIG) / WEIGHTS)}"
+
+    def widened(self, name: str, options: Mapping[str, Any], ratio: float) -> tuple[str, dict[str, Any]]:
+        """Returns the encoder with MLPs of another width; one of fixed sizes becomes one of its kind."""
+        kind = KINDS[name]
+        given = {**(kind.fixed or {}), **options}
+        width = given.get(kind.width) or getattr(_library().AutoConfig.for_model(kind.type), kind.width)
+        return kind.type, {**given, kind.hidden: int(ratio * width)}
 
     def parts(self, tasks: Mapping[str, Task], model: Model) -> Parts:
         """Returns a transformer, a layer as neck, and one linear head per task, which read the mean of the tokens."""
@@ -213,15 +223,20 @@ def _pretrained(library: Any, kind: Kind, config: Any, model: Model) -> Any:
             f"{model.encoder} needs weights of a {kind.type}. {folder} holds a {own.model_type}. Choose "
             f"transformers:{own.model_type}, or other weights."
         )
-    other = {key: getattr(own, key) for key in kind.sizes if getattr(own, key) != getattr(config, key)}
+    other = {
+        key: getattr(own, key)
+        for key in kind.sizes
+        if getattr(own, key) != getattr(config, key)
+        and not (key == kind.depth and getattr(config, key) < getattr(own, key))
+    }
     if other:
         raise SuiteError(
-            f"Weights must have the sizes of the encoder. Those of {folder} have other ones than {model.encoder}. Use "
-            f"transformers:{kind.type} with encoder_options {other}."
+            f"Weights must have the sizes of the encoder, or more layers. Those of {folder} have other ones than "
+            f"{model.encoder}. Use transformers:{kind.type} with encoder_options {other}."
         )
-    dropout = {key: value for key, value in model.options.items() if key not in kind.sizes}
+    kept = {key: value for key, value in model.options.items() if key == kind.depth or key not in kind.sizes}
     built, info = library.AutoModel.from_pretrained(
-        str(folder), local_files_only=True, output_loading_info=True, **dropout
+        str(folder), local_files_only=True, output_loading_info=True, **kept
     )
     # The pooler is not used: heads read the mean of the tokens.
     absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))

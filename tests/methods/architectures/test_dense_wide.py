@@ -10,7 +10,9 @@ from mtlbench.method import MethodSpec
 from mtlbench.methods.architectures.dense_wide import DenseWide
 from mtlbench.networks.dense import build_dense
 from mtlbench.registry import find
-from mtlbench.tasks import Depth, Normals
+from mtlbench.tasks import Depth, Normals, Regression
+from mtlbench.tasks.inputs import padded
+from tests.support.text_encoders import write_encoder
 
 TASKS = {"depth": Depth("depth"), "normals": Normals("normals")}
 MODEL = {
@@ -56,7 +58,7 @@ def test_the_reference_must_have_a_network_of_its_own(name):
 
 def test_an_encoder_without_mlps_is_refused():
     model = {**MODEL, "encoder": "test_resnet", "encoder_options": {}}
-    with pytest.raises(MethodError, match="vision transformer"):
+    with pytest.raises(MethodError, match="MLPs of a transformer"):
         _ = DenseWide(MethodSpec(TASKS, model), as_large_as="mmoe").mlp_ratio
 
 
@@ -81,6 +83,28 @@ def test_pretrained_weights_fill_the_first_hidden_units(pretrained):
     torch.testing.assert_close(wide.encoder(image), dense.encoder(image))
     new = wide.state_dict()["encoder.trunk.model.blocks.0.mlp.fc1.weight"][4 * 48 :]
     assert len(new) and new.abs().min(dim=1).values.max() > 0  # not zero as well, else they would never learn
+
+
+def test_a_text_encoder_is_widened_and_answers_as_the_pretrained_one(tmp_path):
+    folder = write_encoder(tmp_path)
+    model = {
+        "encoder": "transformers:bert",
+        "encoder_options": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+            "vocab_size": 50, "max_position_embeddings": 14,
+        },
+        "weights": str(folder),
+        "inputs": {"vocabulary": 50, "length": 12},
+        "decoder_channels": 8,
+    }  # fmt: skip
+    spec = MethodSpec({"stars": Regression("stars")}, model)
+    arguments = {"experts": 4, "top_k": 1, "placement": "every"}
+    wide = DenseWide(spec, as_large_as="task_moe", arguments=arguments).build_network().eval()
+    reference = find("task_moe")(spec, **arguments).build_network()
+    assert 0 <= size(reference) - size(wide) < 2 * 16 + 1
+    inputs = padded([{"tokens": torch.tensor([4, 9, 7])}, {"tokens": torch.tensor([11])}])
+    dense = build_dense(spec.tasks, model).eval()
+    torch.testing.assert_close(wide.encoder(inputs), dense.encoder(inputs))
 
 
 def test_a_reference_smaller_than_the_pretrained_network_is_refused(pretrained):

@@ -15,10 +15,10 @@ from mtlbench.errors import MethodError, SuiteError
 from mtlbench.method import MethodSpec, MTLMethod
 from mtlbench.networks.base import MTLNetwork
 from mtlbench.networks.dense import build_dense
-from mtlbench.networks.encoder import build_encoder
+from mtlbench.networks.families import family_of
 
 _RULE = (
-    "dense_wide widens the MLPs of a vision transformer by mlp_ratio. Choose a plain one as model.encoder, for example "
+    "dense_wide widens the MLPs of a transformer. Choose a plain one as model.encoder, for example "
     "'vit_tiny_patch16_224'."
 )
 
@@ -26,9 +26,9 @@ _RULE = (
 class DenseWide(MTLMethod):
     """Dense network as large as another method's network (a control of mtlbench's own).
 
-    Rule: The network of `uniform`, with the MLPs of its vision transformer so wide that the number of trainable
-    parameters is that of the reference: ``mlp_ratio`` of the encoder solves P(mlp_ratio) = P_reference. One hidden unit
-    of all MLPs is the step. If experts do not beat this row, what helps is the number of parameters.
+    Rule: The network of `uniform`, with the MLPs of its transformer so wide that the number of trainable parameters
+    is that of the reference: their hidden units per unit of a token, ``mlp_ratio``, solve P(mlp_ratio) = P_reference.
+    One hidden unit of all MLPs is the step. If experts do not beat this row, what helps is the number of parameters.
 
     Pretrained weights fill the first hidden units of every MLP. The other units start with random incoming and zero
     outgoing weights, so the wide encoder starts with the features of the pretrained one.
@@ -99,12 +99,7 @@ class DenseWide(MTLMethod):
         model = dict(self.spec.model)
         wide = build_dense(self.tasks, _widened({**model, "weights": None}, self.mlp_ratio))
         if model.get("weights"):
-            pretrained = build_encoder(
-                model["encoder"],
-                image_size=tuple(model["image_size"]),
-                weights=model["weights"],
-                options=model.get("encoder_options"),
-            )
+            pretrained = build_dense(self.tasks, model).encoder
             self._fill(wide.encoder, pretrained)
         return wide
 
@@ -128,8 +123,9 @@ class DenseWide(MTLMethod):
 
 
 def _widened(model: Mapping[str, Any], ratio: float) -> dict[str, Any]:
-    options = {**(model.get("encoder_options") or {}), "mlp_ratio": ratio}
-    return {**model, "encoder_options": options}
+    head, colon, name = model["encoder"].rpartition(":")
+    name, options = family_of(model["encoder"]).widened(name, model.get("encoder_options") or {}, ratio)
+    return {**model, "encoder": f"{head}{colon}{name}", "encoder_options": options}
 
 
 def _size(network: MTLNetwork) -> int:
