@@ -37,7 +37,7 @@ report: $(STAMP) ## Rewrite the report of SUITE from the files on disk
 	@$(BIN)/mtlbench report "$(SUITE)" --results "$(RESULTS)"
 
 # Threads that wait for each other in a loop would take the cores from the other tests: passive ones sleep. Without stored
-# bytecode, each of the hundreds of processes that the tests start would compile the package again.
+# bytecode, each process that the tests start would compile the package again.
 test: $(STAMP) ## Run all tests, three at once (many of them wait for other processes)
 	@env -u PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def key(folder: Path, **changes: str) -> str:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    # Two versions of a module within one second and of one length would share their bytecode.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return tmp_path
 
 
@@ -87,8 +90,6 @@ def runs(folder: Path, text: str, **changes: Any) -> dict[str, str]:
 
 
 def _ids(folder: Path) -> dict[str, str]:
-    import sys
-
     sys.path.insert(0, str(folder))
     try:
         found = studies.resolve(suites.load(str(folder / "mine.yaml"), []), studies.Local(), [])
