@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from mtlbench.testing import TOLERANCE, check_data_module, check_method, contrac
 from mtlbench.training.run import train
 from tests.support import faults
 from tests.support.faults import trained_with
+from tests.support.text_encoders import write_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSITIONS = [
@@ -229,6 +231,7 @@ SHORTER = {
     "systems": ["methods=[uniform,{name: disparse, sparsity: 0.7},mcn,graph_mtl,ties]"],  # More: `incremental`.
     "transfer": ["scenario.targets=[normals]", *ONE_TARGET],  # 8 second runs instead of 24.
     "transfer_text": ["scenario.targets=[condition]", *ONE_TARGET],
+    "text_unseen_task": ["scenario.examples=[4]", "scenario.steps=2", "scenario.related=[tweets_valence]"],
     "unseen_task": ["scenario.examples=[4]", "scenario.steps=2", "scenario.related=[depth]"],
 }
 """Suites whose runs are many, with fewer of the same kinds."""
@@ -282,7 +285,11 @@ def texts(name, folder):
     """Returns overrides for a suite of texts: a small encoder and hashed words; and the folder of its data."""
     options = "{hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 16}"
     words = ["model.encoder=transformers:bert", "model.weights=null", f"model.encoder_options={options}"]
-    streams = suite.load(name).data.options["streams"]
+    whole = suite.load(name)
+    streams = whole.data.options["streams"]
+    describer = {"describer": str(write_encoder(folder / "describer"))}
+    rows = [{**row, **describer} if "descriptions" in row else row for row in whole.methods]
+    words += [f"methods={json.dumps(rows)}"]
     words += [f"data.options.streams.{stream}.options.tokenizer=words" for stream in streams]
     (module,) = {about["module"].partition(":")[0].rpartition(".")[2] for about in streams.values()}
     return ["trainer.batch_size=4", *words], miniature(module, folder)

@@ -46,7 +46,7 @@ def bench(results, *more, **environment):
     """Runs the command without the W&B variables of whoever runs the tests, and returns its code and output."""
     without = {key: None for key in os.environ if key.startswith("WANDB_")}
     words = [*BENCH, *more, "--results", str(results)]
-    return ended(Command(results.parent, words, {**without, **environment}))
+    return ended(Command(results.parent, words, {**without, **environment}), seconds=300)
 
 
 def history(found):

@@ -143,6 +143,7 @@ class Texts(Family):
 
     def widened(self, name: str, options: Mapping[str, Any], ratio: float) -> tuple[str, dict[str, Any]]:
         """Returns the encoder with MLPs of another width; one of fixed sizes becomes one of its kind."""
+        self.check_encoder(name)
         kind = KINDS[name]
         given = {**(kind.fixed or {}), **options}
         width = given.get(kind.width) or getattr(_library().AutoConfig.for_model(kind.type), kind.width)
