@@ -367,7 +367,7 @@ class FSDPStrategy:
     """Stands for Lightning's."""
 
 
-FUSED = [SimpleNamespace(param_groups=[{"fused": True}])]
+FUSED = [torch.optim.AdamW([nn.Parameter(torch.ones(2))], fused=True)]
 
 
 @pytest.mark.parametrize(("needs", "changes", "message"), [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from mtlbench import registry
 from mtlbench.data import Collate
 from mtlbench.errors import DataError, DivergedError
 from mtlbench.method import MethodSpec, MTLMethod
-from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
+from mtlbench.method.optimisers import (
+    OPTIMISERS,
+    align_gradients,
+    build_optimiser,
+    build_schedule,
+    fused_on_cpu,
+    slowed,
+)
 from mtlbench.networks.dense import build_dense
 from mtlbench.networks.experts import mutual_information
 from mtlbench.networks.experts.network import ExpertNetwork
@@ -144,6 +152,35 @@ def test_rates_by_hand(schedule, rates):
         optimiser.step()
         plan.step()
     assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_one_pass_through_memory_takes_the_steps_of_several(name: str) -> None:
+    """Fused against one tensor at a time, also where a gradient lies in memory in another order than its parameter."""
+    shapes = ((6, 4), (5,), (2, 3, 4, 4))
+    values = [torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
+    one, other = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    config = {"name": name, "lr": 0.1, "weight_decay": 0.1}
+    fused = build_optimiser([{"params": one[:1]}, {"params": one[1:], "weight_decay": 0.0}], config)
+    groups: list[dict[str, Any]] = [{"params": other[:1]}, {"params": other[1:], "weight_decay": 0.0}]
+    plain = OPTIMISERS[name](groups, lr=0.1, weight_decay=0.1, foreach=False)
+    assert all(group["fused"] for group in fused.param_groups)
+    for step in range(4):
+        torch.manual_seed(step)
+        for p, q in zip(one, other, strict=True):
+            turned = torch.randn(*reversed(p.shape)).permute(*reversed(range(p.ndim)))
+            p.grad, q.grad = turned, turned.clone()
+        align_gradients(fused)
+        fused.step()
+        plain.step()
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_the_user_chooses_kernels_and_narrow_numbers_keep_theirs() -> None:
+    wide, narrow = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    made = torch.optim.AdamW([{"params": [wide], "foreach": True}, {"params": [narrow]}])
+    assert [fused_on_cpu(group) for group in made.param_groups] == [{}, {}]
+    assert fused_on_cpu(torch.optim.SGD([wide]).param_groups[0]) == {}
 
 
 def test_slowed_parameters_take_a_share_of_the_rate_of_their_group() -> None:

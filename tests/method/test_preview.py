@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.method.lookahead import _fused_on_cpu, change_by, descent_by
+from mtlbench.method.lookahead import change_by, descent_by
+from mtlbench.method.optimisers import fused_on_cpu
 
 OPTIMISERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.5}),
@@ -61,7 +62,7 @@ def test_a_preview_is_what_the_optimiser_does(used):
 
 def assert_rounded(optimiser, found, real):
     """Equal bit for bit, but where fused kernels round in another order."""
-    fused = any(_fused_on_cpu(group) for group in optimiser.param_groups)
+    fused = any(fused_on_cpu(group) for group in optimiser.param_groups)
     torch.testing.assert_close(found, real, rtol=0, atol=1e-6 if fused else 0)
 
 

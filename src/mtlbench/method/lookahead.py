@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mtlbench.method.optimisers import fused_on_cpu
+
 
 @contextmanager
 def moved(network: nn.Module, parameters: Sequence[nn.Parameter], change: Sequence[Tensor]) -> Iterator[None]:
@@ -92,26 +94,11 @@ def _twin(optimiser: Optimizer, twins: dict[int, nn.Parameter]) -> Optimizer:
     found.param_groups, found.state = [], defaultdict(dict)
     for group in optimiser.param_groups:
         known = [p for p in group["params"] if id(p) in twins]
-        found.param_groups.append({**group, **_fused_on_cpu(group), "params": [twins[id(p)] for p in known]})
+        found.param_groups.append({**group, **fused_on_cpu(group), "params": [twins[id(p)] for p in known]})
         for parameter in known:
             if parameter in optimiser.state:
                 found.state[twins[id(parameter)]] = _copied(optimiser.state[parameter])
     return found
-
-
-def _fused_on_cpu(group: dict[str, Any]) -> dict[str, Any]:
-    """Returns the option for the fused kernels of Adam and AdamW, which take less than half the time on a CPU."""
-    # fused=None: the user did not choose. Fused kernels of SGD and Adagrad gain nothing.
-    free = "betas" in group and group.get("fused", False) is None
-    asked = any(group.get(key) for key in ("foreach", "differentiable", "capturable"))
-    return {"fused": True} if free and not asked and all(map(_fits, group["params"])) else {}
-
-
-def _fits(parameter: Tensor) -> bool:
-    # Narrower numbers are rounded after every pass, so that one pass would end visibly elsewhere; and the kernels walk
-    # through memory, where twins and gradients are contiguous.
-    wide = parameter.dtype in (torch.float32, torch.float64)
-    return wide and parameter.device.type == "cpu" and parameter.is_contiguous()
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mtlbench.data.contract import streams
 from mtlbench.errors import MethodError
 from mtlbench.method import step
 from mtlbench.method.forward import RankLosses, training_losses
-from mtlbench.method.optimisers import build_optimiser, build_schedule, slowed
+from mtlbench.method.optimisers import align_gradients, build_optimiser, build_schedule, slowed
 from mtlbench.method.spec import MethodSpec
 from mtlbench.method.state import StepState
 from mtlbench.networks.base import MTLNetwork, Outputs
@@ -237,6 +237,7 @@ class MTLMethod(L.LightningModule, Registered):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Combines and writes gradients, after unscaling and before clipping."""
         step.before_optimiser(self, self._state)
+        align_gradients(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then lets the balancer look at the finished step."""

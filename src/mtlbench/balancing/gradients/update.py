@@ -144,8 +144,9 @@ class Update:
                 f"A gradient rule needs whole gradients on every rank; {strategy} cuts parameters into shards. "
                 "Use DDP, or a loss rule."
             )
-        fused = any(group.get("fused") for optimiser in trainer.optimizers for group in optimiser.param_groups)
-        if fused and trainer.precision == "16-mixed":
+        # The attribute by which torch and Lightning tell an optimiser that unscales; `fused` in a group sets it not.
+        unscales = any(getattr(optimiser, "_step_supports_amp_scaling", False) for optimiser in trainer.optimizers)
+        if unscales and trainer.precision == "16-mixed":
             yield (
                 "A fused optimiser unscales fp16 gradients by itself, before a gradient rule could see them. "
                 "Use fused=False, or trainer.precision=bf16-mixed."
