@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.pairs import losses_of, measure, spread
 from mtlbench.data import Collate
 from mtlbench.method import DEFAULT_OPTIMISER, MethodSpec, MTLMethod
+from mtlbench.method.optimisers import build_optimiser
 from mtlbench.networks.base import MTLNetwork, Outputs
 from mtlbench.tasks import Regression
 from mtlbench.training.build import build_method
@@ -63,7 +64,7 @@ def report(balancer: str, batch: dict) -> None:
     method.use_balancer(base.balancer)
     method.configure_model()
     network = copy.deepcopy(method.network)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimiser = build_optimiser([{"params": list(network.parameters())}], DEFAULT_OPTIMISER)
 
     def bare() -> None:
         optimiser.zero_grad()

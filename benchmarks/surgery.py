@@ -29,7 +29,8 @@ from mtlbench import registry
 from mtlbench.balancing import Balancer
 from mtlbench.balancing.base import GRADIENT_HOOKS
 from mtlbench.balancing.gradients import update
-from mtlbench.method import MTLMethod
+from mtlbench.method import DEFAULT_OPTIMISER, MTLMethod
+from mtlbench.method.optimisers import build_optimiser
 
 LEVELS = ("auto_lambda", "it_mtl", "moml", "samo")
 """Rules that run the network more often than once per step."""
@@ -271,7 +272,7 @@ def their_pcgrad() -> Any:
 def _parts(method: MTLMethod):
     network = copy.deepcopy(method.network).to(DEVICE).train()
     names = list(method.tasks)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimiser = build_optimiser([{"params": list(network.parameters())}], DEFAULT_OPTIMISER)
     return network, optimiser, network.shared_parameters(names), [network.task_parameters(name) for name in names]
 
 
