@@ -153,7 +153,7 @@ def test_momentum_moves_no_idle_cue(serial: bool, monkeypatch: pytest.MonkeyPatc
     method.network.use(serial=serial)
     for parameter in method.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    method.on_before_optimizer_step(None)  # type: ignore[arg-type]
+    method.on_before_optimizer_step(torch.optim.SGD(method.network.parameters()))
     assert all((p.grad is not None) == serial for p in method.network.cues.parameters())
     assert all(p.grad is not None for p in method.network.heads.parameters())
 
