@@ -239,6 +239,8 @@ def test_scores_under_conditions_are_compared_in_the_better_direction() -> None:
     assert found["10 %, against base"] == "No method is better. Cannot be distinguished from it: good and bad."
     assert found["Missing"].startswith("Not every seed has a result: bad. Failed: DivergedError: NaN")
     assert "Undefined" not in found
+    alone = told(conditions_of({"base": table["base"]}, about))
+    assert alone == {"Conditions": "The study has one method, base: the tables compare its conditions."}
     one = told(conditions_of({k: {c: v[:1] for c, v in x.items()} for k, x in table.items()}, about, seeds=1))
     assert one["1 %, against base"].startswith("One seed gives no measure of noise")
 

@@ -12,11 +12,16 @@ from mtlbench.report.verdict.words import SHORT, Statement, are, listed
 
 def condition_verdict(board: ConditionBoard) -> tuple[Statement, ...]:
     """Returns a statement per condition, what stands at the floor, and what is missing."""
-    found = [*_by_condition(board), *_floor(board), *_missing(board)]
-    if not board.comparisons:
-        first = Statement("Nothing to report yet", "No method has results under the same condition as the reference.")
-        found = [first, *found]
-    return tuple(found)
+    return (*_uncompared(board), *_by_condition(board), *_floor(board), *_missing(board))
+
+
+def _uncompared(board: ConditionBoard) -> Iterator[Statement]:
+    """Yields why no methods are compared, if none are."""
+    labels = [row.label for row in board.rows if not row.floor]
+    if len(labels) == 1:
+        yield Statement("Conditions", f"The study has one method, {labels[0]}: the tables compare its conditions.")
+    elif not board.comparisons:
+        yield Statement("Nothing to report yet", "No method has results under the same condition as the reference.")
 
 
 def _by_condition(board: ConditionBoard) -> Iterator[Statement]:
