@@ -176,6 +176,15 @@ def test_one_pass_through_memory_takes_the_steps_of_several(name: str) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+def test_a_gradient_keeps_the_memory_format_of_its_parameter() -> None:
+    parameter = nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    optimiser, given = torch.optim.AdamW([parameter], fused=True), torch.randn(2, 3, 4, 5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        parameter.grad = given.clone(memory_format=layout)
+        align_gradients(optimiser)
+        assert parameter.grad.stride() == parameter.stride() and parameter.grad.equal(given)
+
+
 def test_the_user_chooses_kernels_and_narrow_numbers_keep_theirs() -> None:
     wide, narrow = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
     made = torch.optim.AdamW([{"params": [wide], "foreach": True}, {"params": [narrow]}])

@@ -51,15 +51,15 @@ def fused_on_cpu(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def align_gradients(optimiser: Optimizer) -> None:
-    """Makes gradients contiguous that a fused kernel on a CPU would read in another order than they have.
+    """Lays gradients out in memory as their parameters are, since fused kernels walk through both in the same order.
 
-    Gradients of a backward pass are laid out as their parameters; those that a rule or a user writes need not be.
+    Gradients of a backward pass are laid out so; those that a rule or a user writes need not be.
     """
     for group in optimiser.param_groups:
         if group.get("fused"):
             for parameter in group["params"]:
-                if parameter.grad is not None and not parameter.grad.is_contiguous():
-                    parameter.grad = parameter.grad.contiguous()
+                if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                    parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(parameter.grad)
 
 
 def _fits(parameter: Tensor) -> bool:

@@ -144,7 +144,7 @@ class Update:
                 f"A gradient rule needs whole gradients on every rank; {strategy} cuts parameters into shards. "
                 "Use DDP, or a loss rule."
             )
-        # The attribute by which torch and Lightning tell an optimiser that unscales; `fused` in a group sets it not.
+        # PyTorch and Lightning look at this attribute, which only `fused=True` at construction sets.
         unscales = any(getattr(optimiser, "_step_supports_amp_scaling", False) for optimiser in trainer.optimizers)
         if unscales and trainer.precision == "16-mixed":
             yield (
