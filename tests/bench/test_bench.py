@@ -11,6 +11,7 @@ import pytest
 
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import read_json
+from mtlbench.suite import reader as suites
 from tests.support.command_line import SMALL, ended, launch, mtlbench, outcome, runs_of
 
 COUNTING = """\
@@ -37,8 +38,11 @@ sys.exit(code)
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Path:
-    """A folder whose data module writes a line for every training that starts."""
+    """A folder with ``digits`` of three tasks, whose data module writes a line for every training that starts."""
     (tmp_path / "counting.py").write_text(COUNTING)
+    (tmp_path / "experiments").mkdir()
+    text = suites.locate("digits").read_text().replace("  right: {}\n  sum: {}\n", "")
+    (tmp_path / "experiments/digits.yaml").write_text(text)
     return tmp_path
 
 
@@ -67,7 +71,7 @@ def test_finished_study_is_answered_at_once_and_without_torch(counted: Path) -> 
     table = [line for line in first.text.splitlines() if line.startswith("uniform")]
     assert table and [line for line in done.stdout.splitlines() if line.startswith("uniform")] == table
     assert {label: outcome(run) for label, run in runs_of(counted).items()} == before
-    assert trainings(counted) == sorted(["left+right+sum+ink+segments", "left", "right", "sum", "ink", "segments"])
+    assert trainings(counted) == sorted(["left+ink+segments", "left", "ink", "segments"])
 
 
 def test_changed_source_data_or_override_makes_another_study(counted: Path) -> None:
@@ -84,18 +88,18 @@ def test_changed_source_data_or_override_makes_another_study(counted: Path) -> N
 def test_studies_share_runs(counted: Path) -> None:
     assert mtlbench(counted, *words("--methods", "single_task")).code == 0
     wider = mtlbench(counted, *words("--methods", "single_task uniform", "trainer.workers=1"))
-    assert wider.code == 0 and "6 runs: 5 done, 1 to do" in wider.text, wider.text
-    assert len(trainings(counted)) == 6
+    assert wider.code == 0 and "4 runs: 3 done, 1 to do" in wider.text, wider.text
+    assert len(trainings(counted)) == 4
     seeds = mtlbench(counted, *words("--methods", "uniform", "--seeds", "2"))
     assert "2 runs: 1 done, 1 to do" in seeds.text
-    assert len(trainings(counted)) == 7
+    assert len(trainings(counted)) == 5
 
 
 def test_dry_bench_runs_nothing(counted: Path) -> None:
     answer = mtlbench(counted, *words("--methods", "uniform", "--dry"))
     assert answer.code == 0 and "1 runs: 1 to do" in answer.text
     assert not (counted / "trainings").exists() and not (counted / "results").exists(), "a dry run leaves no folder"
-    for line in ("1 methods (uniform)", "× 5 tasks (left, ", "× 1 seeds (0)", "4 steps each", "Time: not known yet"):
+    for line in ("1 methods (uniform)", "× 3 tasks (left, ", "× 1 seeds (0)", "4 steps each", "Time: not known yet"):
         assert line in answer.text, answer.text
     assert mtlbench(counted, *words("--methods", "uniform")).code == 0
     more = mtlbench(counted, *words("--methods", "uniform", "--seeds", "3", "--dry"))
@@ -107,7 +111,7 @@ def test_two_benches_on_one_folder_train_every_run_once(counted: Path) -> None:
     benches = [launch(counted, *command), launch(counted, *command)]
     answers = [ended(bench) for bench in benches]
     assert [answer.code for answer in answers] == [0, 0], answers
-    assert len(trainings(counted)) == 6 and len(set(trainings(counted))) == 6
+    assert len(trainings(counted)) == 4 and len(set(trainings(counted))) == 4
     for path in counted.glob("results/**/*.json"):
         json.loads(path.read_text())
     names = [path.name for path in counted.glob("results/digits/*/*")]
@@ -122,14 +126,14 @@ def test_one_failing_run_is_a_row_and_the_others_finish(counted: Path) -> None:
     assert answer.code == 1
     assert "AssertionError: no ink today" in answer.text and "1 run(s) failed; RETRY=1" in answer.text
     states = mtlbench(counted, "status", "digits")
-    assert states.code == 1 and "5 done, 1 failed" in states.text.replace("1 failed, 5 done", "5 done, 1 failed")
+    assert states.code == 1 and "3 done, 1 failed" in states.text.replace("1 failed, 3 done", "3 done, 1 failed")
     report = mtlbench(counted, "report", "digits")
     assert report.code == 1 and "no ink today" in report.text
     (counted / "counting.py").write_text(COUNTING)
     assert mtlbench(counted, *words("--methods", "single_task uniform")).code == 1, "not tried again unasked"
     mended = mtlbench(counted, *words("--methods", "single_task uniform", "--retry"))
     assert mended.code == 0, mended.text
-    assert trainings(counted).count("ink") == 2 and len(trainings(counted)) == 7
+    assert trainings(counted).count("ink") == 2 and len(trainings(counted)) == 5
 
 
 def test_run_and_bench_share_their_results(counted: Path) -> None:

@@ -32,11 +32,11 @@ from mtlbench.errors import DataError
 from mtlbench.tasks import BinaryMap, Depth, Normals, SemanticSegmentation, Task
 from mtlbench.tasks.taskonomy import SoftClassification
 
-COUNT = int(os.environ.get("MTLBENCH_FUZZ", "500"))
+COUNT = int(os.environ.get("MTLBENCH_FUZZ", "300"))
 fuzz = hypothesis.settings(
     max_examples=COUNT,
     deadline=None,
-    derandomize=COUNT == 500,
+    derandomize=COUNT == 300,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )

@@ -173,6 +173,17 @@ def test_local_weights_round_trip(tmp_path, suffix):
     assert weights_identity("vit_tiny_patch16_224", str(path)).startswith("sha256:")
 
 
+def test_a_file_is_checked_again_when_it_changes(tmp_path):
+    path, state = tmp_path / "weights.pth", timm.create_model("test_resnet").state_dict()
+    torch.save(state, path)
+    for _ in range(2):
+        made = build_encoder("test_resnet", image_size=(32, 32), weights=str(path))
+        assert torch.equal(made.trunk.conv1[0].weight, state["conv1.0.weight"])
+    torch.save({name: value for name, value in state.items() if name != "conv1.0.weight"}, path)
+    with pytest.raises(SuiteError, match="lacks 1 tensors of encoder 'test_resnet', for example conv1.0.weight"):
+        build_encoder("test_resnet", image_size=(32, 32), weights=str(path))
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), path)

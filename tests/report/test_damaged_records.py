@@ -78,7 +78,7 @@ def test_no_value_of_a_record_ends_a_command_with_a_traceback(folder: Path) -> N
     contents = {path: path.read_text() for path in files}
     places = [(path, leaf) for path, text in contents.items() for leaf in leaves(json.loads(text))]
     draw = random.Random(0)
-    for _ in range(20):
+    for _ in range(12):
         (path, leaf), junk = draw.choice(places), draw.choice(JUNK)
         path.write_text(json.dumps(changed(json.loads(contents[path]), leaf, junk)))
         for command in ("status", "report"):

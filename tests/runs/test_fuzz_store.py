@@ -35,7 +35,7 @@ from tests.support.command_line import Answer, mtlbench
 from tests.support.instant import OVERRIDES, finished, resolved
 from tests.support.mutations import damaged_bytes, damaged_record
 
-INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "200"))
+INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "120"))
 WORDS = ("methods=[single_task, uniform, famo, pcgrad]",)
 FIGURES = (
     "score_figures",

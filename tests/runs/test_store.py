@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -96,8 +97,10 @@ def lock_of(pid: int, **changes: Any) -> dict[str, Any]:
 
 def test_lock_of_a_dead_process_is_stale(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, SPEC.run_id)
-    code = "import sys; from pathlib import Path; from tests.runs.test_store import SPEC, RunFolder\n"
-    code += "run = RunFolder(Path(sys.argv[1]), SPEC.run_id); run.claim(SPEC); print('claimed', flush=True); input()"
+    (tmp_path / "spec").write_bytes(pickle.dumps(SPEC))
+    code = "import pickle, sys; from pathlib import Path; from mtlbench.runs.store import RunFolder\n"
+    code += "root = Path(sys.argv[1]); spec = pickle.loads((root / 'spec').read_bytes())\n"
+    code += "run = RunFolder(root, spec.run_id); run.claim(spec); print('claimed', flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=Path(__file__).resolve().parents[2],

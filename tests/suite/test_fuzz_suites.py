@@ -24,7 +24,7 @@ from mtlbench.study.validation import examine
 from mtlbench.suite.reader import Reading
 from tests.support.command_line import mtlbench
 
-INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "500"))
+INPUTS = int(os.environ.get("MTLBENCH_FUZZ", "300"))
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 WHOLE = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
 SAFE = settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -118,11 +119,21 @@ def test_killed_between_last_step_and_result(whole: Whole, tmp_path: Path) -> No
     assert outcome(run_to_end(tmp_path, spec)) == outcome(untouched)
 
 
+@pytest.fixture(scope="module")
+def stale(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gives the results of a run that was killed after a few checkpoints."""
+    folder = tmp_path_factory.mktemp("stale")
+    spec, _ = whole("uniform")
+    path = RunFolder(folder, spec.run_id).path
+    kill_when(folder, spec, lambda: (path / "step-00000021.ckpt").exists())
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no hash"])
-def test_damaged_checkpoint_is_passed_over(damage: str, whole: Whole, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_passed_over(damage: str, stale: Path, whole: Whole, tmp_path: Path) -> None:
     spec, untouched = whole("uniform")
+    shutil.copytree(stale, tmp_path, dirs_exist_ok=True)
     run = RunFolder(tmp_path, spec.run_id)
-    kill_when(tmp_path, spec, lambda: (run.path / "step-00000021.ckpt").exists())
     newest = max(run.path.glob("step-*.ckpt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -150,7 +161,7 @@ def test_killed_loader_worker_fails_the_run_and_retry_resumes_it(whole: Whole, t
 
 
 def test_bench_and_worker_killed(tmp_path: Path) -> None:
-    settings = (*SMALL, "trainer.steps=160", "trainer.checkpoint_every=10")
+    settings = (*SMALL, "trainer.steps=100", "trainer.checkpoint_every=10")
     words = ("bench", "digits", "--methods", "uniform famo", "--jobs", "2", *settings)
     first = launch(tmp_path, *words)
     locks = tmp_path / "results" / "digits"
@@ -169,5 +180,5 @@ def test_bench_and_worker_killed(tmp_path: Path) -> None:
     answer = ended(second)
     assert answer.code == 0, answer.text
     for run in runs.values():
-        assert [row["step"] for row in outcome(run)["rows"] if "lr" in row] == list(range(1, 161))
+        assert [row["step"] for row in outcome(run)["rows"] if "lr" in row] == list(range(1, 101))
     assert mtlbench(tmp_path, "status", "digits").code == 0

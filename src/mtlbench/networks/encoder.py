@@ -244,18 +244,26 @@ def _config(name: str) -> PretrainedCfg:
 
 def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
     """Returns the indices of the maps to use: evenly spaced depths, or the last stages of stride 4 and above."""
-    # The network is built once to read its table of maps, without changing the state of the generator. (The meta device
-    # would need timm 1.0.24.)
+    key = (name, repr(sorted(arguments.items())))
+    if key in _INDICES:
+        return list(_INDICES[key])
+    # A network is built to read its table of maps, without changing the state of the generator. (The meta device would
+    # need timm 1.0.24.)
     with torch.random.fork_rng(devices=[]):
         trunk: Any = timm.create_model(name, features_only=True, out_indices=1, **arguments)
     strides = [stage["reduction"] for stage in trunk.feature_info.info]
     if len(set(strides)) == 1:
         # The map of a stem comes before those of the blocks.
         count = min(MAPS - isinstance(trunk, StemFeatures), len(strides))
-        return [len(strides) * (i + 1) // count - 1 for i in range(count)]
-    coarse = [i for i, stride in enumerate(strides) if stride >= 4]
-    return coarse[-MAPS:]
+        found = [len(strides) * (i + 1) // count - 1 for i in range(count)]
+    else:
+        found = [i for i, stride in enumerate(strides) if stride >= 4][-MAPS:]
+    _INDICES[key] = found
+    return list(found)
 
+
+_INDICES: dict[Hashable, list[int]] = {}
+"""What `_map_indices` found, by architecture."""
 
 _TRACES: dict[Hashable, tuple[list[int], list[str]]] = {}
 """What `_trace` found, by architecture: a study builds the same network many times, and a trace costs most of it."""
@@ -297,17 +305,25 @@ def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
         made.pretrained_cfg.pop("state_dict", None)
         return made
 
+    trunk, about = build(0), path.stat()
+    file = (name, repr(sorted(arguments.items())), path.resolve(), about.st_size, about.st_mtime_ns)
+    if file in _COMPLETE:
+        return trunk
     # timm loads leniently and converts many formats, so names cannot be compared. Instead the network is built with
     # two seeds: a tensor that depends on the seed was not in the file.
-    trunk, other = build(0), build(1)
-    pairs = zip(trunk.named_parameters(), other.parameters(), strict=True)
+    pairs = zip(trunk.named_parameters(), build(1).parameters(), strict=True)
     missing = [key for (key, a), b in pairs if not torch.equal(a, b)]
     if missing:
         raise SuiteError(
             f"{path} lacks {len(missing)} tensors of encoder {name!r}, for example {_few(missing)}. "
             f"It holds, for example, {_few(list(state))}. Use a checkpoint of this encoder."
         )
+    _COMPLETE.add(file)
     return trunk
+
+
+_COMPLETE: set[Hashable] = set()
+"""Architectures and files that hold all their tensors, as `_from_file` found: a study builds the same network often."""
 
 
 def _few(names: Sequence[str]) -> str:
