@@ -223,8 +223,10 @@ SHORTER = {
     "control": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]")],
     "control_mixing": [f"data.options.{each}" for each in (*BRIEF, "streams=[reach,gate,push]", "slots=3")],
     "control_sequences": [f"data.options.{each}" for each in (*BRIEF, "streams=[deliver,relay,tidy]")],
-    "computation_sharing": ["tasks={semseg: {}, depth: {}, edges: {}}"],  # 2 sub-tasks per row instead of 5.
-    "grouping": ["tasks={depth: {}, edges: {}, normals: {}}"],  # 7 subsets instead of 63.
+    "computation_sharing": ["tasks=[semseg,depth,edges]"],  # 2 sub-tasks per row instead of 5.
+    "glue": ["tasks=[cola,stsb,mnli]"],
+    "grouping": ["tasks=[depth,edges,normals]"],  # 7 subsets instead of 63.
+    "grouping_digits": ["tasks=[left,sum,ink]"],
     "incremental": [f"methods=[uniform,rcm,{FEW}]"],
     "low_resource": ["scenario.fractions=[0.5,1.0]"],
     "systems": ["methods=[uniform,{name: disparse, sparsity: 0.7},mcn,graph_mtl,ties]"],  # More: `incremental`.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mtlbench import suite as suites
 from mtlbench.errors import ExitCode
 from mtlbench.runs.store import read_json
-from mtlbench.suite import reader as suites
 from tests.support.command_line import SMALL, ended, launch, mtlbench, outcome, runs_of
 
 COUNTING = """\

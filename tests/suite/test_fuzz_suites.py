@@ -117,6 +117,8 @@ def same(accepted: Any, written: Any) -> bool:
         return all(key in accepted and same(accepted[key], value) for key, value in written.items())
     if dataclasses.is_dataclass(accepted) and isinstance(written, dict):
         return all(same(getattr(accepted, key), value) for key, value in written.items())
+    if isinstance(accepted, dict) and isinstance(written, list):  # of tasks
+        return list(accepted) == written
     if isinstance(accepted, list) and isinstance(written, list):
         return len(accepted) == len(written) and all(map(same, accepted, written))
     if isinstance(accepted, bool) or isinstance(written, bool):

@@ -1,6 +1,7 @@
 """Suites, which say what is compared: reads, checks and overrides ``experiments/*.yaml``. Needs no torch."""
 
-from mtlbench.suite.reader import Reading, available, changed_section, folders, load, locate, options_of, read
+from mtlbench.suite.files import available, folders, locate
+from mtlbench.suite.reader import Reading, changed_section, load, options_of, read
 from mtlbench.suite.schema import (
     DataSection,
     ModelSection,

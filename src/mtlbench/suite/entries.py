@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtlbench.errors import path_part_fault
+from mtlbench.suite.nodes import is_key
 from mtlbench.suite.schema import ModelSection, Range, takes_images
 
 SECTIONS = ("model", "optimiser", "trainer", "search")
@@ -59,6 +60,30 @@ def method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
             if label in labels:
                 yield index, f"methods: {label!r} stands twice. Give one of them another label (label: ...)."
             labels.add(label)
+
+
+def container_fault(current: Any, value: Any) -> str | None:
+    """Return what a key must hold, if a section or a list stands there and the value is of the other kind; or None.
+
+    Args:
+        current: What the key holds now.
+        value: What it shall hold.
+    """
+    if isinstance(current, DictConfig) and isinstance(value, list):
+        return f"must be a mapping, such as {{key: value}}. Found {shown(value)}."
+    if isinstance(current, ListConfig) and isinstance(value, dict):
+        return f"must be a list, such as [value, value]. Found {shown(value)}."
+    if isinstance(current, DictConfig) and not isinstance(value, dict | None) and not dataclasses.is_dataclass(value):
+        return f"must be a mapping, such as {{key: value}}. Found {shown(value)!r}."
+    return None
+
+
+def task_list_fault(names: Sequence[Any]) -> str | None:
+    """Return why a list cannot stand for the tasks that a suite keeps, or None."""
+    if not all(is_key(name) for name in names):
+        return f"tasks must be a mapping, or a list of names. Found {shown(names)}."
+    twice = {name for name in names if names.count(name) > 1}
+    return f"tasks must be distinct. Found {', '.join(sorted(twice))} twice." if twice else None
 
 
 def _balancer_fault(entry: Any) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,18 @@ from mtlbench import registry
 from mtlbench.errors import SuiteError, path_part_fault, unknown_name
 from mtlbench.metrics.relative import PROTOCOL
 from mtlbench.suite import nodes, search
-from mtlbench.suite.entries import cut, elsewhere, image_size_fault, label_of, method_faults, out_of_range, shown
+from mtlbench.suite.entries import (
+    container_fault,
+    cut,
+    elsewhere,
+    image_size_fault,
+    label_of,
+    method_faults,
+    out_of_range,
+    shown,
+    task_list_fault,
+)
+from mtlbench.suite.files import locate
 from mtlbench.suite.nodes import Unreadable
 from mtlbench.suite.schema import FORMAT, SearchSection, Suite, TaskSection, type_of
 
@@ -28,52 +38,6 @@ SELECTIONS = ("last", "best")
 Section = TypeVar("Section")
 RENAMED = {"study": "scenario"}
 """Keys of earlier versions, with their present names."""
-
-
-def folders() -> list[Path]:
-    """Return the folders that hold suites: ``experiments/`` of the current folder if there is one, then the shipped."""
-    here = Path("experiments")
-    installed = Path(__file__).resolve().parents[1] / "experiments"
-    shipped = installed if installed.is_dir() else Path(__file__).resolve().parents[3] / "experiments"
-    return [here, shipped] if here.is_dir() and here.resolve() != shipped else [shipped]
-
-
-def available() -> dict[str, str]:
-    """Return every suite by name, with its title; a suite of the user's own replaces a shipped one of its name."""
-    found: dict[str, str] = {}
-    for folder in reversed(folders()):
-        for path in sorted(folder.glob("*.yaml")):
-            note = f" ({path} replaces the shipped suite of this name)" if path.stem in found else ""
-            found[path.stem] = _title(path) + note
-    return dict(sorted(found.items()))
-
-
-def _title(path: Path) -> str:
-    """Return the title of a suite's file, ``""`` if it has none or cannot be read; `read` reports why."""
-    try:
-        node = nodes.compose(path.read_text(encoding="utf-8"))
-        found = [value for key, value in node.value if key.value == "title"] if nodes.is_mapping(node) else []
-        return str(nodes.value_of(found[0], text=True)) if found else ""
-    except (ValueError, OSError):
-        return ""
-
-
-def locate(name: str) -> Path:
-    """Return the file of a suite given by name or by path.
-
-    Raises:
-        SuiteError: If there is none.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if os.path.isfile(path):
-            return path
-        raise SuiteError(f"A suite given as a path must exist. There is no file {path}.")
-    for folder in folders():
-        if os.path.isfile(folder / f"{name}.yaml"):
-            return folder / f"{name}.yaml"
-    places = " and ".join(f"{folder}/" for folder in folders())
-    raise SuiteError(unknown_name("suite", name, available()) + f" Looked in {places}.")
 
 
 @dataclass(frozen=True)
@@ -360,23 +324,37 @@ class _Reader:
             at = at[key] if isinstance(at, DictConfig) and key in at else None
         return type_of(OmegaConf.get_type(at), keys[-1]) if isinstance(at, DictConfig) else None
 
+    def _value_fault(self, name: str, keys: tuple[str, ...], value: Any) -> str | None:
+        """Return why a key cannot have a value, or None."""
+        fault = self.fault_of(keys)  # It creates entries of ``tasks``.
+        kind = self._kind_of(keys)
+        if kind == "true or false" and isinstance(value, int) and value not in (0, 1):
+            return f"{name} must be {kind}. Found {value!r}."
+        if fault:
+            return fault
+        if text := nodes.value_fault(value, finite=kind is None):
+            return f"{name}: {text}"
+        if name == "tasks" and isinstance(value, list):
+            return task_list_fault(value)
+        nested = (isinstance(item, (list, dict, type(None))) for item in value) if isinstance(value, list) else ()
+        if kind == "a list" and name != "methods" and any(nested):
+            return f"{name} must be a list of single values. Found {shown(value)}."
+        if name == "search":  # See `set`.
+            return None
+        text = container_fault(OmegaConf.select(self.config, name), value)
+        return f"{name} {text}" if text else None
+
     def set(self, where: str, keys: tuple[str, ...], value: Any) -> None:
         """Set the value of a key, or note why it cannot be set."""
         name = ".".join(keys)
         if name == "methods":
             self.places = {key: place for key, place in self.places.items() if not key.startswith("methods.")}
         self.places[name] = where
-        fault = self.fault_of(keys)
-        kind = self._kind_of(keys)
-        if text := nodes.value_fault(value, finite=kind is None):
-            fault = fault or f"{name}: {text}"
-        nested = (isinstance(item, (list, dict, type(None))) for item in value) if isinstance(value, list) else ()
-        if kind == "a list" and name != "methods" and any(nested):
-            fault = fault or f"{name} must be a list of single values. Found {shown(value)}."
-        if kind == "true or false" and isinstance(value, int) and value not in (0, 1):
-            fault = f"{name} must be {kind}. Found {value!r}."
-        if fault:
+        if fault := self._value_fault(name, keys, value):
             self.faults.append(f"{where}: {fault}")
+            return
+        if name == "tasks" and isinstance(value, list):
+            self.config.tasks = {task: self.config.tasks.get(task, TaskSection()) for task in value}
             return
         if name == "methods" and isinstance(value, str):
             value = value.split()
