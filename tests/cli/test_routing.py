@@ -51,6 +51,12 @@ def test_an_unseen_task_is_routed_by_its_description(
     assert main(["routing", str(run), "--task", "third", *words]) == 0
     assert "on 2 samples of" in capsys.readouterr().out
 
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "rows.csv").rename(tmp_path / "elsewhere/rows.csv")
+    assert main(["routing", str(run), "--task", "same"]) == 2 and "rows.csv" in capsys.readouterr().err
+    assert main(["routing", str(run), "--task", "same", "--data", str(tmp_path / "elsewhere")]) == 0
+    assert "on 6 samples of the split val" in capsys.readouterr().out
+
     for words, fact in (
         (["--task", "mood"], "was not trained on. mood is one of its tasks mood, stars"),
         (["--task", "third"], "has none of third. Give --task NAME --description TEXT"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def load_run(folder: str | Path, *, data: str | None = None, allow: Collection[s
     path = Path(folder)
     spec, result = finished_run(path)
     if data is not None:
-        spec = RunSpec(**{**spec.__dict__, "local": {**spec.local, "root": data}})
+        spec = replace(spec, local={**spec.local, "root": data})
     if isinstance(allow, str):
         allow = [allow]
     try:
