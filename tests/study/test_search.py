@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,20 @@ STEPS, WARMUP, EVALUATED = DIGITS.trainer.steps, DIGITS.optimiser.warmup, DIGITS
 SHORT = round(STEPS / 3)
 
 
-@pytest.fixture(autouse=True)
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def untrained() -> Iterator[None]:
     """Runs of this file are never trained, so that nothing is there to be checked, and no bench waits."""
-    monkeypatch.setattr("mtlbench.bench.scheduler.check_run", lambda spec: None)
-    monkeypatch.setattr("mtlbench.bench.scheduler.time.sleep", lambda seconds: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtlbench.bench.scheduler.check_run", lambda spec: None)
+        patch.setattr("mtlbench.bench.scheduler.time.sleep", lambda seconds: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(untrained: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Gives the results of a search that nothing interrupted, which tests only read, and its executor."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, searched(folder, study_of(), by_rate)
 
 
 def by_rate(spec: RunSpec) -> float:
@@ -39,17 +49,17 @@ def trained(executor: Any) -> set[str]:
     return {spec.run_id for spec in executor.started}
 
 
-def test_every_row_has_as_many_trials_and_the_best_one_is_chosen(tmp_path: Path) -> None:
-    searched(tmp_path, study_of(), by_rate)
+def test_every_row_has_as_many_trials_and_the_best_one_is_chosen(whole: tuple[Path, Any]) -> None:
+    folder, _ = whole
     labels = ("single_task", "uniform", "dwa", "tuned_weights")
-    assert {row["label"] for row in (r for label in labels for r in rows_of(tmp_path, label))} == set(labels)
+    assert {row["label"] for row in (r for label in labels for r in rows_of(folder, label))} == set(labels)
     for label in labels:
-        first, second = rows_of(tmp_path, label)
+        first, second = rows_of(folder, label)
         assert first["trials"] == second["trials"] and first["record"]["search"] == second["record"]["search"]
-        found = trials_of(tmp_path, label)
+        found = trials_of(folder, label)
         assert [trial["number"] for trial in found] == list(range(6)) and not any(t["failed"] for t in found)
         best = min(found, key=lambda trial: abs(distance_of(trial["values"]["lr"])))
-        assert rows_of(tmp_path, label)[0]["record"]["search"]["chosen"] == best["number"]
+        assert rows_of(folder, label)[0]["record"]["search"]["chosen"] == best["number"]
         assert best["score"] == max(trial["score"] for trial in found)
 
 
@@ -59,10 +69,10 @@ def distance_of(rate: float) -> float:
     return math.log10(rate / BEST_LR)
 
 
-def test_the_chosen_values_train_the_seeds_of_the_table(tmp_path: Path) -> None:
-    executor = searched(tmp_path, study_of(), by_rate)
+def test_the_chosen_values_train_the_seeds_of_the_table(whole: tuple[Path, Any]) -> None:
+    folder, executor = whole
     for label in ("single_task", "dwa"):
-        for row in rows_of(tmp_path, label):
+        for row in rows_of(folder, label):
             values = row["record"]["search"]["values"]
             served = [spec for spec in executor.started if spec.run_id in row["serving"].values()]
             assert len(served) == len(set(row["serving"].values())), "the runs of one configuration, for all tasks"
@@ -72,30 +82,30 @@ def test_the_chosen_values_train_the_seeds_of_the_table(tmp_path: Path) -> None:
             if label == "dwa":
                 assert served[0].method["arguments"]["temperature"] == values["dwa.temperature"]
     assert {spec.seed for spec in executor.started} == {0, 1, 100}
-    assert [len(row["runs"]) for row in rows_of(tmp_path, "floor")] == [1, 1], "the floor has nothing to tune"
+    assert [len(row["runs"]) for row in rows_of(folder, "floor")] == [1, 1], "the floor has nothing to tune"
 
 
-def test_trial_0_has_the_declared_values(tmp_path: Path) -> None:
-    executor = searched(tmp_path, study_of(), by_rate)
+def test_trial_0_has_the_declared_values(whole: tuple[Path, Any]) -> None:
+    folder, executor = whole
     asked = [DATA, "methods=[dwa, uniform]", "seeds=[100]", "floor=false"]
     for spec in resolve(suites.load("digits", asked), Local(), []).members:
-        (run,) = trials_of(tmp_path, spec.label)[0]["runs"]
+        (run,) = trials_of(folder, spec.label)[0]["runs"]
         assert run == spec.run_id and run in trained(executor)
-    assert trials_of(tmp_path, "dwa")[0]["values"] == {"lr": 0.004, "weight_decay": 0.01, "dwa.temperature": 2.0}
-    assert trials_of(tmp_path, "uniform")[0]["score"] == 0
+    assert trials_of(folder, "dwa")[0]["values"] == {"lr": 0.004, "weight_decay": 0.01, "dwa.temperature": 2.0}
+    assert trials_of(folder, "uniform")[0]["score"] == 0
 
 
 @pytest.mark.parametrize("limit", [1, 9, 30])
-def test_a_search_that_was_killed_repeats_nothing(tmp_path: Path, limit: int) -> None:
-    whole = searched(tmp_path / "whole", study_of(), by_rate)
-    first = searched(tmp_path / "killed", study_of(), by_rate, limit=limit)
+def test_a_search_that_was_killed_repeats_nothing(whole: tuple[Path, Any], tmp_path: Path, limit: int) -> None:
+    folder, executor = whole
+    first = searched(tmp_path, study_of(), by_rate, limit=limit)
     assert len(first.started) == limit
-    lost = {run for run in trained(first) if not (tmp_path / "killed" / run / "result.json").exists()}
-    second = searched(tmp_path / "killed", study_of(), by_rate)
-    assert trained(first) | trained(second) == trained(whole)
+    lost = {run for run in trained(first) if not (tmp_path / run / "result.json").exists()}
+    second = searched(tmp_path, study_of(), by_rate)
+    assert trained(first) | trained(second) == trained(executor)
     assert trained(first) & trained(second) == lost
     for label in ("single_task", "dwa", "tuned_weights"):
-        assert rows_of(tmp_path / "killed", label) == rows_of(tmp_path / "whole", label)
+        assert rows_of(tmp_path, label) == rows_of(folder, label)
 
 
 def test_a_longer_search_begins_with_the_trials_of_a_shorter_one(tmp_path: Path) -> None:
@@ -107,15 +117,14 @@ def test_a_longer_search_begins_with_the_trials_of_a_shorter_one(tmp_path: Path)
     assert len(set(values)) == 8
 
 
-def test_no_test_score_is_read_by_the_choice(tmp_path: Path) -> None:
-    searched(tmp_path / "one", study_of(), by_rate, test=lambda spec: 10 * distance(spec))
-    searched(tmp_path / "two", study_of(), by_rate, test=lambda spec: -10 * distance(spec))
+def test_no_test_score_is_read_by_the_choice(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = whole
+    searched(tmp_path / "tested", study_of(), by_rate, test=lambda spec: 10 * distance(spec))
     for label in ("single_task", "dwa", "tuned_weights"):
-        assert [r["record"] for r in rows_of(tmp_path / "one", label)] == [
-            r["record"] for r in rows_of(tmp_path / "two", label)
-        ]
+        found, other = (rows_of(place, label) for place in (folder, tmp_path / "tested"))
+        assert [row["record"] for row in found] == [row["record"] for row in other]
     searched(tmp_path / "other", study_of(), lambda spec: -by_rate(spec))
-    assert rows_of(tmp_path / "other", "dwa")[0]["record"] != rows_of(tmp_path / "one", "dwa")[0]["record"]
+    assert rows_of(tmp_path / "other", "dwa")[0]["record"] != rows_of(folder, "dwa")[0]["record"]
 
 
 def test_the_score_is_the_mean_gain_over_the_reference_with_the_same_seed(tmp_path: Path) -> None:

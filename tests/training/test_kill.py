@@ -31,7 +31,7 @@ from tests.support.command_line import (
 )
 
 METHODS = ("uniform", "famo", "pcgrad", "task_moe")
-KILLS, STEPS = 3, 40
+KILLS, STEPS = 2, 40
 SETTINGS = (
     *SMALL,
     f"trainer.steps={STEPS}",
