@@ -17,8 +17,6 @@ def _one_quiet_thread(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Decoded images of the tests' small sets are not for the user's cache.
     os.environ["MTLBENCH_CACHE"] = str(tmp_path_factory.mktemp("decoded"))
     torch.set_num_threads(1)
-    # Tests kill processes, not machines: what was written stands without waiting for the disk.
-    os.fsync = lambda _: None
 
 
 @pytest.fixture(scope="session")

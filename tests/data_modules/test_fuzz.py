@@ -36,7 +36,7 @@ COUNT = int(os.environ.get("MTLBENCH_FUZZ", "300"))
 fuzz = hypothesis.settings(
     max_examples=COUNT,
     deadline=None,
-    derandomize=COUNT == 300,
+    derandomize="MTLBENCH_FUZZ" not in os.environ,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )

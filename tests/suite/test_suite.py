@@ -160,11 +160,14 @@ def test_what_may_be_off_is_not_negative(key: str, given: str, found: str) -> No
     assert not suites.read("digits", [f"trainer.{key}=0"]).faults
 
 
-def test_a_list_of_tasks_keeps_these_with_what_was_said_about_them() -> None:
+def test_a_list_of_tasks_keeps_these_with_what_was_said_about_them(tmp_path: Path) -> None:
     found = suites.load("digits", ["tasks.ink.scale=2", "tasks=[ink, left]"])
     assert {name: task.scale for name, task in found.tasks.items()} == {"ink": 2, "left": None}
     assert len(suites.load("digits", ["tasks={left: {scale: 3}}"]).tasks) == 5, "a mapping changes tasks and keeps all"
     assert list(suites.load("grouping", ["tasks=[depth, edges]"]).tasks) == ["depth", "edges"]
+    text = suites.locate("grouping").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("\nmodel:", "\ntasks: [depth, edges]\nmodel:"))
+    assert list(suites.load(str(tmp_path / "mine.yaml")).tasks) == ["depth", "edges"]
 
 
 def test_data_without_a_folder_says_how_to_name_it(tmp_path: Path) -> None:
@@ -264,8 +267,8 @@ def test_every_number_of_a_suite_has_a_range() -> None:
         ("tasks.left.optional=5", "must be true or false"),
         ("seeds=[[1]]", "must be a list of single values"),
         ("seeds=[null]", "must be a list of single values"),
-        ("seeds={a: 1}", "seeds must be a list, such as [value, value]. Found {'a': 1}"),
-        ("optimiser=[1]", "optimiser must be a mapping, such as {key: value}. Found [1]"),
+        ("seeds={a: 1}", "seeds must be a list, such as [value, value]. Found \"{'a': 1}\""),
+        ("optimiser=[1]", "optimiser must be a mapping, such as {key: value}. Found '[1]'"),
         ("trainer=x", "trainer must be a mapping, such as {key: value}. Found 'x'"),
         ("tasks.left=3", "tasks.left must be a mapping, such as {key: value}. Found '3'"),
         ("tasks=[left, [ink]]", "tasks must be a mapping, or a list of names. Found ['left', ['ink']]"),

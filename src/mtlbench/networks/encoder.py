@@ -166,7 +166,7 @@ def build_encoder(
     elif weights is not None:
         trunk = _from_file(name, _file(weights), arguments)
     with _as_suite_error(f"Encoder {name!r} does not take images of {size}. Choose another `image_size`"):
-        return Encoder(trunk, image_size, built_from=(name, repr(sorted(arguments.items()))))
+        return Encoder(trunk, image_size, built_from=_architecture(name, arguments))
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -242,9 +242,14 @@ def _config(name: str) -> PretrainedCfg:
     return get_pretrained_cfg(name) or PretrainedCfg()
 
 
+def _architecture(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns what identifies a network apart from its weights, as a key."""
+    return name, repr(sorted(arguments.items()))
+
+
 def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
     """Returns the indices of the maps to use: evenly spaced depths, or the last stages of stride 4 and above."""
-    key = (name, repr(sorted(arguments.items())))
+    key = _architecture(name, arguments)
     if key in _INDICES:
         return list(_INDICES[key])
     # A network is built to read its table of maps, without changing the state of the generator. (The meta device would
@@ -264,6 +269,7 @@ def _map_indices(name: str, arguments: Mapping[str, Any]) -> list[int]:
 
 _INDICES: dict[Hashable, list[int]] = {}
 """What `_map_indices` found, by architecture."""
+
 
 _TRACES: dict[Hashable, tuple[list[int], list[str]]] = {}
 """What `_trace` found, by architecture: a study builds the same network many times, and a trace costs most of it."""
@@ -306,7 +312,7 @@ def _from_file(name: str, path: Path, arguments: Mapping[str, Any]) -> Any:
         return made
 
     trunk, about = build(0), path.stat()
-    file = (name, repr(sorted(arguments.items())), path.resolve(), about.st_size, about.st_mtime_ns)
+    file = (*_architecture(name, arguments), path.resolve(), about.st_size, about.st_mtime_ns)
     if file in _COMPLETE:
         return trunk
     # timm loads leniently and converts many formats, so names cannot be compared. Instead the network is built with

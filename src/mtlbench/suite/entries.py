@@ -63,18 +63,16 @@ def method_faults(methods: Sequence[Any]) -> Iterator[tuple[int, str]]:
 
 
 def container_fault(current: Any, value: Any) -> str | None:
-    """Return what a key must hold, if a section or a list stands there and the value is of the other kind; or None.
+    """Return why a value cannot replace a mapping or a list, or None.
 
     Args:
         current: What the key holds now.
-        value: What it shall hold.
+        value: The new value.
     """
-    if isinstance(current, DictConfig) and isinstance(value, list):
-        return f"must be a mapping, such as {{key: value}}. Found {shown(value)}."
-    if isinstance(current, ListConfig) and isinstance(value, dict):
-        return f"must be a list, such as [value, value]. Found {shown(value)}."
-    if isinstance(current, DictConfig) and not isinstance(value, dict | None) and not dataclasses.is_dataclass(value):
+    if isinstance(current, DictConfig) and not isinstance(value, dict | None):
         return f"must be a mapping, such as {{key: value}}. Found {shown(value)!r}."
+    if isinstance(current, ListConfig) and isinstance(value, dict):
+        return f"must be a list, such as [value, value]. Found {shown(value)!r}."
     return None
 
 

@@ -339,8 +339,9 @@ class _Reader:
         nested = (isinstance(item, (list, dict, type(None))) for item in value) if isinstance(value, list) else ()
         if kind == "a list" and name != "methods" and any(nested):
             return f"{name} must be a list of single values. Found {shown(value)}."
-        if name == "search":  # See `set`.
-            return None
+        if name == "search":
+            wrong = not search.is_none(value) and not isinstance(value, dict)
+            return f"search must be none, or a mapping with trials. Found {shown(value)}." if wrong else None
         text = container_fault(OmegaConf.select(self.config, name), value)
         return f"{name} {text}" if text else None
 
@@ -361,10 +362,6 @@ class _Reader:
         if name == "search" and search.is_none(value):
             self.places = {key: place for key, place in self.places.items() if key.partition(".")[0] != "search"}
             value = SearchSection()
-        if name == "search" and not isinstance(value, (dict, SearchSection)):
-            self.faults.append(f"{where}: search must be none, or a mapping with trials. Found {shown(value)}.")
-            del self.places[name]
-            return
         try:
             OmegaConf.update(self.config, name, value, merge=True)
         except OmegaConfBaseException as error:
