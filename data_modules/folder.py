@@ -22,7 +22,7 @@ from mtlbench.visualise import rgb
 
 from .dense import decoding
 from .table import Table
-from .tabular.targets import Target, read_targets
+from .tabular.targets import COLUMNS, MASKS, Target, read_targets
 
 
 class Folder(Table):
@@ -68,7 +68,7 @@ class Folder(Table):
     @classmethod
     def targets_of(cls, options: Mapping[str, Any]) -> dict[str, Target]:
         """Returns the targets that options describe."""
-        return read_targets(options.get("targets"), masks=True)
+        return read_targets(options.get("targets"), {**COLUMNS, **MASKS})
 
     @property
     def base(self) -> Path:

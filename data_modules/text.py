@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,9 @@ from mtlbench.tasks import Task
 from mtlbench.tasks.inputs import TOKENS
 
 from .tabular.rows import Rows
+from .tabular.targets import COLUMNS, Target, read_targets
 from .texts.files import lines_of, read_frame
+from .texts.marks import Marks, joined, kinds_of_marks
 from .texts.store import Tokens, tokenised
 from .texts.tokenizers import Tokenizer, tokenizer_of
 
@@ -33,7 +35,8 @@ class Text(Rows):
         text: Column of the text.
         second: Column of the second text of a pair; ``""`` for single texts.
         targets: Task -> ``kind`` (``classification``, ``regression``, ``count``, ``multi_label``) and further keys; see
-            `data_modules.table.Table`.
+            `data_modules.table.Table`. Also ``token_labels`` with ``column``, ``classes`` and ``outside``, and ``span``
+            with ``column`` and ``start``; see `data_modules.texts.marks`.
         split: ``{column: name}`` of a column that holds train, val or test; or ``{val: share, test: share, seed: n}``.
         tokenizer: ``words`` (hashed words), ``minilm``, a folder with ``tokenizer.json``, or ``owner/name`` of the
             Hugging Face Hub. It must be that of the encoder, if the encoder is pretrained.
@@ -62,11 +65,21 @@ class Text(Rows):
         tasks: Mapping[str, Task] | None = None,
         **common: Any,
     ):
-        super().__init__(root, file=file, targets=targets, split=split, tasks=tasks, **common)
         if not 8 <= length <= 2**16:
             raise SuiteError(f"data.options.length, the most tokens of a text, is from 8 to 65536. Found {length}.")
         self.text, self.second, self.length, self.buckets = text, second, length, buckets
+        super().__init__(root, file=file, targets=targets, split=split, tasks=tasks, **common)
         self.tokenizer: Tokenizer = tokenizer_of(tokenizer, vocabulary)
+
+    def describing(self, targets: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Returns the options that describe the targets."""
+        return {"targets": targets, "length": self.length, "second": self.second}
+
+    @classmethod
+    def targets_of(cls, options: Mapping[str, Any]) -> dict[str, Target]:
+        """Returns the targets that options describe, which may point at tokens."""
+        marks = kinds_of_marks(options.get("length", 128), pairs=bool(options.get("second")))
+        return read_targets(options.get("targets"), {**COLUMNS, **marks})
 
     def required(self) -> list[str]:
         """Returns the columns that the file must have."""
@@ -110,6 +123,19 @@ class Text(Rows):
         labels = {name: self._labels[name] for name in self.tasks}
         return TextRows(split, rows, self._tokens, labels, pairs=bool(self.second), buckets=self.buckets)
 
+    @cached_property
+    def _labels(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        found = {}
+        for name in self.tasks:
+            target = self.targets[name]
+            if isinstance(target, Marks):
+                about = self._texts(self._frame, self.path)[target.second]
+                values, known = target.encode_tokens(self._frame, about or (), self._tokens)
+            else:
+                values, known = target.encode(self._frame)
+            found[name] = values, torch.from_numpy(known)
+        return found
+
     def read(self, path: Path) -> Samples:
         """Returns the texts of another file: its lines if it ends in ``.txt``, else its columns of the same names."""
         if path.suffix == ".txt":
@@ -124,7 +150,8 @@ class Text(Rows):
             self._check_known(frame, [self.text, *([self.second] if self.second else [])], path)
             texts, seconds = self._texts(frame, path)
         tokens = tokenised(self.tokenizer, texts, seconds, self.length)
-        return TextRows(path.stem, np.arange(len(texts)), tokens, {}, pairs=bool(self.second), buckets=False)
+        marks = {name: target for name, target in self.targets.items() if isinstance(target, Marks)}
+        return NewTexts(path.stem, tokens, texts, seconds, marks)
 
     def doubts(self, split: str) -> list[str]:
         """Returns a line about truncated texts, and the lines of `Rows.doubts`."""
@@ -134,7 +161,20 @@ class Text(Rows):
             f"{cut} of {len(rows)} texts have more than {self.length} tokens, and their ends are cut off. Raise "
             "data.options.length if the encoder takes longer texts."
         ]
-        return [*(found if cut else ()), *super().doubts(split)]
+        return [*(found if cut else ()), *self._lost(split), *super().doubts(split)]
+
+    def _lost(self, split: str) -> Iterator[str]:
+        """Yields a line for each task whose labels lie partly beyond the last token."""
+        rows = self._rows[split]
+        for name, task in self.tasks.items():
+            if task.kind == "span":
+                given = ~self._frame[self.targets[name].columns[0]].isna().to_numpy()[rows]
+                lost = int((given & ~self._labels[name][1][rows].numpy()).sum())
+                if lost:
+                    yield (
+                        f"{name}: {lost} of {int(given.sum())} answers are empty or lie beyond the last token, and are "
+                        "left out. Raise data.options.length if the encoder takes longer texts."
+                    )
 
     def _tokenizer_faults(self) -> list[str]:
         try:
@@ -156,7 +196,7 @@ class Text(Rows):
     @staticmethod
     def _column(frame: Any, name: str, path: Path) -> list[str]:
         empty = frame[name].isna().to_numpy()
-        texts = ["" if gone else str(cell) for cell, gone in zip(frame[name], empty, strict=True)]
+        texts = ["" if gone else joined(cell) for cell, gone in zip(frame[name], empty, strict=True)]
         blank = [index for index, text in enumerate(texts) if not text.strip()]
         if blank:
             rows = ", ".join(str(index + 1) for index in blank[:3])
@@ -204,4 +244,24 @@ class TextRows:
         if self.pairs:
             inputs["segments"] = (torch.arange(len(tokens)) >= int(self.tokens.first[row])).long()
         targets = {name: values[row] for name, (values, known) in self.labels.items() if known[row]}
+        # Classes of words are kept in 16 bits.
+        targets = {name: one.long() if one.dtype == torch.int16 else one for name, one in targets.items()}
         return {"inputs": inputs, "targets": targets, "id": f"{self.split}-{row}"}
+
+
+class NewTexts(TextRows):
+    """Texts without labels, which can tell what predictions mean."""
+
+    def __init__(
+        self, name: str, tokens: Tokens, texts: list[str], seconds: list[str] | None, marks: Mapping[str, Marks]
+    ):
+        super().__init__(name, np.arange(len(texts)), tokens, {}, pairs=seconds is not None, buckets=False)
+        self.texts, self.seconds, self.marks = texts, seconds, marks
+
+    def tell(self, task: str, index: int, value: np.ndarray) -> str | None:
+        """Returns a decoded prediction that points at tokens in words; None for other tasks."""
+        if task not in self.marks:
+            return None
+        mark = self.marks[task]
+        text = (self.seconds if mark.second and self.seconds else self.texts)[index]
+        return mark.tell(value, text, mark.spans_of(self.tokens, index))

@@ -29,7 +29,7 @@ class Rows(MTLDataModule):
     Args:
         root: Folder of the file, or the file.
         file: Name of the file within ``root``.
-        targets: Task -> ``kind`` and further keys; see `data_modules.tabular.targets.KEYS`.
+        targets: Task -> ``kind`` and further keys; see `data_modules.tabular.targets.COLUMNS`.
         split: ``{column: name}`` of a column that holds train, val or test; or ``{val: share, test: share, seed: n}``.
         **common: See `MTLDataModule`.
     """

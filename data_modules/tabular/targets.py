@@ -24,15 +24,6 @@ from mtlbench.tasks import (
 
 from .columns import text_of
 
-KEYS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("column", "classes", "score"),
-    "regression": ("column", "mean", "std", "unit", "score"),
-    "count": ("column",),
-    "multi_label": ("columns",),
-    "segmentation": ("folder", "classes"),
-}
-"""Kind of a target -> keys besides ``kind``. Only images have segmentations."""
-
 
 @dataclass(frozen=True)
 class NamedClasses(Classification):
@@ -98,12 +89,25 @@ class Target:
             ) from error
 
 
-def read_targets(targets: Any, *, masks: bool = False) -> dict[str, Target]:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of targets.
+
+    Attributes:
+        keys: Its keys besides ``kind``.
+        build: Returns the target of a name and its keys.
+    """
+
+    keys: tuple[str, ...]
+    build: Callable[[str, Mapping[str, Any]], Target]
+
+
+def read_targets(targets: Any, kinds: Mapping[str, Kind] | None = None) -> dict[str, Target]:
     """Returns the targets that a suite describes.
 
     Args:
-        targets: Task -> ``kind`` and further keys, see `KEYS`.
-        masks: Whether there are images, which may have masks.
+        targets: Task -> ``kind`` and further keys.
+        kinds: Kinds that are possible; by default `COLUMNS`.
 
     Raises:
         SuiteError: A description has another form.
@@ -113,29 +117,38 @@ def read_targets(targets: Any, *, masks: bool = False) -> dict[str, Target]:
             "data.options.targets maps each task to its kind and column, for example "
             f"{{price: {{kind: regression}}}}. Found {targets!r}."
         )
-    kinds = [kind for kind in KEYS if masks or kind != "segmentation"]
-    return {str(name): _read(str(name), about, kinds) for name, about in targets.items()}
+    return {str(name): _read(str(name), about, kinds or COLUMNS) for name, about in targets.items()}
 
 
-def _read(name: str, about: Any, kinds: Sequence[str]) -> Target:
+def _read(name: str, about: Any, kinds: Mapping[str, Kind]) -> Target:
     if not isinstance(about, Mapping) or "kind" not in about:
         raise SuiteError(f"Target {name} needs a kind: {', '.join(kinds)}. Found {about!r}.")
     kind, given = about["kind"], {key: value for key, value in about.items() if key != "kind"}
     if kind not in kinds:
         raise SuiteError(f"Target {name}: " + unknown_name("kind of a target", str(kind), kinds))
+    keys = kinds[kind].keys
     for key in given:
-        if key not in KEYS[kind]:
-            raise SuiteError(f"Target {name}: " + unknown_name(f"key of a target of kind {kind}", str(key), KEYS[kind]))
-    return _BUILDERS[kind](name, given)
+        if key not in keys:
+            raise SuiteError(f"Target {name}: " + unknown_name(f"key of a target of kind {kind}", str(key), keys))
+    return kinds[kind].build(name, given)
 
 
-def _classification(name: str, given: Mapping[str, Any]) -> Target:
+def class_texts(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the texts of the key ``classes``.
+
+    Raises:
+        SuiteError: It does not list two or more different ones.
+    """
     classes = given.get("classes")
     if not isinstance(classes, list | tuple) or len({text_of(c) for c in classes}) < max(2, len(classes)):
         raise SuiteError(
             f"Target {name}: `classes` lists two or more texts of the column, once each. Found {classes!r}."
         )
-    texts = tuple(text_of(value) for value in classes)
+    return tuple(text_of(value) for value in classes)
+
+
+def _classification(name: str, given: Mapping[str, Any]) -> Target:
+    texts = class_texts(name, given)
     score = _score(name, given, "accuracy", ScoredClassification.SCORES)
     task: Classification = NamedClasses(name, classes=len(texts), class_names=texts)
     if score != "accuracy":
@@ -188,10 +201,13 @@ def _segmentation(name: str, given: Mapping[str, Any]) -> Target:
     return Target(task, folder=str(given["folder"]))
 
 
-_BUILDERS: Mapping[str, Callable[[str, Mapping[str, Any]], Target]] = {
-    "classification": _classification,
-    "regression": _regression,
-    "count": _count,
-    "multi_label": _multi_label,
-    "segmentation": _segmentation,
+COLUMNS: Mapping[str, Kind] = {
+    "classification": Kind(("column", "classes", "score"), _classification),
+    "regression": Kind(("column", "mean", "std", "unit", "score"), _regression),
+    "count": Kind(("column",), _count),
+    "multi_label": Kind(("columns",), _multi_label),
 }
+"""Targets in columns of a table."""
+
+MASKS: Mapping[str, Kind] = {"segmentation": Kind(("folder", "classes"), _segmentation)}
+"""Targets that images have besides."""

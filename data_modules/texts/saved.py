@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,10 @@ def _frame(folder: Path, rows: Any, columns: Sequence[str]) -> Any:
     for column in columns:
         if column not in rows.column_names:
             raise DataError(f"{folder}: {unknown_name('column', column, rows.column_names)}")
-        if type(rows.features[column]).__name__ not in ("Value", "ClassLabel"):
+        if not _plain(rows.features[column]):
             raise DataError(
-                f"Columns of texts and labels hold one value per row. {folder}: {column} holds "
-                f"{rows.features[column]}. Choose another column."
+                f"Columns of texts and labels hold a value, a list of values or an answer per row. {folder}: {column} "
+                f"holds {rows.features[column]}. Choose another column."
             )
     chosen = rows.select_columns(list(dict.fromkeys(columns)))
     try:
@@ -53,10 +53,28 @@ def _frame(folder: Path, rows: Any, columns: Sequence[str]) -> Any:
     except Exception as error:  # An Arrow file that ends early is noticed when it is read.
         raise _damaged(folder, error) from error
     for column, feature in chosen.features.items():
-        names = getattr(feature, "names", None)
-        if names:
-            frame[column] = [names[int(place)] if place >= 0 else None for place in frame[column]]
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        if type(feature).__name__ != "Value":
+            frame[column] = [_named(cell, names) for cell in frame[column]]
     return frame
+
+
+def _plain(feature: Any) -> bool:
+    """Returns whether a column holds values, lists of values, or mappings of either."""
+    if isinstance(feature, Mapping):
+        return all(map(_plain, feature.values()))
+    return type(getattr(feature, "feature", feature)).__name__ in ("Value", "ClassLabel")
+
+
+def _named(cell: Any, names: Sequence[str] | None) -> Any:
+    """Returns a cell with the names of classes, and with lists in place of arrays."""
+    if isinstance(cell, Mapping):
+        return {key: _named(one, names) for key, one in cell.items()}
+    if isinstance(cell, Iterable) and not isinstance(cell, str):
+        return [_named(one, names) for one in cell]
+    if names is None:
+        return cell
+    return names[int(cell)] if cell is not None and cell >= 0 else None
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:

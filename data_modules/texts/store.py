@@ -11,7 +11,7 @@ import numpy as np
 from ..dense.arrays import cached
 from .tokenizers import Encoded, Tokenizer
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Tokens:
 
     Attributes:
         numbers: All tokens, one text after the other, int32.
+        spans: (tokens, 2) int32, where each begins and ends in its text, in characters; -1 for special tokens.
         ends: (N,) int64, where each text ends in ``numbers``.
         first: (N,) int32, tokens of the first text of a pair.
         cut: (N,) bool, whether the end of a text is missing.
     """
 
     numbers: np.ndarray
+    spans: np.ndarray
     ends: np.ndarray
     first: np.ndarray
     cut: np.ndarray
@@ -36,11 +38,15 @@ class Tokens:
         return np.diff(self.ends, prepend=0)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.numbers[self.ends[index - 1] if index else 0 : self.ends[index]]
+        return self.numbers[self.place(index)]
+
+    def place(self, index: int) -> slice:
+        """Returns where the tokens of a text lie in ``numbers`` and ``spans``."""
+        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
     def whole(self) -> bool:
         """Returns whether the arrays belong together."""
-        even = len(self.ends) == len(self.first) == len(self.cut)
+        even = len(self.ends) == len(self.first) == len(self.cut) and self.spans.shape == (len(self.numbers), 2)
         return bool(even and (not len(self.ends) or self.ends[-1] == len(self.numbers)))
 
     @classmethod
@@ -48,6 +54,7 @@ class Tokens:
         """Joins encoded texts."""
         return cls(
             np.concatenate([one.tokens for one in found]) if found else np.empty(0, dtype=np.int32),
+            np.concatenate([one.spans for one in found]) if found else np.empty((0, 2), dtype=np.int32),
             np.cumsum([len(one.tokens) for one in found], dtype=np.int64),
             np.array([one.first for one in found], dtype=np.int32),
             np.array([one.cut for one in found], dtype=bool),

@@ -29,11 +29,13 @@ class Encoded:
         tokens: (L,) int32, with special tokens.
         first: Tokens of the first text with its special tokens; L for a single text.
         cut: Whether the text was longer than allowed, and its end is missing.
+        spans: (L, 2) int32, where each token begins and ends in its text, in characters; -1 for special tokens.
     """
 
     tokens: np.ndarray
     first: int
     cut: bool
+    spans: np.ndarray
 
 
 class Tokenizer(Protocol):
@@ -69,21 +71,29 @@ class Words:
             parts = [self._numbers(text, numbers)]
             parts += [self._numbers(seconds[index], numbers)] if seconds is not None else []
             kept = _shares([len(part) for part in parts], length - 1 - len(parts))
-            whole, first = [START], 0
+            whole, first = [(START, -1, -1)], 0
             for part, count in zip(parts, kept, strict=True):
-                whole += [*part[:count], END]
+                whole += [*part[:count], (END, -1, -1)]
                 first = first or len(whole)
             cut = sum(kept) < sum(map(len, parts))
-            found.append(Encoded(np.array(whole, dtype=np.int32), first, cut))
+            table = np.array(whole, dtype=np.int32)
+            found.append(Encoded(table[:, 0], first, cut, table[:, 1:]))
         return found
 
-    def _numbers(self, text: str, known: dict[str, int]) -> list[int]:
-        words = _WORD.findall(text.lower())
-        for word in words:
+    def _numbers(self, text: str, known: dict[str, int]) -> list[tuple[int, int, int]]:
+        """Returns the token ids of the words of a text, and where each begins and ends."""
+        low, found = text.lower(), []
+        # A few letters have two in lower case.
+        places: Sequence[int] = range(len(text) + 1)
+        if len(low) != len(text):
+            places = [index for index, letter in enumerate(text) for _ in letter.lower()] + [len(text)]
+        for match in _WORD.finditer(low):
+            word = match.group()
             if word not in known:
                 digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
                 known[word] = FIRST + int.from_bytes(digest, "big") % (self.vocabulary - FIRST)
-        return [known[word] for word in words]
+            found.append((known[word], places[match.start()], places[match.end() - 1] + 1))
+        return found
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ class Pieces:
                 # Sequence 0 ends where the second text begins; its special tokens belong to no sequence.
                 len(one.ids) if seconds is None else one.type_ids.index(1) if 1 in one.type_ids else len(one.ids),
                 bool(one.overflowing),
+                np.where(np.array(one.special_tokens_mask)[:, None], -1, np.array(one.offsets)).astype(np.int32),
             )
             for one in tokenizer.encode_batch(given)
         ]

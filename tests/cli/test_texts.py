@@ -13,7 +13,7 @@ from mtlbench.cli import main, predict
 from mtlbench.networks.experts.extracted import load_extracted
 from mtlbench.tasks.inputs import stacked
 from mtlbench.training.load import load_run
-from tests.support.text_runs import trained_on_texts
+from tests.support.text_runs import TARGETS, TOKENWISE, trained_on_texts
 
 
 @pytest.fixture
@@ -48,3 +48,18 @@ def test_lines_are_predicted_and_one_task_is_extracted(
     assert torch.allclose(alone, kept, atol=1e-5) and alone.shape == (4, 2)
     assert main(["extract", str(run), "--task", "mood", "--threshold", "0", "--out", str(out), "--export"]) == 2
     assert "An exported program needs a run on images" in capsys.readouterr().err
+
+
+def test_tasks_per_token_are_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their networks choose no padding, as the whole one does."""
+    run = trained_on_texts(tmp_path, monkeypatch, targets={**TARGETS, **TOKENWISE}, experts=3)
+    loaded = load_run(run)
+    samples = loaded.data.samples("test")
+    inputs = stacked([samples[i] for i in range(len(samples))])
+    for task in TOKENWISE:
+        out = tmp_path / task
+        assert main(["extract", str(run), "--task", task, "--threshold", "0", "--out", str(out)]) == 0
+        with torch.no_grad():
+            alone, kept = load_extracted(out)(inputs), loaded.method(inputs)[task]
+        assert torch.allclose(alone, kept, atol=1e-5) and alone.shape == (len(samples), 2, inputs["mask"].shape[1])
+        assert torch.equal(alone[:, 0] == -torch.inf, ~inputs["mask"]) and not inputs["mask"].all()

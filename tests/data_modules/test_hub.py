@@ -20,7 +20,7 @@ from tests.support.hub_reader import readable_hub, repository_of, use
 
 TARGETS = {"mood": {"kind": "classification", "classes": ["bad", "good"]}}
 STRING = datasets.Value("string")
-FEATURES = datasets.Features({"text": STRING, "mood": datasets.ClassLabel(names=["bad", "good"]), "tags": [STRING]})
+FEATURES = datasets.Features({"text": STRING, "mood": datasets.ClassLabel(names=["bad", "good"]), "tags": [[STRING]]})
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(count: int, start: int = 0, **changes: Any) -> datasets.Dataset:
     some = range(start, start + count)
-    found = {"text": [f"text {i}" for i in some], "mood": [i % 2 for i in some], "tags": [["a"]] * count}
+    found = {"text": [f"text {i}" for i in some], "mood": [i % 2 for i in some], "tags": [[["a"]]] * count}
     return datasets.Dataset.from_dict({**found, **changes}, features=FEATURES)
 
 
@@ -120,7 +120,7 @@ def test_training_rows_without_a_text_are_left_out_and_counted(tmp_path: Path) -
     [
         ({"file": "seved"}, "no .*seved. Correct data.options.file"),
         ({"text": "txt"}, "saved: Unknown column 'txt'. Did you mean 'text'"),
-        ({"text": "tags"}, "one value per row. .*tags holds List"),
+        ({"text": "tags"}, "a list of values or an answer per row. .*tags holds List"),
         ({"parts": {"test": "tset"}}, "Unknown split 'tset'. Did you mean 'test'"),
         ({"parts": {"val": 1.5}}, "parts says where.*Found .*1.5"),
         ({"parts": {"vla": "train"}}, "parts says where.*vla"),

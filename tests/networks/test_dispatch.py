@@ -182,6 +182,21 @@ def test_order_of_experts_does_not_matter(backend: str) -> None:
     assert_near([mlp(order.argsort()[chosen], moved, backend)], [mlp(chosen, values, backend)], 1e-13)
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "grouped"])
+def test_gated_experts_are_the_dense_mixture_of_gated_mlps(backend: str) -> None:
+    chosen, (tokens, gates, w1, b1, w2, b2) = case("random")
+    double = [torch.cat([one, one.flip(-1) - 0.5], -1).detach().requires_grad_() for one in (w1, b1)]
+    values = [tokens, gates, *double, w2, b2]
+
+    def wanted() -> Tensor:
+        a, b = (torch.einsum("nd,edh->neh", tokens, double[0]) + double[1]).chunk(2, -1)
+        mixture = torch.zeros(len(tokens), len(w1), dtype=gates.dtype).scatter(1, chosen, gates)
+        return torch.einsum("ne,ned->nd", mixture, torch.einsum("neh,ehd->ned", F.gelu(a) * b, w2) + b2)
+
+    found = with_gradients(lambda: mlp(chosen, values, backend), values)
+    assert_near(found, with_gradients(wanted, values), TOLERANCE[torch.float64])
+
+
 def test_equal_experts_with_gates_of_sum_one_are_one_mlp() -> None:
     chosen, (tokens, gates, *weights) = case("random")
     w1, b1, w2, b2 = (weight[0] for weight in weights)

@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtlbench.errors import MethodError
 from mtlbench.networks.experts import GATES, ExpertAttention, ExpertMlp, LayerStatistics, Routing, TaskRouter
+from mtlbench.networks.experts.mlp import two_layers
+from mtlbench.networks.text_encoder import GatedMlp
 
 N, D, H, E = 24, 8, 6, 5
 
@@ -238,12 +240,15 @@ def test_attention_has_right_gradients():
     )
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("init", ["copy", "split"])
-def test_upcycled_experts_reproduce_the_dense_mlp(init):
-    dense, tokens = Mlp(8, 32).double(), torch.randn(N, 8, dtype=torch.float64)
-    torch.nn.init.normal_(dense.fc1.bias)
-    torch.nn.init.normal_(dense.fc2.bias)
-    sparse = ExpertMlp(8, 32 if init == "copy" else 16, 4).double()
+def test_upcycled_experts_reproduce_the_dense_mlp(init, gated):
+    linear = torch.nn.Linear
+    dense = GatedMlp(linear(8, 64), torch.nn.GELU(), linear(32, 8)) if gated else Mlp(8, 32)
+    dense, tokens = dense.double(), torch.randn(N, 8, dtype=torch.float64)
+    for layer in two_layers(dense):
+        torch.nn.init.normal_(layer.bias)
+    sparse = ExpertMlp(8, 32 if init == "copy" else 16, 4, gated=gated).double()
     sparse.upcycle(dense, init)
     chosen = torch.tensor([[0, 1], [2, 1], [0, 3], [2, 3]]).repeat(N // 4, 1)  # one expert of each half
     routing = Routing(torch.zeros(N, 4), torch.full((N, 2), 0.5, dtype=torch.float64), chosen, 1)

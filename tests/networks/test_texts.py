@@ -25,7 +25,13 @@ from tests.support.hub_reader import readable_hub, use
 
 TASKS: dict[str, Task] = {"topic": Classification("topic", classes=3), "stars": Regression("stars")}
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-OPTIONS = {"bert": BERT, "roberta": BERT, "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}}
+OPTIONS = {
+    "bert": BERT,
+    "roberta": BERT,
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    # Layer 0 attends to the whole text, layer 1 to the nearest two tokens.
+    "modernbert": {**BERT, "local_attention": 4},
+}
 SIZES = {"vocabulary": 50, "length": 12}
 
 
@@ -48,7 +54,8 @@ def made(
 def saved(folder: Path, kind: str = "bert", **changes: Any) -> Path:
     """Writes a pretrained encoder as its authors would."""
     torch.manual_seed(1)
-    more = {"vocab_size": 50, "max_position_embeddings": 14, **OPTIONS[kind], **changes}
+    more = {"vocab_size": 50, "max_position_embeddings": 14, "pad_token_id": 0, **OPTIONS[kind], **changes}
+    more |= {"pad_token_id": 1} if kind == "roberta" else {}
     transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **more)).save_pretrained(str(folder))
     return folder
 
@@ -61,11 +68,12 @@ def test_an_encoder_computes_what_the_library_computes(kind: str, layers: int, t
     model = Model(f"transformers:{kind}", options, str(folder), inputs={**SIZES, "length": 10})
     encoder = texts.build_encoder(model).eval()
     inputs = batch(7, 3, 10)
-    reference = transformers.AutoModel.from_pretrained(str(folder)).eval()
+    fewer = {texts.KINDS[kind].depth: layers}
+    reference = transformers.AutoModel.from_pretrained(str(folder), **fewer).eval()
     pad = getattr(reference.config, "pad_token_id", 0) or 0
     ids = torch.where(inputs["mask"], inputs["tokens"], pad)
-    hidden = reference(input_ids=ids, attention_mask=inputs["mask"].long(), output_hidden_states=True).hidden_states
-    wanted = torch.stack([one[:n].mean(0) for one, n in zip(hidden[layers], (7, 3, 10), strict=True)])
+    hidden = reference(input_ids=ids, attention_mask=inputs["mask"].long()).last_hidden_state
+    wanted = torch.stack([one[:n].mean(0) for one, n in zip(hidden, (7, 3, 10), strict=True)])
     assert torch.allclose(encoder(inputs)[0], wanted, atol=1e-5)
     assert encoder.length == 14 - texts.KINDS[kind].offset
 
@@ -101,10 +109,15 @@ def test_segments_reach_bert() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["uniform", "mmoe", "ple", "moe", "task_moe", "m3vit", "ase_lora_moe", "dense_conditioned"]
+    ("name", "kind"),
+    [
+        *((name, "bert") for name in ("uniform", "mmoe", "ple", "moe", "task_moe", "m3vit", "dense_conditioned")),
+        *((name, "modernbert") for name in ("uniform", "task_moe")),
+        *(("ase_lora_moe", kind) for kind in ("bert", "modernbert")),
+    ],
 )
-def test_predictions_depend_on_no_padding_other_text_or_task(name: str) -> None:
-    method, inputs = made(name), batch(7, 3, 10)
+def test_predictions_depend_on_no_padding_other_text_or_task(name: str, kind: str) -> None:
+    method, inputs = made(name, kind=kind), batch(7, 3, 10)
     both = method(inputs)
     assert both["topic"].shape == (3, 3) and both["stars"].shape == (3, 1)
     alone = {key: value[1:2, :3] for key, value in inputs.items()}
@@ -137,10 +150,13 @@ def test_scaled_copies_have_raw_gates() -> None:
         made("moe", {"start": "scaled", "renormalise": True})
 
 
-@pytest.mark.parametrize("name", ["moe", "task_moe", "m3vit"])
-def test_upcycled_experts_start_as_the_dense_network(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("moe", "bert"), ("task_moe", "bert"), ("m3vit", "bert"), ("task_moe", "modernbert")]
+)
+def test_upcycled_experts_start_as_the_dense_network(name: str, kind: str, tmp_path: Path) -> None:
     """Copies of the MLP with two gates that sum to 1 are the MLP; the routers still get a gradient."""
-    weights = {"weights": str(saved(tmp_path)), "encoder_options": {**BERT, "max_position_embeddings": 14}}
+    weights: dict[str, Any] = {"weights": str(saved(tmp_path, kind)), "kind": kind}
+    weights |= {"encoder_options": {**OPTIONS[kind], "max_position_embeddings": 14}}
     inputs, dense = batch(7, 3, 10), made("uniform", **weights)
     sparse = made(name, {"start": "copy", "experts": 4, "top_k": 2, "placement": "every"}, **weights)
     for task in TASKS:

@@ -96,26 +96,31 @@ def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, array
     from mtlbench.data import Collate
     from mtlbench.tasks.inputs import inputs_of
 
-    samples = loaded.data.read(path)
+    samples: Any = loaded.data.read(path)
+    tell = getattr(samples, "tell", lambda *_: None)
     tasks = loaded.method.tasks
     ids: list[str] = []
-    parts: dict[str, list[Any]] = {name: [] for name in tasks}
+    decoded: dict[str, list[Any]] = {name: [] for name in tasks}
     for start in range(0, len(samples), CHUNK):
         batch = Collate({})([samples[index] for index in range(start, min(start + CHUNK, len(samples)))])
         raw = loaded.method(inputs_of(batch))
         ids += batch["id"]
         for name, task in tasks.items():
-            parts[name].append(task.decode(raw[name].float()).numpy())
-    decoded: dict[str, Any] = {name: np.concatenate(found) for name, found in parts.items()}
+            decoded[name].extend(task.decode(raw[name].float()).numpy())
     target = _free(out, f"{path.stem}.csv", written)
     with target.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["id", *tasks])
         for index, name in enumerate(ids):
-            cells = (_cell(task, decoded[key][index]) for key, task in tasks.items())
+            told = {key: tell(key, index, decoded[key][index]) for key in tasks}
+            cells = (
+                _cell(task, decoded[key][index]) if told[key] is None else told[key] for key, task in tasks.items()
+            )
             table.writerow([name, *cells])
     if arrays or any(task.array for task in tasks.values()):
-        np.savez_compressed(target.with_suffix(".npz"), **decoded)
+        # Predictions per token are told in words: their number differs between texts.
+        whole: dict[str, Any] = {name: np.stack(decoded[name]) for name, task in tasks.items() if not task.per_token}
+        np.savez_compressed(target.with_suffix(".npz"), **whole)
     return f"{target}  {len(samples)} rows"
 
 

@@ -24,6 +24,8 @@ class Samples(Protocol):
     """A finite, indexable set of samples.
 
     If it has an attribute ``lengths``, an integer array (N,), the batches of training hold samples of similar length.
+    If it has a method ``tell(task, index, value)``, ``mtlbench predict`` writes what it returns for a decoded
+    prediction of a task, unless that is None.
     """
 
     def __len__(self) -> int: ...

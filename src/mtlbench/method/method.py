@@ -27,6 +27,7 @@ from mtlbench.networks.blocks import full_precision
 from mtlbench.networks.families import family_of
 from mtlbench.networks.family import Model
 from mtlbench.networks.named import NamedModules
+from mtlbench.networks.text_encoder import unpadded
 from mtlbench.registry import Registered
 from mtlbench.runs.plan import Plan, one_run
 from mtlbench.runs.spec import RunSpec
@@ -216,7 +217,7 @@ class MTLMethod(L.LightningModule, Registered):
         family.check(inputs)
         found = self.network(inputs, list(tasks or self.tasks)).predictions
         family.check_maps(inputs, {name: p for name, p in found.items() if self.tasks[name].dense})
-        return found
+        return unpadded(found, [name for name in found if self.tasks[name].per_token], inputs)
 
     # ---- training: Lightning's hooks in its order ------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ _HOMES = {
     "Correlation": "agreement",
     "LabelF1": "table",
     "PoissonDeviance": "table",
+    "SpanOverlap": "tokens",
+    "TokenAgreement": "tokens",
     "Success": "control",
 }
 

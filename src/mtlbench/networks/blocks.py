@@ -33,7 +33,14 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Returns the mean of a map (B, C, h, w) over its places, or the features (B, C) themselves."""
+    """Returns one feature vector (B, C) per sample.
+
+    Args:
+        x: A map (B, C, h, w), whose mean it is; features (B, 1 + N, C) of a text and its tokens, whose first it is; or
+            (B, C).
+    """
+    if x.ndim == 3:
+        return x[:, 0]
     return x.mean((2, 3)) if x.ndim == 4 else x
 
 

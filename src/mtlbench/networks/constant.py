@@ -18,7 +18,7 @@ class Constant(nn.Module):
     """The same prediction for every sample.
 
     Args:
-        shape: (channels, H, W) or (channels,).
+        shape: `Task.form`.
     """
 
     def __init__(self, *shape: int):
@@ -36,16 +36,14 @@ class ConstantNetwork(MTLNetwork):
 
     Args:
         tasks: Tasks by name.
-        image_size: Height and width of the predictions of dense tasks.
+        image_size: Height and width of the predictions of dense tasks; zeros if there are none.
     """
 
     fitted: Tensor
 
     def __init__(self, tasks: Mapping[str, Task], image_size: Sequence[int]):
         super().__init__()
-        self.constants = NamedModules(
-            {name: Constant(task.channels, *(image_size if task.dense else ())) for name, task in tasks.items()}
-        )
+        self.constants = NamedModules({name: Constant(*task.form(*image_size)) for name, task in tasks.items()})
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, inputs: Any, tasks: Sequence[str]) -> Outputs:
@@ -58,7 +56,7 @@ class ConstantNetwork(MTLNetwork):
 
     @torch.no_grad()
     def settle(self, predictions: Mapping[str, Tensor]) -> None:
-        """Takes the predictions (channels, H, W) or (channels,) of every task."""
+        """Takes the prediction of every task, of the shape `Task.form`."""
         for task, prediction in predictions.items():
             cast(Constant, self.constants[task]).value.copy_(prediction)
         self.fitted.fill_(True)

@@ -101,6 +101,18 @@ class DenseHead(nn.Sequential):
         return resize(full_precision(super().forward(shared)), self.image_size)
 
 
+class TokenHead(nn.Linear):
+    """Predicts values per token of a text by a linear layer on the neck's features of the tokens."""
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Returns (B, outputs, N), at least float32.
+
+        Args:
+            shared: Features (B, 1 + N, C) of the text and of its tokens.
+        """
+        return full_precision(super().forward(shared[:, 1:])).transpose(1, 2)
+
+
 class VectorHead(nn.Linear):
     """Predicts values per sample by a linear layer on the neck's features, or on the mean of its map."""
 

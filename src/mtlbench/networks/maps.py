@@ -173,7 +173,7 @@ class MapsNetwork(MTLNetwork):
 
     @staticmethod
     def _shares(tasks: Mapping[str, Task], wanted: bool | None, select: bool) -> bool:
-        forms = {(task.channels, task.dense) for task in tasks.values()}
+        forms = {(task.channels, task.dense, task.per_token) for task in tasks.values()}
         if wanted and len(forms) > 1:
             found = ", ".join(f"{name} {task.channels}" for name, task in tasks.items())
             raise MethodError(f"Tasks share an output if they predict equally many numbers. Found {found}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -54,10 +54,50 @@ class TextMlp(nn.Module):
         return self.second(self.activation(self.first(x)))
 
 
+class GatedMlp(TextMlp):
+    """second(activation(a) · b) with (a, b) = first(x), both of the hidden width: a gated linear unit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (..., D)."""
+        a, b = self.first(x).chunk(2, -1)
+        return self.second(self.activation(a) * b)
+
+
+class RotaryAttention(nn.Module):
+    """Attention with rotary positions over all tokens of a text, or over the nearest ones.
+
+    Attributes:
+        window: Greatest distance of two tokens that attend to each other; 0 for any.
+    """
+
+    def __init__(
+        self, attention: nn.Module, angles: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], window: int = 0
+    ):
+        """Takes over the library's attention.
+
+        Args:
+            attention: Called with tokens, cosine and sine of the positions, and a mask bool (B, 1, N, N).
+            angles: Returns cosine and sine (1, N, d) for tokens (B, N, D) and positions (1, N).
+            window: See the class.
+        """
+        super().__init__()
+        self.attention, self.angles, self.window = attention, angles, window
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns (B, N, D) for tokens (B, N, D); only those in ``mask`` (B, N) are attended to."""
+        places = torch.arange(x.shape[1], device=x.device)
+        seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)
+        if self.window:
+            near = (places[:, None] - places).abs() <= self.window
+            # A token of padding may have no text near it. It sees itself, because nothing would give NaN.
+            seen = (seen & near) | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        return self.attention(x, position_embeddings=self.angles(x, places[None]), attention_mask=seen)[0]
+
+
 class TextBlock(nn.Module):
     """norm1(x + attention(x)), then norm2(x + mlp(x)): the order of BERT and its relatives."""
 
-    def __init__(self, attn: TextAttention, norm1: nn.Module, mlp: TextMlp, norm2: nn.Module, dropout: float) -> None:
+    def __init__(self, attn: nn.Module, norm1: nn.Module, mlp: TextMlp, norm2: nn.Module, dropout: float) -> None:
         """Takes over the parts.
 
         Args:
@@ -81,26 +121,47 @@ class TextBlock(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """Returns tokens (B, N, D) after the MLP."""
-        return self.add(x, self.mlp(x))
+        return self.add(x, self.mlp(self.before(x)))
+
+    def before(self, x: Tensor) -> Tensor:
+        """Returns what the MLP reads of tokens (B, N, D)."""
+        return x
 
     def add(self, x: Tensor, change: Tensor) -> Tensor:
         """Returns tokens (B, N, D) after adding the output of the MLP."""
         return self.norm2(x + self.dropout(change))
 
 
+class PreNormBlock(TextBlock):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)): the order of ModernBERT."""
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns tokens (B, N, D) after the attention."""
+        return x + self.dropout(self.attn(self.norm1(x), mask))
+
+    def before(self, x: Tensor) -> Tensor:
+        """Returns normalised tokens (B, N, D)."""
+        return self.norm2(x)
+
+    def add(self, x: Tensor, change: Tensor) -> Tensor:
+        """Returns tokens (B, N, D) after adding the output of the MLP."""
+        return x + self.dropout(change)
+
+
 class TextEncoder(InputEncoder):
-    """Maps texts to the mean of their tokens after the last block.
+    """Maps texts to the mean of their tokens after the last block, followed by the tokens if tasks need them.
 
     Attributes:
         vocabulary: Number of token ids that it knows.
         length: Most tokens of a text.
         activation: Name of the MLPs' activation.
         segmented: Whether it tells the two texts of a pair apart.
+        tokenwise: Whether features contain those of every token.
     """
 
     def __init__(
         self, embeddings: nn.Module, blocks: list[TextBlock], *, vocabulary: int, length: int, width: int,
-        activation: str, segmented: bool,
+        activation: str, segmented: bool, tokenwise: bool = False, final: nn.Module | None = None,
     ) -> None:  # fmt: skip
         """Takes over the parts.
 
@@ -112,11 +173,14 @@ class TextEncoder(InputEncoder):
             width: D.
             activation: See the class.
             segmented: See the class.
+            tokenwise: See the class.
+            final: Norm after the last block; None if there is none.
         """
         super().__init__()
+        self.final = final or nn.Identity()
         self.embeddings, self.blocks = embeddings, nn.ModuleList(blocks)
         self.vocabulary, self.length, self.activation, self.segmented = vocabulary, length, activation, segmented
-        self.channels = [width]
+        self.tokenwise, self.channels = tokenwise, [width]
 
     def normalise(self, inputs: Any) -> Any:
         """Returns the inputs unchanged.
@@ -138,17 +202,39 @@ class TextEncoder(InputEncoder):
         more = {"token_type_ids": inputs["segments"]} if self.segmented and "segments" in inputs else {}
         return self.embeddings(input_ids=inputs["tokens"], **more)
 
-    def pool(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns the mean (B, D) of the tokens (B, N, D) that are not padding."""
+    def summary(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns the mean (B, D) of the tokens that are not padding; if `tokenwise`, with all tokens, (B, 1 + N, D).
+
+        Args:
+            x: Tokens (B, N, D) after the last block.
+            mask: bool (B, N), which of them are not padding.
+        """
+        x = self.final(x)
         weights = mask[:, :, None].to(x)
-        return (x * weights).sum(1) / weights.sum(1)
+        mean = (x * weights).sum(1) / weights.sum(1)
+        return torch.cat([mean[:, None], x], 1) if self.tokenwise else mean
 
     def forward(self, inputs: Any) -> list[Tensor]:
-        """Returns the feature vectors (B, D) of a batch of texts."""
+        """Returns the features of a batch of texts, see `summary`."""
         x, mask = self.embed(inputs), inputs["mask"]
         for block in self.blocks:
             x = block(x, mask)
-        return [self.pool(x, mask)]
+        return [self.summary(x, mask)]
+
+
+def unpadded(predictions: Mapping[str, Tensor], tokenwise: Collection[str], inputs: Any) -> dict[str, Tensor]:
+    """Returns raw predictions in which padding cannot be chosen: the scores of its tokens are minus infinity.
+
+    Args:
+        predictions: Raw predictions by task.
+        tokenwise: Tasks whose predictions are per token, (B, channels, N).
+        inputs: The batch of texts.
+    """
+    found = dict(predictions)
+    for name in tokenwise:
+        mask = inputs["mask"]
+        found[name] = found[name][..., : mask.shape[1]].masked_fill(~mask[:, None], -torch.inf)
+    return found
 
 
 def text_fault(inputs: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,18 @@ from torch import Tensor, nn
 
 from mtlbench.errors import DataError, SuiteError, shortened, unknown_name
 from mtlbench.networks.blocks import per_task
-from mtlbench.networks.decoder import VectorHead
+from mtlbench.networks.decoder import TokenHead, VectorHead
 from mtlbench.networks.family import Family, Model, Parts
-from mtlbench.networks.text_encoder import TextAttention, TextBlock, TextEncoder, TextMlp, text_fault
+from mtlbench.networks.text_encoder import (
+    GatedMlp,
+    PreNormBlock,
+    RotaryAttention,
+    TextAttention,
+    TextBlock,
+    TextEncoder,
+    TextMlp,
+    text_fault,
+)
 from mtlbench.networks.text_files import digest_of, folder_of
 from mtlbench.networks.vectors import LinearBlock, VectorNeck
 from mtlbench.tasks import Task
@@ -36,6 +46,7 @@ class Kind:
         segmented: Whether it has embeddings of segments.
         offset: Position embeddings besides those of tokens.
         fixed: Values of the configuration that this encoder always has.
+        final: Name of a model's norm after the last block; ``""`` if it has none.
     """
 
     type: str
@@ -48,6 +59,7 @@ class Kind:
     segmented: bool = False
     offset: int = 0
     fixed: Mapping[str, Any] | None = None
+    final: str = ""
 
 
 def _bert_blocks(model: Any, config: Any) -> list[TextBlock]:
@@ -74,6 +86,17 @@ def _distilbert_blocks(model: Any, config: Any) -> list[TextBlock]:
     return found
 
 
+def _modernbert_blocks(model: Any, config: Any) -> list[TextBlock]:
+    found: list[TextBlock] = []
+    for layer in model.layers:
+        local = layer.attention_type == "sliding_attention"
+        angles = partial(model.rotary_emb, layer_type=layer.attention_type)
+        attention = RotaryAttention(layer.attn, angles, config.sliding_window if local else 0)
+        mlp = GatedMlp(layer.mlp.Wi, layer.mlp.act, layer.mlp.Wo)
+        found.append(PreNormBlock(attention, layer.attn_norm, mlp, layer.mlp_norm, config.mlp_dropout))
+    return found
+
+
 _BERT = ("hidden_size", "num_hidden_layers", "intermediate_size", "hidden_act")
 _BERT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _SIZES = ("vocab_size", "max_position_embeddings")
@@ -85,6 +108,13 @@ KINDS: Mapping[str, Kind] = {
         *("dim", "n_layers", "hidden_dim", "activation"),
         ("dim", "n_layers", "n_heads", "hidden_dim", *_SIZES),
         _distilbert_blocks,
+    ),
+    "modernbert": Kind(
+        "modernbert",
+        *("hidden_size", "num_hidden_layers", "intermediate_size", "hidden_activation"),
+        (*_BERT_SIZES, "vocab_size"),
+        _modernbert_blocks,
+        final="final_norm",
     ),
     "minilm": Kind(
         "bert",
@@ -150,7 +180,7 @@ class Texts(Family):
         return kind.type, {**given, kind.hidden: int(ratio * width)}
 
     def parts(self, tasks: Mapping[str, Task], model: Model) -> Parts:
-        """Returns a transformer, a layer as neck, and one linear head per task, which read the mean of the tokens."""
+        """Returns a transformer, a layer as neck, and one linear head per task, of the mean token or of every token."""
         self.check_encoder(model.name)
         self.check_options(model.name, model.options)
         if dense := [name for name, task in tasks.items() if task.dense]:
@@ -158,9 +188,13 @@ class Texts(Family):
                 f"Dense tasks need images, because they predict a value for every pixel. {', '.join(dense)} are dense, "
                 f"and {model.encoder} takes texts. Leave these tasks out."
             )
-        encoder = build_encoder(model)
+        encoder = build_encoder(model, tokenwise=any(task.per_token for task in tasks.values()))
         neck, width = VectorNeck(encoder.channels[-1], model.decoder_channels), model.decoder_channels
-        return Parts(encoder, neck, per_task("head", tasks, lambda name: VectorHead(width, tasks[name].channels)))
+
+        def head(name: str) -> nn.Module:
+            return (TokenHead if tasks[name].per_token else VectorHead)(width, tasks[name].channels)
+
+        return Parts(encoder, neck, per_task("head", tasks, head))
 
     def block(self, width: int) -> nn.Module:
         """Returns a `LinearBlock`."""
@@ -177,8 +211,12 @@ class Texts(Family):
             raise DataError(fault)
 
 
-def build_encoder(model: Model) -> TextEncoder:
+def build_encoder(model: Model, *, tokenwise: bool = False) -> TextEncoder:
     """Builds an encoder from the section ``model`` of a run.
+
+    Args:
+        model: The section.
+        tokenwise: Whether features contain those of every token.
 
     Raises:
         SuiteError: The library is absent, sizes do not fit together, or the weights are those of another encoder.
@@ -212,6 +250,8 @@ def build_encoder(model: Model) -> TextEncoder:
         width=getattr(config, kind.width),
         activation=str(getattr(config, kind.activation)),
         segmented=kind.segmented,
+        tokenwise=tokenwise,
+        final=getattr(built, kind.final) if kind.final else None,
     )
 
 

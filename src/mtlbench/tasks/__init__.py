@@ -10,9 +10,11 @@ from mtlbench.tasks.image import NO_CLASS, Classification, Regression
 from mtlbench.tasks.keypoints import Keypoints
 from mtlbench.tasks.scored import AbsoluteRegression, ScoredClassification, ScoredRegression
 from mtlbench.tasks.table import Count, MultiLabel
+from mtlbench.tasks.tokens import Span, TokenLabels
 
 __all__ = [
     "IGNORE", "NO_CLASS", "AbsoluteRegression", "Action", "BinaryMap", "Classification", "Count", "Depth", "Detection",
     "Edges", "Geometry", "HeatMaps", "HumanParts", "Keypoints", "LabelOptions", "MultiLabel", "Normals", "Regression",
-    "Saliency", "ScoredClassification", "ScoredRegression", "SemanticSegmentation", "Task", "form_fault",
+    "Saliency", "ScoredClassification", "ScoredRegression", "SemanticSegmentation", "Span", "Task", "TokenLabels",
+    "form_fault",
 ]  # fmt: skip

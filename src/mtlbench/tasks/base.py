@@ -45,6 +45,7 @@ class Task(ABC):
 
     kind: ClassVar[str]
     dense: ClassVar[bool] = True
+    per_token: ClassVar[bool] = False
     in_delta_m: ClassVar[bool] = True
     array: ClassVar[bool] = False
 
@@ -58,6 +59,10 @@ class Task(ABC):
         """How the channels divide into quantities, each of which may get a branch of a head. Default: one of all."""
         return (self.channels,)
 
+    def form(self, height: int, width: int) -> tuple[int, ...]:
+        """Returns the shape of one sample's raw prediction: (channels, H, W) of dense tasks, (channels,) of others."""
+        return (self.channels, height, width) if self.dense else (self.channels,)
+
     @property
     def protocols(self) -> tuple[Protocol, ...]:
         """What `metric` computes; the first one enters Δm and the ranking."""
@@ -65,14 +70,14 @@ class Task(ABC):
 
     @abstractmethod
     def valid(self, target: Tensor) -> Tensor:
-        """Returns which elements carry a label: bool, (B, H, W) for a label per pixel, (B,) for one per image."""
+        """Returns which elements carry a label: bool, (B, H, W) for a label per pixel, (B,) for one per sample."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Returns the sum of the loss over valid elements, a scalar in the graph of ``prediction``.
 
         Args:
-            prediction: (B, channels, H, W) or (B, channels), float32, raw network output.
+            prediction: (B, *form), float32, raw network output.
             target: As the kind's docstring says.
         """
 
@@ -101,6 +106,10 @@ class Task(ABC):
     def decode(self, prediction: Tensor) -> Tensor:
         """Returns a raw prediction in the form of a target: class ids, probability, unit vector, metres, number."""
         return prediction
+
+    def decode_beside(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Decodes a raw prediction for display beside its target. Default: `decode`."""
+        return self.decode(prediction)
 
     def decode_at(self, prediction: Tensor, height: int, width: int) -> Tensor:
         """Decodes a raw prediction for another size of the image. Default: dense ones are resized first.

@@ -18,8 +18,8 @@ from torchmetrics import Metric
 from mtlbench import distributed
 
 __all__ = [
-    "Best", "Blind", "Mean", "Median", "class_logits", "log_rate", "logits", "micro_f1_logits", "overlap_logit",
-    "overlap_logits", "soft_logits", "unit",
+    "Best", "Blind", "First", "Mean", "Median", "class_logits", "log_rate", "logits", "micro_f1_logits",
+    "overlap_logit", "overlap_logits", "soft_logits", "unit",
 ]  # fmt: skip
 
 Valid = Callable[[Tensor], Tensor]
@@ -111,7 +111,7 @@ class Median(Blind):
     """
 
     def __init__(self, valid: Valid, link: Callable[[Tensor], Tensor] | None = None):
-        self.valid, self.kept = valid, _First(valid, lambda numbers: max(1, MEDIAN_VALUES // numbers))
+        self.valid, self.kept = valid, First(valid, lambda numbers: max(1, MEDIAN_VALUES // numbers))
         self.link = link or (lambda medians: medians)
 
     def update(self, target: Tensor) -> None:
@@ -147,7 +147,7 @@ class Best(Blind):
     """
 
     def __init__(self, valid: Valid, prior: Blind, metric: Callable[[], Metric]):
-        self.prior, self.metric, self.kept = prior, metric, _First(valid, lambda numbers: COMPARED_IMAGES)
+        self.prior, self.metric, self.kept = prior, metric, First(valid, lambda numbers: COMPARED_IMAGES)
 
     def update(self, target: Tensor) -> None:
         """Adds the labels of a batch to the prior, and keeps the first ones."""
@@ -179,7 +179,7 @@ class Best(Blind):
         return value if protocol.higher_is_better else -value
 
 
-class _First:
+class First:
     """The first labelled targets of a split, whichever rank saw them.
 
     Rank r of w sees the samples r, r + w, r + 2w, ... in this order.
@@ -195,6 +195,7 @@ class _First:
         self.kept: dict[int, Tensor] = {}
 
     def update(self, target: Tensor) -> None:
+        """Keeps the labelled targets of a batch while there is room."""
         self.shape = target.shape[1:]
         labelled = self.valid(target).reshape(len(target), -1).any(1).tolist()
         for one, known in zip(target, labelled, strict=True):

@@ -93,8 +93,9 @@ def examples(method: MTLMethod, batches: Iterable[Batch], count: int) -> dict[st
             inputs = inputs_of(stream)
             raw = method(inputs, names)
             record = {"image": _numpy(inputs)} if is_image(inputs) else {"input": np.array(stream["id"])}
-            record |= {f"target/{n}": _as_drawn(method, n, stream["targets"][n], raw=False) for n in names}
-            record |= {f"prediction/{n}": _as_drawn(method, n, raw[n], raw=True) for n in names}
+            record |= {f"target/{n}": _numpy(stream["targets"][n]) for n in names}
+            decoded = {n: method.tasks[n].decode_beside(raw[n].float(), stream["targets"][n]) for n in names}
+            record |= {f"prediction/{n}": _numpy(decoded[n]) for n in names}
             if found and record.keys() != found[0].keys():
                 break  # Another stream, which has other tasks.
             found.append(record)
@@ -127,11 +128,6 @@ def _add_losses(method: MTLMethod, losses: dict[str, MeanLoss], batch: Batch) ->
         names = [name for name in method.tasks if name in stream["targets"]]
         for name, prediction in method(inputs_of(stream), names).items():
             losses[name].update(prediction.float(), stream["targets"][name])
-
-
-def _as_drawn(method: MTLMethod, name: str, value: torch.Tensor, *, raw: bool) -> np.ndarray:
-    task = method.tasks[name]
-    return _numpy(task.decode(value.float()) if raw else value)
 
 
 def _pictures(images: np.ndarray) -> np.ndarray:

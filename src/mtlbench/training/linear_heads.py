@@ -12,6 +12,7 @@ from mtlbench import distributed
 from mtlbench.data import Batch
 from mtlbench.errors import MethodError
 from mtlbench.method import MTLMethod
+from mtlbench.networks import blocks
 from mtlbench.tasks import Task
 from mtlbench.tasks.inputs import inputs_of
 from mtlbench.training.evaluation import evaluating
@@ -60,8 +61,9 @@ def pooled(representation: Tensor | None) -> Tensor:
             "Mixing by active measures linear heads on the representation that all heads read. This network names none "
             "(Outputs.representation). Choose a method with one shared trunk, or another rule of mixing."
         )
-    places = representation.flatten(2).mean(2) if representation.ndim > 2 else representation
-    return places.detach().cpu().double()
+    # The first of several features is that of the whole sample: of a text before its tokens, or of a bank of experts.
+    whole = representation[:, 0] if representation.ndim in (3, 5) else representation
+    return blocks.pooled(whole).detach().cpu().double()
 
 
 def scalar_labels(task: Task, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +80,8 @@ def scalar_labels(task: Task, target: Tensor) -> tuple[Tensor, Tensor]:
         MethodError: The kind of task has no label per element of its target.
     """
     valid = task.valid(target)
+    if valid.ndim < target.ndim and not target.is_floating_point():
+        raise _without_numbers(task)
     if target.is_floating_point():
         values = target.double()
         valid = valid[:, None] if valid.ndim == values.ndim - 1 else valid
@@ -87,10 +91,7 @@ def scalar_labels(task: Task, target: Tensor) -> tuple[Tensor, Tensor]:
     try:
         valid = valid.expand_as(values).reshape(len(target), -1)
     except RuntimeError:
-        raise MethodError(
-            f"Mixing by active needs labels with a number per element. {task.name} is of the kind {task.kind}, which "
-            "has none. Leave the task out, or choose another rule of mixing."
-        ) from None
+        raise _without_numbers(task) from None
     values = values.reshape(len(target), -1)
     kept = valid.any(1)
     values, valid = torch.where(valid, values, 0.0)[kept], valid[kept]
@@ -99,6 +100,13 @@ def scalar_labels(task: Task, target: Tensor) -> tuple[Tensor, Tensor]:
     if not len(sizes) or sizes[-1] <= 0:
         return centred.new_zeros(len(centred)), kept
     return vectors[:, -1] * len(centred) ** 0.5, kept
+
+
+def _without_numbers(task: Task) -> MethodError:
+    return MethodError(
+        f"Mixing by active needs labels with a number per element. {task.name} is of the kind {task.kind}, which has "
+        "none. Leave the task out, or choose another rule of mixing."
+    )
 
 
 def ridge(features: Tensor, labels: Tensor, penalty: float) -> Tensor:

@@ -119,15 +119,17 @@ def expert_mlp(
 ) -> Tensor:
     """Returns Σ_j gate_j · MLP_{expert j}(token): (N, D), with MLP(x) = gelu(x W1 + b1) W2 + b2.
 
-    ``segment`` is a single operator that can be differentiated once. The other backends combine `Dispatch` and
-    `segment_matmul`.
+    If W1 is twice as wide as W2 is high, the MLP is gated: (gelu(a) · b) W2 + b2 with (a, b) = x W1 + b1.
+
+    ``segment`` is a single operator that can be differentiated once. The other backends, and gated MLPs, combine
+    `Dispatch` and `segment_matmul`.
 
     Args:
         tokens: (N, D).
         gates: (N, k), cast to the type of the product.
         dispatch: Dispatch of the same tokens.
-        weight1: (E, D, h).
-        bias1: (E, h).
+        weight1: (E, D, h), or (E, D, 2h).
+        bias1: (E, h), or (E, 2h).
         weight2: (E, h, D).
         bias2: (E, D).
         backend: As in `segment_matmul`.
@@ -140,11 +142,13 @@ def expert_mlp(
     product = _known(backend)
     if product is _auto:
         product = _choice(tokens, weight1, weight2)
-    if product is _segment:
+    gated = weight1.shape[2] > weight2.shape[1]
+    if product is _segment and not gated:
         index = (dispatch.order, dispatch.inverse, dispatch.sizes)
         sums, _ = fused_mlp.forward(tokens, gates, weight1, bias1, weight2, *index)
     else:
-        hidden = F.gelu(product(dispatch.spread(tokens), weight1, dispatch, bias1))
+        first = product(dispatch.spread(tokens), weight1, dispatch, bias1)
+        hidden = _glu(first) if gated else F.gelu(first)
         sums = dispatch.collect(product(hidden, weight2, dispatch, None), gates)
     # Σ_j gate_j · b2 of expert j is a small dense product, cheaper than adding a bias to all N·k rows.
     mixture = gates.new_zeros(gates.shape[0], bias2.shape[0]).scatter(1, dispatch.chosen, gates)  # (N, E)
@@ -176,6 +180,11 @@ def _naive(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None
     if bias is not None:
         products = [product + vector for product, vector in zip(products, bias.unbind(), strict=True)]
     return torch.cat(products)
+
+
+def _glu(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return F.gelu(a) * b
 
 
 def _segment(rows: Tensor, weight: Tensor, dispatch: Dispatch, bias: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from mtlbench.networks.experts.trunk import ExpertOptions
 from mtlbench.networks.programs import PROGRAM, write_program
 from mtlbench.networks.pruned_files import PRUNED, packed, unpacked
 from mtlbench.networks.pruning import PrunedNetwork
+from mtlbench.networks.text_encoder import unpadded
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -34,6 +35,7 @@ class _Head:
     name: str
     dense: bool
     channels: int
+    per_token: bool = False
 
 
 class ExtractedNetwork(nn.Module):
@@ -54,14 +56,15 @@ class ExtractedNetwork(nn.Module):
         self.network = network
         self.description = description
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Returns the raw prediction: (B, channels, H, W), or (B, channels) for a whole-image task.
+    def forward(self, inputs: Any) -> Tensor:
+        """Returns the raw prediction: (B, channels, H, W), (B, channels, N) per token, or (B, channels) per sample.
 
         Args:
-            image: (B, 3, H, W) uint8, RGB, of the size in the description.
+            inputs: As the encoder takes them: images are (B, 3, H, W) uint8, RGB, of the size in the description.
         """
         task = self.description["task"]
-        return self.network(image, [task]).predictions[task]
+        tokenwise = [task] if self.description.get("per_token") else []
+        return unpadded(self.network(inputs, [task]).predictions, tokenwise, inputs)[task]
 
 
 def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: Kept, source: Any) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def _common(task: Any, model: Mapping[str, Any]) -> dict[str, Any]:
         "task": task.name,
         "kind": task.kind,
         "dense": task.dense,
+        "per_token": task.per_token,
         "channels": task.channels,
         "class_names": list(getattr(task, "class_names", ())),
         "model": {key: value for key, value in model.items() if key not in ("weights", "weights_identity")},
@@ -169,7 +173,9 @@ def load_extracted(folder: str | Path) -> ExtractedNetwork:
         found = f"format {description.get('format')}" if isinstance(description, dict) else "no JSON object"
         raise _unreadable(path, f"{found}, this version reads format {FORMAT}")
     try:
-        head = _Head(description["task"], description["dense"], description["channels"])
+        head = _Head(
+            description["task"], description["dense"], description["channels"], description.get("per_token", False)
+        )
         model = {key: value for key, value in description["model"].items() if key != "weights"}
         if description.get("form") == PRUNED:
             return ExtractedNetwork(unpacked(state, head, model), description).eval()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtlbench.errors import MethodError, SuiteError
 from mtlbench.networks.experts.dispatch import Dispatch, expert_mlp
 from mtlbench.networks.experts.routing import Routing
+from mtlbench.networks.text_encoder import GatedMlp
 
 INITS = ("random", "split", "copy", "scaled")
 """Initialisations of MLP experts; see `ExpertMlp.upcycle`."""
@@ -20,24 +21,26 @@ STACKED_BIASES = ("bias1", "bias2")
 
 
 class ExpertMlp(nn.Module):
-    """E two-layer MLPs of width h, of which each token uses k. No token is dropped.
+    """E two-layer MLPs of width h, plain or gated, of which each token uses k. No token is dropped.
 
     The weights are stacked, so an expert without tokens has a zero gradient instead of None. Weight decay still shrinks
     its matrices; `ExpertMethod` exempts the biases, which an optimiser would take for matrices.
     """
 
-    def __init__(self, width: int, hidden: int, experts: int) -> None:
+    def __init__(self, width: int, hidden: int, experts: int, *, gated: bool = False) -> None:
         """Builds the experts, initialised like timm's vision transformers.
 
         Args:
             width: Width D of a token.
             hidden: Hidden width h of an expert.
             experts: Number of experts E.
+            gated: Whether an expert is W2 (gelu(a) · b) with (a, b) = W1 x instead of W2 gelu(W1 x).
         """
         super().__init__()
-        self.weight1 = nn.Parameter(torch.empty(experts, width, hidden))
+        first = 2 * hidden if gated else hidden
+        self.weight1 = nn.Parameter(torch.empty(experts, width, first))
         self.weight2 = nn.Parameter(torch.empty(experts, hidden, width))
-        self.bias1 = nn.Parameter(torch.zeros(experts, hidden))
+        self.bias1 = nn.Parameter(torch.zeros(experts, first))
         self.bias2 = nn.Parameter(torch.zeros(experts, width))
         for weight in (self.weight1, self.weight2):
             nn.init.trunc_normal_(weight, std=0.02)
@@ -77,7 +80,7 @@ class ExpertMlp(nn.Module):
             MethodError: The experts do not divide the MLP evenly.
         """
         first, second = two_layers(mlp)
-        hidden, whole = self.weight1.shape[2], first.out_features
+        hidden, whole = self.weight2.shape[1], second.in_features
         parts = whole // hidden
         if whole % hidden or self.experts % parts or (init != "split") != (parts == 1):
             raise MethodError(
@@ -85,12 +88,14 @@ class ExpertMlp(nn.Module):
                 f"{self.experts} experts of width {hidden}. Make `experts` a multiple of top_k, and top_k a divisor of "
                 f"{whole}."
             )
-        # Every expert gets one slice of the hidden units; slices repeat if there are more experts than slices.
+        # Every expert gets one slice of the hidden units; slices repeat if there are more experts than slices. In a
+        # gated MLP, a slice has two halves.
         piece = torch.arange(self.experts, device=first.weight.device) % parts
-        self.weight1.copy_(first.weight.t().unflatten(1, (parts, hidden)).movedim(1, 0)[piece])
+        form = (-1, parts, hidden)
+        self.weight1.copy_(first.weight.t().unflatten(1, form).movedim(2, 0).flatten(2)[piece])
         self.weight2.copy_(parts * second.weight.t().unflatten(0, (parts, hidden))[piece])
         if first.bias is not None:
-            self.bias1.copy_(first.bias.unflatten(0, (parts, hidden))[piece])
+            self.bias1.copy_(first.bias.unflatten(0, form).movedim(1, 0).flatten(1)[piece])
         if second.bias is not None:
             self.bias2.copy_(second.bias.expand_as(self.bias2))
         if init == "scaled":
@@ -104,13 +109,18 @@ class ExpertMlp(nn.Module):
 
 
 def two_layers(mlp: nn.Module) -> tuple[Any, Any]:
-    """Returns the two linear layers of a transformer's MLP.
+    """Returns the two linear layers of a transformer's MLP, the first of which may be twice as wide: it is then gated.
 
     Raises:
         SuiteError: The MLP has another form.
     """
     layers = [m for m in mlp.modules() if isinstance(m, nn.Linear)]
-    if len(layers) != 2 or layers[0].in_features != layers[1].out_features:
+    gated = isinstance(mlp, GatedMlp)
+    if (
+        len(layers) != 2
+        or layers[0].in_features != layers[1].out_features
+        or layers[0].out_features != (1 + gated) * layers[1].in_features
+    ):
         raise SuiteError(
             f"Experts replace an MLP of two linear layers. Found {type(mlp).__name__}. Choose another encoder, for "
             "example 'vit_tiny_patch16_224'."

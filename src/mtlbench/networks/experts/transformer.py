@@ -69,11 +69,11 @@ class ExpertTransformer(ExpertTrunk):
         if not isinstance(block.mlp, ExpertLayer):
             return block.transform(x)
         # Every task has the same texts, so its share of the tokens is equal, as a router expects it.
-        flat = x.flatten(0, 1)
+        flat = block.before(x).flatten(0, 1)
         tokens, statistics[f"block{index}.mlp"] = block.mlp(flat[places][:, None], tasks)
         whole = torch.zeros_like(flat, dtype=tokens.dtype).index_copy(0, places, tokens[:, 0])
         return block.add(x, whole.view_as(x))
 
     def features(self, x: Tensor, index: int, present: Any = None) -> list[Tensor]:
-        """Returns the mean (R, D) of the tokens after the last block."""
-        return [self.encoder.pool(x, present[0])] if index == len(self.blocks) - 1 else []
+        """Returns `TextEncoder.summary` of the tokens after the last block."""
+        return [self.encoder.summary(x, present[0])] if index == len(self.blocks) - 1 else []

@@ -256,17 +256,17 @@ def _attention_layer(attention: Any, tasks: Sequence[str], options: ExpertOption
 def _mlp_layer(mlp: nn.Module, tasks: Sequence[str], options: ExpertOptions) -> ExpertLayer:
     if options.init not in INITS:
         raise MethodError(unknown_name("start", options.init, INITS))
-    first, _ = two_layers(mlp)
+    first, second = two_layers(mlp)
     if options.rank:
         with seeded("experts"):
             low = LowRankExperts(mlp, first.in_features, options.rank, options.experts + options.shared)
         shape = (first.in_features, options.experts, options.top_k, options.gate)
         joint = JointRouter(*shape, tasks, shared=options.shared, noise=options.noise)
         return ExpertLayer(joint, low, len(tasks))
-    width, hidden = first.in_features, first.out_features
+    width, hidden = first.in_features, second.in_features
     with seeded("experts"):
         each = hidden if options.init in ("copy", "scaled") else max(1, hidden // options.top_k)
-        experts = ExpertMlp(width, each, options.experts)
+        experts = ExpertMlp(width, each, options.experts, gated=first.out_features > hidden)
     if options.init != "random":
         experts.upcycle(mlp, options.init, options.top_k)
     router = _router(width, options.experts, options.top_k, tasks, _with_raw_gates(options))
