@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -157,24 +157,18 @@ class Text(Rows):
         """Returns a line about truncated texts, and the lines of `Rows.doubts`."""
         rows = self._rows[split]
         cut = int(self._tokens.cut[rows].sum())
-        found = [
-            f"{cut} of {len(rows)} texts have more than {self.length} tokens, and their ends are cut off. Raise "
-            "data.options.length if the encoder takes longer texts."
-        ]
-        return [*(found if cut else ()), *self._lost(split), *super().doubts(split)]
-
-    def _lost(self, split: str) -> Iterator[str]:
-        """Yields a line for each task whose labels lie partly beyond the last token."""
-        rows = self._rows[split]
-        for name, task in self.tasks.items():
-            if task.kind == "span":
-                given = ~self._frame[self.targets[name].columns[0]].isna().to_numpy()[rows]
-                lost = int((given & ~self._labels[name][1][rows].numpy()).sum())
-                if lost:
-                    yield (
-                        f"{name}: {lost} of {int(given.sum())} answers are empty or lie beyond the last token, and are "
-                        "left out. Raise data.options.length if the encoder takes longer texts."
-                    )
+        found = []
+        if cut:
+            found.append(
+                f"{cut} of {len(rows)} texts have more than {self.length} tokens, and their ends are cut off. Raise "
+                "data.options.length if the encoder takes longer texts."
+            )
+        for name in self.tasks:
+            target = self.targets[name]
+            if isinstance(target, Marks):
+                about = self._texts(self._frame, self.path)[target.second] or ()
+                found += target.doubts(self._labels[name][0][rows], self._frame, about, rows)
+        return [*found, *super().doubts(split)]
 
     def _tokenizer_faults(self) -> list[str]:
         try:
@@ -196,7 +190,11 @@ class Text(Rows):
     @staticmethod
     def _column(frame: Any, name: str, path: Path) -> list[str]:
         empty = frame[name].isna().to_numpy()
-        texts = ["" if gone else joined(cell) for cell, gone in zip(frame[name], empty, strict=True)]
+        where = "{}: row {} below the header, column {},"
+        texts = [
+            "" if gone else joined(cell, where.format(path, row, name))
+            for row, (cell, gone) in enumerate(zip(frame[name], empty, strict=True), 1)
+        ]
         blank = [index for index, text in enumerate(texts) if not text.strip()]
         if blank:
             rows = ", ".join(str(index + 1) for index in blank[:3])

@@ -111,14 +111,16 @@ class Rows(MTLDataModule):
         return len(self._rows[split])
 
     def doubts(self, split: str) -> list[str]:
-        """Returns a line for each regression whose stated mean and deviation do not fit its training labels."""
+        """Returns a line for each task without training labels, and for each regression that is far from its labels."""
         found = []
-        for name, target in self.targets.items() if split == "train" else ():
-            if target.task.kind == "regression" and name in self.tasks:
-                values, known = self._labels[name]
-                rows = values[self._rows["train"]][known[self._rows["train"]]]
-                task: Any = target.task
-                mean, std = float(rows.mean()), float(rows.std())
+        for name in self.tasks if split == "train" else ():
+            values, known = self._labels[name]
+            labels = values[self._rows["train"]][known[self._rows["train"]]]
+            if not len(labels):
+                found.append(f"{name}: no training row has a label. Correct its column or the split, or leave it out.")
+            elif self.tasks[name].kind == "regression":
+                task: Any = self.targets[name].task
+                mean, std = float(labels.mean()), float(labels.std())
                 if abs(mean - task.mean) > 2 * task.std or not 0.2 < std / task.std < 5:
                     found.append(
                         f"{name}: networks predict (target - {task.mean:g}) / {task.std:g}, and training labels have "

@@ -11,7 +11,7 @@ import numpy as np
 from ..dense.arrays import cached
 from .tokenizers import Encoded, Tokenizer
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -138,16 +138,25 @@ class Pieces:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length=length)
         given = list(texts) if seconds is None else list(zip(texts, seconds, strict=True))
-        return [
-            Encoded(
-                np.array(one.ids, dtype=np.int32),
-                # Sequence 0 ends where the second text begins; its special tokens belong to no sequence.
-                len(one.ids) if seconds is None else one.type_ids.index(1) if 1 in one.type_ids else len(one.ids),
-                bool(one.overflowing),
-                np.where(np.array(one.special_tokens_mask)[:, None], -1, np.array(one.offsets)).astype(np.int32),
-            )
-            for one in tokenizer.encode_batch(given)
-        ]
+        found = []
+        for pair, one in zip(given, tokenizer.encode_batch(given), strict=True):
+            # Special tokens belong to no sequence; those between two texts count as the first one's.
+            owners = one.sequence_ids
+            first = owners.index(1) if 1 in owners else len(owners)
+            whole: Sequence[str] = [pair] if isinstance(pair, str) else pair
+            spans = [_span(whole, owner, *place) for owner, place in zip(owners, one.offsets, strict=True)]
+            tokens = np.array(one.ids, dtype=np.int32)
+            found.append(Encoded(tokens, first, bool(one.overflowing), np.array(spans, dtype=np.int32).reshape(-1, 2)))
+        return found
+
+
+def _span(texts: Sequence[str], owner: int | None, begin: int, end: int) -> tuple[int, int]:
+    """Returns where a token begins and ends in its text, without space; (-1, -1) if nothing is left of it."""
+    if owner is None:
+        return -1, -1
+    covered = texts[owner][begin:end]  # Some tokenizers count the space before a word as a part of it.
+    begin, end = begin + len(covered) - len(covered.lstrip()), end - len(covered) + len(covered.rstrip())
+    return (begin, end) if begin < end else (-1, -1)
 
 
 def tokenizer_of(name: str, vocabulary: int) -> Tokenizer:

@@ -58,7 +58,7 @@ def test_labels_belong_to_the_first_token_of_every_word(tmp_path: Path) -> None:
     first, second, third = (text(tmp_path).samples("train")[i]["targets"] for i in range(3))
     # start, Ann, ', s, in, New, York, ., end
     assert first["tags"].tolist() == [-1, 1, -1, -1, 0, 2, 2, -1, -1, -1, -1, -1] and first["tags"].dtype == torch.int64
-    assert first["answer"].tolist() == [5, 6, 9] and not second
+    assert first["answer"].tolist() == [5, 6, 0, 9] and not second
     assert third["tags"].tolist() == [-1, 0, 0, 0, 0, 0, 0, -1, 1, -1, -1, -1] and third["answer"].tolist() == [
         8,
         8,
@@ -70,7 +70,7 @@ def test_what_lies_beyond_the_last_token_is_missing(tmp_path: Path) -> None:
     data = text(tmp_path, length=8)
     third = data.samples("train")[2]["targets"]
     assert third["tags"].tolist() == [-1, 0, 0, 0, 0, 0, 0, -1] and "answer" not in third
-    assert any("answer: 1 of 2 answers are empty or lie beyond the last token" in line for line in data.doubts("train"))
+    assert any("answer: 1 of 2 answers are cut off by the last token" in line for line in data.doubts("train"))
 
 
 def test_words_and_labels_may_be_lists(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_words_and_labels_may_be_lists(tmp_path: Path) -> None:
     for ending in (".jsonl", ".parquet"):
         data = text(tmp_path, listed, ending).samples("train")
         assert data[0]["targets"]["tags"].tolist() == [-1, 1, -1, -1, -1, 2, 2, -1, -1, -1, -1, -1]
-        assert data[0]["targets"]["answer"].tolist() == [5, 6, 9] and "tags" not in data[1]["targets"]
+        assert data[0]["targets"]["answer"].tolist() == [5, 6, 0, 9] and "tags" not in data[1]["targets"]
 
 
 def test_the_answer_to_a_question_is_a_part_of_the_second_text(tmp_path: Path) -> None:
@@ -95,12 +95,13 @@ def test_the_answer_to_a_question_is_a_part_of_the_second_text(tmp_path: Path) -
     targets = {"answer": {"kind": "span", "column": "answers"}}
     found = text(tmp_path, data, ".parquet", targets=targets, **options).samples("train")
     # start, who, ?, ann, ?, end, ann, and, ann, end
-    assert found[0]["targets"]["answer"].tolist() == [8, 8, 10] and found[1]["targets"]["answer"].tolist() == [5, 5, 7]
+    assert found[0]["targets"]["answer"].tolist() == [8, 8, 6, 10]
+    assert found[1]["targets"]["answer"].tolist() == [5, 5, 4, 7]
     assert "answer" not in found[2]["targets"]
     flat = {**data, "answers": ["Ann", "York", None], "at": [8, 3, None]}
     targets["answer"]["start"] = "at"
     again = text(tmp_path, flat, targets=targets, **options).samples("train")
-    assert [again[i]["targets"]["answer"].tolist() for i in range(2)] == [[8, 8, 10], [5, 5, 7]]
+    assert [again[i]["targets"]["answer"].tolist() for i in range(2)] == [[8, 8, 6, 10], [5, 5, 4, 7]]
 
 
 @pytest.mark.parametrize("name", ["words", "pieces"])
@@ -117,13 +118,108 @@ def test_spans_of_tokens_are_those_of_the_text(name: str, tmp_path: Path) -> Non
     assert pair.spans[pair.first].tolist() == [0, 5]
 
 
+def bpe(folder: Path, *, one_type: bool) -> str:
+    """Writes a tokenizer whose tokens begin with the space before a word, as those of RoBERTa and ModernBERT may."""
+    import tokenizers
+
+    found = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
+    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=["?", "<s>", "</s>"])
+    found.train_from_iterator([*rows()["text"], "New York"] * 20, trainer)
+    pair = "<s> $A </s> $B </s>" if one_type else "<s> $A </s> $B:1 </s>:1"
+    found.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", pair=pair, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    folder.mkdir()
+    found.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_tokens_that_begin_with_a_space_belong_to_the_word_behind_it(tmp_path: Path) -> None:
+    data = text(tmp_path, tokenizer=bpe(tmp_path / "bpe", one_type=False), length=40)
+    target, spans = data.samples("train")[0]["targets"], data._tokens.spans[data._tokens.place(0)]
+    labels = {rows()["text"][0][a:b]: int(one) for (a, b), one in zip(spans, target["tags"], strict=False) if one >= 0}
+    assert [next(iter(name)) for name in labels] == list("AiNY") and list(labels.values()) == [1, 0, 2, 2]
+    first, last = target["answer"][:2].tolist()
+    assert rows()["text"][0][spans[first, 0] : spans[last, 1]].startswith("New York")
+
+
+def test_two_texts_are_told_apart_without_types(tmp_path: Path) -> None:
+    """As by the tokenizer of RoBERTa, which gives both texts the type 0."""
+    options = {"text": "question", "second": "context", "targets": {"answer": {"kind": "span"}}, "length": 40}
+    context = "so in New York, it rains"
+    data = {"question": ["New York in?"], "context": [context], "answer": ["New York"], "part": "train"}
+    found = text(tmp_path, data, tokenizer=bpe(tmp_path / "bpe", one_type=True), **options)
+    first, last, begin, end = found.samples("train")[0]["targets"]["answer"].tolist()
+    spans = found._tokens.spans[found._tokens.place(0)]
+    assert context[spans[first, 0] : spans[last, 1]].startswith("New York") and begin <= first <= last < end
+
+
+def test_whole_words_are_found_before_parts_of_words(tmp_path: Path) -> None:
+    data = {"text": ["then she saw he", "other"], "answer": ["he", "the"], "part": "train"}
+    found = text(tmp_path, data, targets={"answer": {"kind": "span"}}).samples("train")
+    assert [found[i]["targets"]["answer"][0].item() for i in range(2)] == [4, 1]
+
+
+def test_words_without_tokens_keep_their_place(tmp_path: Path) -> None:
+    mark: Any = text(tmp_path).targets["tags"]
+    spans = np.array([[-1, -1], [0, 1], [4, 5], [-1, -1]])
+    assert mark.tell(np.array([0, 1, 2, 0]), "a b c d", spans) == "NAME – PLACE –"
+
+
+def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
+    lines = text(tmp_path, rows(tags=["NAME O O O", None, None], answer=[None] * 3)).doubts("train")
+    assert lines == [
+        "tags: no word has the label PLACE.",
+        "answer: no training row has a label. Correct its column or the split, or leave it out.",
+    ]
+
+
+def test_an_answer_may_be_given_in_several_ways(tmp_path: Path) -> None:
+    mark: Any = text(tmp_path).targets["answer"]
+    ways = ["Bob", {"text": "Bob"}, {"text": ["Bob"], "answer_start": []}, {"text": "Bob", "answer_start": 3}]
+    assert {mark._place(way, None, "so Bob", "row") for way in ways} == {(3, 6)}
+    for none in (None, np.nan, "", {"text": None}, {"text": [], "answer_start": None}):
+        assert mark._place(none, None, "so Bob", "row") is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "start", "message"),
+    [
+        ({"texts": ["Bob"]}, None, "row has texts"),
+        ({}, None, "row has nothing"),
+        (["Bob"], None, "row has a list"),
+        ("Bob", "x", "counted from 0. row has 'x'"),
+        ("Bob", 3.5, "row has 3.5"),
+        ("Bob", -1, "row has -1"),
+    ],
+)
+def test_answers_that_are_refused(cell: Any, start: Any, message: str, tmp_path: Path) -> None:
+    mark: Any = text(tmp_path).targets["answer"]
+    with pytest.raises(DataError, match=message):
+        mark._place(cell, start, "so Bob", "row")
+
+
+@pytest.mark.parametrize("words", [["a", None], ["a", "b c"], ["a", ""], [1, 2], {"a": 1}])
+def test_lists_of_words_that_are_refused(words: Any, tmp_path: Path) -> None:
+    data = {"text": [["a", "b"], words], "tags": ["O O", "O O"], "part": ["train"] * 2}
+    with pytest.raises(DataError, match="row 2 below the header, column text, holds"):
+        text(tmp_path, data, ".jsonl", targets={"tags": TAGS}).samples("train")
+
+
+def test_numbers_may_be_labels(tmp_path: Path) -> None:
+    targets = {"tags": {"kind": "token_labels", "classes": [0, 1]}}
+    found = text(tmp_path, {"text": ["a", "b"], "tags": [0, 1], "part": "train"}, targets=targets).samples("train")
+    assert [found[i]["targets"]["tags"][1].item() for i in range(2)] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "targets", "message"),
     [
-        ({"tags": ["NAME", None, None]}, TARGETS, "Row 1 below the header has 4 words and 1 labels"),
+        ({"tags": ["NAME", None, None]}, TARGETS, "Row 1 below the header: words 4, labels 1"),
         ({"tags": ["NAME O PLACE X", None, None]}, TARGETS, "one of its classes O, NAME, PLACE.*Row 1.*'X'"),
         ({"answer": [None, None, "Tim"]}, TARGETS, "Row 3 below the header: 'Tim' is not in it"),
-        ({}, {"tags": {**TAGS, "outside": "PLACES"}}, "class outside 'PLACES'.*Did you mean 'PLACE'"),
+        ({}, {"tags": {**TAGS, "outside": "PLACES"}}, "`outside` names a class.*'PLACES'.*Did you mean 'PLACE'"),
         ({}, {"tags": {"kind": "token_labels", "classes": ["O"]}}, "lists two or more"),
         ({}, {"tags": {**TAGS, "score": "f1"}}, "key of a target of kind token_labels 'score'"),
         ({}, {"tags": {"kind": "token_label"}}, "Did you mean 'token_labels'"),
@@ -172,7 +268,7 @@ def test_a_saved_set_of_the_hub(tmp_path: Path) -> None:
     }
     found = Hub(str(tmp_path), file="set", text="words", targets=targets, length=8).samples("test")
     assert found[0]["targets"]["ner"].tolist() == [-1, 1, 0, -1, -1, -1, -1, -1]
-    assert found[0]["targets"]["answers"].tolist() == [1, 1, 4] and "answers" not in found[1]["targets"]
+    assert found[0]["targets"]["answers"].tolist() == [1, 1, 0, 4] and "answers" not in found[1]["targets"]
 
 
 NAMES, PLACES, OTHERS = ("ann", "bob", "eve", "tim"), ("york", "rome", "bonn"), ("is", "in", "and", "not", "so")

@@ -18,7 +18,7 @@ from mtlbench.networks import texts
 from mtlbench.networks.experts.network import ExpertNetwork
 from mtlbench.networks.families import family_of
 from mtlbench.networks.family import Model
-from mtlbench.tasks import Classification, Depth, Regression, Task
+from mtlbench.tasks import Classification, Depth, Regression, Span, Task, TokenLabels
 from mtlbench.tasks.inputs import padded
 from mtlbench.training.build import build_method
 from tests.support.hub_reader import readable_hub, use
@@ -252,6 +252,38 @@ def test_experts_need_gelu_and_an_mlp_of_their_own() -> None:
         made("moe", encoder_options={**BERT, "hidden_act": "relu"})
     with pytest.raises((SuiteError, MethodError), match="0..1"):
         made("moe", {"placement": [5]})
+
+
+def test_dropout_of_modernbert_is_that_of_its_hidden_units() -> None:
+    method = made("uniform", kind="modernbert", encoder_options={**OPTIONS["modernbert"], "mlp_dropout": 0.5})
+    block: Any = method.network.encoder.blocks[0]
+    x = torch.randn(2, 5, 16)
+    block.train()
+    assert torch.equal(block.attend(x, torch.ones(2, 5).bool()), block.attend(x, torch.ones(2, 5).bool()))
+    assert not torch.equal(block.transform(x), block.transform(x)) and block.mlp.dropout.p == 0.5
+
+
+def test_modernbert_takes_no_longer_texts_than_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="length is 40, and transformers:modernbert takes 14"):
+        made("uniform", kind="modernbert", weights=str(saved(tmp_path, "modernbert")), inputs={**SIZES, "length": 40})
+
+
+@pytest.mark.parametrize("name", ["uniform", "mmoe", "ldc_mtl"])
+def test_one_vector_per_text_stands_for_its_tokens(name: str) -> None:
+    """Rules that read features of whole samples get the same, whether or not there are tasks per token."""
+    tags = {**TASKS, "tags": TokenLabels("tags", length=12, class_names=("O", "A"))}
+    plain, tokenwise = (made(name, tasks=tasks) for tasks in (TASKS, tags))
+    one, two = (
+        m.network.sample_features(m.network(batch(7, 3), list(TASKS)).representation) for m in (plain, tokenwise)
+    )
+    assert one.shape == (2, 8) and torch.allclose(one, two, atol=1e-6)
+
+
+def test_answers_are_chosen_from_the_second_text() -> None:
+    method = made("uniform", tasks={"answer": Span("answer", length=12)})
+    pairs = {**batch(8, 6), "segments": torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 0, 0]])}
+    allowed = method(pairs)["answer"][:, 0] > -torch.inf
+    assert torch.equal(allowed, pairs["mask"] & (pairs["segments"] == 1))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from sklearn.linear_model import Ridge
 
 from mtlbench.errors import MethodError
+from mtlbench.networks.constant import ConstantNetwork
 from mtlbench.tasks import Classification, Depth, Detection, Regression, SemanticSegmentation
-from mtlbench.training.linear_heads import pooled, ridge, scalar_labels
+from mtlbench.training.linear_heads import features_of, ridge, scalar_labels
 
 
 @pytest.mark.parametrize(("count", "width"), [(30, 5), (6, 40)])
@@ -58,14 +59,15 @@ def test_maps_become_their_first_principal_component() -> None:
 
 
 def test_features_are_averaged_over_places() -> None:
+    plain = ConstantNetwork({}, (0, 0))
     maps = torch.arange(12.0).view(1, 3, 2, 2)
-    assert pooled(maps).tolist() == [[1.5, 5.5, 9.5]]
-    assert pooled(torch.ones(2, 3)).dtype == torch.float64
+    assert features_of(plain, maps).tolist() == [[1.5, 5.5, 9.5]]
+    assert features_of(plain, torch.ones(2, 3)).dtype == torch.float64
 
 
 def test_what_has_no_linear_head_is_refused() -> None:
     with pytest.raises(MethodError, match="names none.*Choose a method with one shared trunk"):
-        pooled(None)
+        features_of(ConstantNetwork({}, (0, 0)), None)
     boxes = Detection("things", most=3, classes=2)
     with pytest.raises(MethodError, match="things is of the kind detection, which has none. Leave the task out"):
         scalar_labels(boxes, torch.stack([boxes.blank(8, 8)] * 2))

@@ -119,8 +119,9 @@ def _rows(loaded: LoadedRun, path: Path, out: Path, written: set[Path], *, array
             table.writerow([name, *cells])
     if arrays or any(task.array for task in tasks.values()):
         # Predictions per token are told in words: their number differs between texts.
-        whole: dict[str, Any] = {name: np.stack(decoded[name]) for name, task in tasks.items() if not task.per_token}
-        np.savez_compressed(target.with_suffix(".npz"), **whole)
+        whole: dict[str, Any] = {name: np.array(decoded[name]) for name, task in tasks.items() if not task.per_token}
+        if whole:
+            np.savez_compressed(target.with_suffix(".npz"), **whole)
     return f"{target}  {len(samples)} rows"
 
 

@@ -217,7 +217,7 @@ class MTLMethod(L.LightningModule, Registered):
         family.check(inputs)
         found = self.network(inputs, list(tasks or self.tasks)).predictions
         family.check_maps(inputs, {name: p for name, p in found.items() if self.tasks[name].dense})
-        return unpadded(found, [name for name in found if self.tasks[name].per_token], inputs)
+        return unpadded(found, {name: self.tasks[name].kind for name in found if self.tasks[name].per_token}, inputs)
 
     # ---- training: Lightning's hooks in its order ------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class SpanOverlap(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Adds (B, 2, N) scores against int (B, 3) targets; see `mtlbench.tasks.Span`."""
+        """Adds (B, 2, N) scores against int (B, 4) targets; see `mtlbench.tasks.Span`."""
         valid = target[:, 0] >= 0
         prediction, target = prediction[valid], target[valid]
         inside = present(prediction, target)
@@ -95,8 +95,9 @@ class SpanOverlap(Metric):
 
 
 def present(prediction: Tensor, target: Tensor) -> Tensor:
-    """Returns which positions of a prediction (B, 2, N) belong to the text of a span's target (B, 3): bool (B, N)."""
-    return torch.arange(prediction.shape[2], device=target.device) < target[:, 2:]
+    """Returns which positions of a prediction (B, 2, N) belong to the text of a span's target (B, 4): bool (B, N)."""
+    places = torch.arange(prediction.shape[2], device=target.device)
+    return (target[:, 2:3] <= places) & (places < target[:, 3:])
 
 
 def best_span(scores: Tensor) -> Tensor:

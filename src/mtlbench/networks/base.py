@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtlbench.errors import MethodError
+from mtlbench.networks.blocks import pooled
 from mtlbench.networks.family import InputEncoder
 from mtlbench.networks.recompute import blocks_of, recompute_blocks
 
@@ -19,7 +20,8 @@ class Outputs:
     """Result of a forward pass.
 
     Attributes:
-        predictions: Raw prediction per task: (B, channels, H, W) at image size, or (B, channels).
+        predictions: Raw prediction per task: (B, channels, H, W) at image size, (B, channels, N) for every token of a
+            text, or (B, channels).
         representation: Tensor through which the shared parameters reach all heads, for rules that use its gradient;
             None if there is no single such tensor.
         statistics: Values that a regulariser of the method needs, for example router probabilities.
@@ -64,6 +66,10 @@ class MTLNetwork(nn.Module, ABC):
         # The head comes first in `task_modules`. It is left out, because tasks may differ in output channels.
         for new, known in zip(self.task_modules(task)[1:], self.task_modules(related)[1:], strict=True):
             new.load_state_dict(known.state_dict())
+
+    def sample_features(self, representation: Tensor) -> Tensor:
+        """Returns one feature vector (B, C) per sample of `Outputs.representation`. Default: see `pooled`."""
+        return pooled(representation)
 
     @property
     def routers(self) -> Sequence[nn.Module]:

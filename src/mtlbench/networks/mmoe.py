@@ -164,6 +164,10 @@ class MMoENetwork(DenseNetwork):
         predictions = {task: self.heads[task](mix(gates[task], bank[:, 1:])) for task in tasks}
         return Outputs(predictions, bank, {"gates": gates})
 
+    def sample_features(self, representation: Tensor) -> Tensor:
+        """Returns the neck's features, which come first in the bank, as one vector (B, C) per sample."""
+        return pooled(representation[:, 0])
+
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the experts."""
         return list(self.experts.parameters())

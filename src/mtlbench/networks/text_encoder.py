@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,10 +57,24 @@ class TextMlp(nn.Module):
 class GatedMlp(TextMlp):
     """second(activation(a) · b) with (a, b) = first(x), both of the hidden width: a gated linear unit."""
 
+    def __init__(
+        self, first: nn.Linear, activation: Callable[[Tensor], Tensor], second: nn.Linear, dropout: float = 0.0
+    ) -> None:
+        """Takes over the layers.
+
+        Args:
+            first: To twice the hidden width.
+            activation: Of the first half.
+            second: From the hidden width.
+            dropout: Share of hidden units that are dropped in training.
+        """
+        super().__init__(first, activation, second)
+        self.dropout = nn.Dropout(dropout)
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns (..., D)."""
         a, b = self.first(x).chunk(2, -1)
-        return self.second(self.activation(a) * b)
+        return self.second(self.dropout(self.activation(a) * b))
 
 
 class RotaryAttention(nn.Module):
@@ -89,7 +103,7 @@ class RotaryAttention(nn.Module):
         seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)
         if self.window:
             near = (places[:, None] - places).abs() <= self.window
-            # A token of padding may have no text near it. It sees itself, because nothing would give NaN.
+            # A token of padding may have no text near it. It sees itself, because attending to no token would give NaN.
             seen = (seen & near) | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         return self.attention(x, position_embeddings=self.angles(x, places[None]), attention_mask=seen)[0]
 
@@ -222,17 +236,21 @@ class TextEncoder(InputEncoder):
         return [self.summary(x, mask)]
 
 
-def unpadded(predictions: Mapping[str, Tensor], tokenwise: Collection[str], inputs: Any) -> dict[str, Tensor]:
-    """Returns raw predictions in which padding cannot be chosen: the scores of its tokens are minus infinity.
+def unpadded(predictions: Mapping[str, Tensor], tokenwise: Mapping[str, str], inputs: Any) -> dict[str, Tensor]:
+    """Returns raw predictions whose scores are minus infinity at tokens that cannot be chosen.
+
+    These are padding, and for the kind ``span`` also the first text of a pair, because answers are in the second.
 
     Args:
         predictions: Raw predictions by task.
-        tokenwise: Tasks whose predictions are per token, (B, channels, N).
+        tokenwise: Tasks whose predictions are per token, (B, channels, N), with their kinds.
         inputs: The batch of texts.
     """
     found = dict(predictions)
-    for name in tokenwise:
+    for name, kind in tokenwise.items():
         mask = inputs["mask"]
+        if kind == "span" and "segments" in inputs:
+            mask = mask & (inputs["segments"] == 1)
         found[name] = found[name][..., : mask.shape[1]].masked_fill(~mask[:, None], -torch.inf)
     return found
 

@@ -92,8 +92,8 @@ def _modernbert_blocks(model: Any, config: Any) -> list[TextBlock]:
         local = layer.attention_type == "sliding_attention"
         angles = partial(model.rotary_emb, layer_type=layer.attention_type)
         attention = RotaryAttention(layer.attn, angles, config.sliding_window if local else 0)
-        mlp = GatedMlp(layer.mlp.Wi, layer.mlp.act, layer.mlp.Wo)
-        found.append(PreNormBlock(attention, layer.attn_norm, mlp, layer.mlp_norm, config.mlp_dropout))
+        mlp = GatedMlp(layer.mlp.Wi, layer.mlp.act, layer.mlp.Wo, config.mlp_dropout)
+        found.append(PreNormBlock(attention, layer.attn_norm, mlp, layer.mlp_norm, 0.0))
     return found
 
 
@@ -224,7 +224,10 @@ def build_encoder(model: Model, *, tokenwise: bool = False) -> TextEncoder:
     kind, sizes, library = KINDS[model.name], _sizes(model), _library()
     given = {**(kind.fixed or {}), **model.options}
     given.setdefault("vocab_size", sizes["vocabulary"])
-    given.setdefault("max_position_embeddings", sizes["length"] + kind.offset)
+    most = sizes["length"] + kind.offset
+    if model.weights is not None and "max_position_embeddings" not in kind.sizes:
+        most = _own_config(library, model).max_position_embeddings  # Its positions have no weights of their own.
+    given.setdefault("max_position_embeddings", most)
     if sizes["vocabulary"] > given["vocab_size"]:
         raise SuiteError(
             f"The tokenizer must be the encoder's. It has {sizes['vocabulary']} numbers, and {model.encoder} knows "
@@ -257,8 +260,7 @@ def build_encoder(model: Model, *, tokenwise: bool = False) -> TextEncoder:
 
 def _pretrained(library: Any, kind: Kind, config: Any, model: Model) -> Any:
     """Returns a model with the weights of a folder, whose sizes must be those of the suite."""
-    folder = folder_of(str(model.weights), WEIGHTS, CONFIG)
-    own = library.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    folder, own = folder_of(str(model.weights), WEIGHTS, CONFIG), _own_config(library, model)
     if own.model_type != kind.type:
         raise SuiteError(
             f"{model.encoder} needs weights of a {kind.type}. {folder} holds a {own.model_type}. Choose "
@@ -287,6 +289,13 @@ def _pretrained(library: Any, kind: Kind, config: Any, model: Model) -> Any:
             f"{', '.join(absent[:3])}. Choose weights of this encoder."
         )
     return built.float()
+
+
+def _own_config(library: Any, model: Model) -> Any:
+    """Returns the configuration of pretrained weights."""
+    folder = folder_of(str(model.weights), WEIGHTS, CONFIG)
+    with _as_suite_error(f"{folder / CONFIG} cannot be read"):
+        return library.AutoConfig.from_pretrained(str(folder), local_files_only=True)
 
 
 def pretrained(folder: Path) -> Any:

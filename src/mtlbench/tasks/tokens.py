@@ -107,12 +107,14 @@ class TokenLabels(TokenTask):
 
 @dataclass(frozen=True)
 class Span(TokenTask):
-    """An answer that is a part of the text. Target: int64 (B, 3): first token, last token, and the text's tokens.
+    """An answer that is a part of the text.
 
-    The first token is -1 if the answer is missing. The head predicts two scores per token, that of the first and that
-    of the last one; the prediction is the pair with the highest sum whose last token does not precede its first. Loss:
-    the mean of both cross entropies over the tokens of the text. Score: F1 of predicted and true tokens, averaged over
-    texts; share of answers that are found exactly.
+    Target: int64 (B, 4), the answer's first and last token, the text's first token, and the token after its last. The
+    answer's first token is -1 if it is missing. In pairs, the text is the second one.
+
+    The head predicts two scores per token, that of the first and that of the last one; the prediction is the pair with
+    the highest sum whose last token does not precede its first. Loss: the mean of both cross entropies over the tokens
+    of the text. Score: F1 of predicted and true tokens, averaged over texts; share of answers that are found exactly.
     """
 
     kind: ClassVar[str] = "span"
@@ -146,17 +148,18 @@ class Span(TokenTask):
         return FixedSpan(self.valid, self.length)
 
     def blank(self, height: int, width: int) -> Tensor:  # noqa: D102
-        return torch.tensor([-1, -1, 0])
+        return torch.tensor([-1, -1, 0, 0])
 
     def fault(self, target: Tensor) -> str | None:  # noqa: D102
-        first, last, count = target.unbind(-1)
-        bad = (first != -1) & ~((first >= 0) & (first <= last) & (last < count) & (count <= self.length))
+        first, last, begin, end = target.unbind(-1)
+        right = (0 <= begin) & (begin <= first) & (first <= last) & (last < end) & (end <= self.length)
+        bad = (first != -1) & ~right
         if not bad.any():
             return None
-        found = target.reshape(-1, 3)[bad.reshape(-1)][0].tolist()
+        found = target.reshape(-1, 4)[bad.reshape(-1)][0].tolist()
         return (
-            "a span is [first, last, tokens] with 0 <= first <= last < tokens, at most the length, or first -1 for "
-            f"missing. Found {found}"
+            "a span is [first, last, begin, end] with 0 <= begin <= first <= last < end, end at most the length, or "
+            f"first -1 for missing. Found {found}"
         )
 
     def caption(self, value: Array) -> str:

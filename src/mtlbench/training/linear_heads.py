@@ -12,7 +12,7 @@ from mtlbench import distributed
 from mtlbench.data import Batch
 from mtlbench.errors import MethodError
 from mtlbench.method import MTLMethod
-from mtlbench.networks import blocks
+from mtlbench.networks.base import MTLNetwork
 from mtlbench.tasks import Task
 from mtlbench.tasks.inputs import inputs_of
 from mtlbench.training.evaluation import evaluating
@@ -39,7 +39,7 @@ def linear_heads(method: MTLMethod, batches: Iterable[Batch]) -> dict[str, list[
         for batch in batches:
             moved = method.trainer.strategy.batch_to_device(batch)
             names = [name for name in method.tasks if name in moved["targets"]]
-            features = pooled(method.network(inputs_of(moved), names).representation)
+            features = features_of(method.network, method.network(inputs_of(moved), names).representation)
             for name in names:
                 labels, kept = scalar_labels(method.tasks[name], batch["targets"][name])
                 head = ridge(features[kept], labels, RIDGE)
@@ -47,11 +47,12 @@ def linear_heads(method: MTLMethod, batches: Iterable[Batch]) -> dict[str, list[
     return heads
 
 
-def pooled(representation: Tensor | None) -> Tensor:
-    """Returns features (B, C) in float64 on the host, averaged over places.
+def features_of(network: MTLNetwork, representation: Tensor | None) -> Tensor:
+    """Returns features (B, C) in float64 on the host.
 
     Args:
-        representation: `mtlbench.networks.base.Outputs.representation`.
+        network: The network.
+        representation: Its `mtlbench.networks.base.Outputs.representation`.
 
     Raises:
         MethodError: There is none.
@@ -61,9 +62,7 @@ def pooled(representation: Tensor | None) -> Tensor:
             "Mixing by active measures linear heads on the representation that all heads read. This network names none "
             "(Outputs.representation). Choose a method with one shared trunk, or another rule of mixing."
         )
-    # The first of several features is that of the whole sample: of a text before its tokens, or of a bank of experts.
-    whole = representation[:, 0] if representation.ndim in (3, 5) else representation
-    return blocks.pooled(whole).detach().cpu().double()
+    return network.sample_features(representation).detach().cpu().double()
 
 
 def scalar_labels(task: Task, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class LDCMTL(MTLMethod):
                 "ldc_mtl needs the tensor through which all heads read the shared parameters. This network names none "
                 "(Outputs.representation) or hides it (trainer.compile). Do not compile it, or choose another rule."
             )
-        maps = [z.flatten(2).mean(2) if z.ndim > 2 else z for z in self._state.representation]
+        maps = [self.network.sample_features(z) for z in self._state.representation]
         local = cast(Tensor, sum(z.sum(0) for z in maps))
         images = distributed.sum_counts([sum(len(z) for z in maps)], self.device)[0]
         total = distributed.sum_(local.detach().clone())

@@ -63,7 +63,7 @@ class ExtractedNetwork(nn.Module):
             inputs: As the encoder takes them: images are (B, 3, H, W) uint8, RGB, of the size in the description.
         """
         task = self.description["task"]
-        tokenwise = [task] if self.description.get("per_token") else []
+        tokenwise = {task: self.description["kind"]} if self.description.get("per_token") else {}
         return unpadded(self.network(inputs, [task]).predictions, tokenwise, inputs)[task]
 
 
