@@ -59,11 +59,8 @@ def test_labels_belong_to_the_first_token_of_every_word(tmp_path: Path) -> None:
     # start, Ann, ', s, in, New, York, ., end
     assert first["tags"].tolist() == [-1, 1, -1, -1, 0, 2, 2, -1, -1, -1, -1, -1] and first["tags"].dtype == torch.int64
     assert first["answer"].tolist() == [5, 6, 0, 9] and not second
-    assert third["tags"].tolist() == [-1, 0, 0, 0, 0, 0, 0, -1, 1, -1, -1, -1] and third["answer"].tolist() == [
-        8,
-        8,
-        10,
-    ]
+    assert third["tags"].tolist() == [-1, 0, 0, 0, 0, 0, 0, -1, 1, -1, -1, -1]
+    assert third["answer"].tolist() == [8, 8, 0, 10]
 
 
 def test_what_lies_beyond_the_last_token_is_missing(tmp_path: Path) -> None:
