@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from mtlbench.data.label_rules import ChangedLabels
 from mtlbench.data.mixing import Active, read_mixing
 from mtlbench.data.module import Augmented, Readable
 from mtlbench.data.streams import CollateStreams, Fixed, Key, Mixed, Schedule, StreamBatches, unwindowed
-from mtlbench.errors import SuiteError, unknown_name
+from mtlbench.errors import DataError, SuiteError, unknown_name
 from mtlbench.runs import keys
 from mtlbench.seeding import seed_of
 from mtlbench.tasks import Task
@@ -81,6 +82,16 @@ class Union(MTLDataModule):
         self.SPLITS = description.common_splits([data.SPLITS for data in self.streams.values()])  # type: ignore[misc]
         self._evaluations: list[tuple[int, list[Any]]] = []
         self._first: dict[str, float] = {}
+
+    @classmethod
+    def miniature_of(cls, folder: Path, options: Mapping[str, Any]) -> Path:
+        """Writes the small data sets of all streams that have one, in the same folder."""
+        given = description.checked(options.get("streams"))
+        found = []
+        for module in dict.fromkeys(description.module_of(name, about) for name, about in given.items()):
+            with suppress(DataError):  # Some streams need no files.
+                found.append(module.miniature(folder))
+        return found[0] if found else cls.miniature(folder)
 
     @classmethod
     def tasks_of(cls, options: Mapping[str, Any]) -> Mapping[str, Task]:

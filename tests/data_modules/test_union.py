@@ -14,7 +14,7 @@ import torch
 from data_modules.union import Union
 from mtlbench import registry
 from mtlbench.data.streams import StreamBatches
-from mtlbench.errors import MtlbenchError
+from mtlbench.errors import DataError, MtlbenchError
 from mtlbench.method import MTLMethod
 from mtlbench.runs.spec import RunSpec
 from mtlbench.runs.store import RunFolder
@@ -198,3 +198,15 @@ def trained_flops(spec: RunSpec, folder: Path) -> int:
 
 def test_the_contract_of_data_modules() -> None:
     assert all(found.ok for found in check_data_module("data_modules.union:Union", streams=STREAMS, **MIXED))
+
+
+def test_the_sample_of_a_suite_holds_the_data_of_all_its_streams(tmp_path: Path) -> None:
+    streams = {
+        "tweets": {"module": "data_modules.text_sets:Sentiment", "options": {"domain": "tweets", "length": 16}},
+        "cola": {"module": "data_modules.glue:Glue", "options": {"config": "cola", "length": 16}},
+    }
+    root = Union.miniature_of(tmp_path, {"streams": streams})
+    data = Union(str(root), streams=streams)
+    assert not data.missing() and set(data.tasks) == {"tweets_valence", "tweets_sign", "tweets_spread", "cola"}
+    with pytest.raises(DataError, match="Union has none to write: leave SAMPLE out"):
+        Union.miniature_of(tmp_path, {"streams": {"digits": {"module": "data_modules.digits:Digits"}}})

@@ -185,7 +185,7 @@ def _miniature(suite: Suite) -> str:
     from mtlbench import registry
 
     name = suite.data.module.partition(":")[0].rpartition(".")[2]
-    return str(registry.load(suite.data.module).miniature(Path("data") / "samples" / name))
+    return str(registry.load(suite.data.module).miniature_of(Path("data") / "samples" / name, suite.data.options))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

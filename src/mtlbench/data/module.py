@@ -21,8 +21,7 @@ Data sets of images write ``"image"`` in place of ``"inputs"``: uint8 (3, H, W),
 **Streams**: a data set with one input stream per task returns ``{"streams": {name: batch}}`` instead; every inner
 batch is a batch as above whose ``targets`` hold only the tasks of that stream.
 
-Everything random is a function of (seed, epoch, index) or (seed, step): nothing has a state that a checkpoint
-would have to save, and a resumed run sees exactly the batches of an uninterrupted one.
+Everything random depends on (seed, epoch, index) or (seed, step): a resumed run has the batches of a whole one.
 """
 
 from __future__ import annotations
@@ -187,10 +186,13 @@ class MTLDataModule(L.LightningDataModule):
         Raises:
             DataError: The data needs no files, or nobody wrote a miniature of it. This is the default.
         """
-        raise DataError(
-            f"SAMPLE=1 writes a small data set where a suite needs files. {cls.__name__} has none to write: "
-            "leave SAMPLE out."
-        )
+        rule = "SAMPLE=1 writes a small data set where a suite needs files"
+        raise DataError(f"{rule}. {cls.__name__} has none to write: leave SAMPLE out.")
+
+    @classmethod
+    def miniature_of(cls, folder: Path, options: Mapping[str, Any]) -> Path:
+        """Writes a small data set for a suite's ``data.options`` and returns its root. Default: `miniature`."""
+        return cls.miniature(folder)
 
     @classmethod
     def convert(cls, source: Path, folder: Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
