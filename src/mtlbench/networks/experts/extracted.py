@@ -56,15 +56,16 @@ class ExtractedNetwork(nn.Module):
         self.network = network
         self.description = description
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, image: Any) -> Tensor:
         """Returns the raw prediction: (B, channels, H, W), (B, channels, N) per token, or (B, channels) per sample.
 
         Args:
-            inputs: As the encoder takes them: images are (B, 3, H, W) uint8, RGB, of the size in the description.
+            image: Images (B, 3, H, W) uint8, RGB, of the size in the description; or what else the encoder takes, such
+                as a batch of texts.
         """
         task = self.description["task"]
         tokenwise = {task: self.description["kind"]} if self.description.get("per_token") else {}
-        return unpadded(self.network(inputs, [task]).predictions, tokenwise, inputs)[task]
+        return unpadded(self.network(image, [task]).predictions, tokenwise, image)[task]
 
 
 def describe(task: Any, model: Mapping[str, Any], options: ExpertOptions, kept: Kept, source: Any) -> dict[str, Any]:
