@@ -116,9 +116,9 @@ class WordLabels(Marks):
 
     def doubts(self, values: Tensor, frame: Any, texts: Sequence[str], rows: np.ndarray) -> list[str]:
         """Returns a line if some words have labels, but none has that of some class."""
-        present = set(values.unique().tolist())
+        present = set(values.unique().tolist()) - {NO_CLASS}
         absent = [name for place, name in enumerate(self.classes) if place not in present]
-        return [f"{self.task.name}: no word has the label {', '.join(absent)}."] if absent and max(present) >= 0 else []
+        return [f"{self.task.name}: no word has the label {', '.join(absent)}."] if absent and present else []
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,10 @@ class Answers(Marks):
             )
         if _absent(cell) or not text_of(cell).strip():
             return None
-        answer = text_of(cell).strip()
-        begin = _found(answer, text) if _absent(start) else self._number(start, row)
+        given = text_of(cell)
+        answer = given.strip()
+        space = len(given) - len(given.lstrip())
+        begin = _found(answer, text) if _absent(start) else self._number(start, row) + space
         if begin < 0 or text[begin : begin + len(answer)] != answer:
             where = "in it" if _absent(start) else f"at its character {begin}"
             raise DataError(
@@ -265,10 +267,8 @@ def _first_tokens(words: np.ndarray, spans: np.ndarray) -> dict[int, int]:
     return dict(zip(numbers.tolist(), tokens[first].tolist(), strict=True))
 
 
-def _tokens_within(spans: np.ndarray, place: tuple[int, int] | None) -> tuple[int, int] | None:
+def _tokens_within(spans: np.ndarray, place: tuple[int, int]) -> tuple[int, int] | None:
     """Returns the first and the last token of a part of a text; None if its end has no token."""
-    if place is None:
-        return None
     inside = np.flatnonzero((spans[:, 0] >= 0) & (spans[:, 1] > place[0]) & (spans[:, 0] < place[1]))
     return (int(inside[0]), int(inside[-1])) if len(inside) and spans[inside[-1], 1] >= place[1] else None
 

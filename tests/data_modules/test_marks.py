@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -164,6 +165,15 @@ def test_words_without_tokens_keep_their_place(tmp_path: Path) -> None:
     assert mark.tell(np.array([0, 1, 2, 0]), "a b c d", spans) == "NAME – PLACE –"
 
 
+def test_space_around_an_answer_is_no_part_of_it(tmp_path: Path) -> None:
+    mark: Any = text(tmp_path).targets["answer"]
+    assert mark._place(" Bob ", 2, "so Bob", "row") == mark._place(" Bob ", None, "so Bob", "row") == (3, 6)
+
+
+def test_a_split_without_rows_has_no_doubts(tmp_path: Path) -> None:
+    assert text(tmp_path).doubts("val") == []
+
+
 def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
     lines = text(tmp_path, rows(tags=["NAME O O O", None, None], answer=[None] * 3)).doubts("train")
     assert lines == [
@@ -241,7 +251,6 @@ def test_a_table_has_no_tokens() -> None:
 
 
 def test_a_saved_set_of_the_hub(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {
             "words": datasets.List(datasets.Value("string")),
