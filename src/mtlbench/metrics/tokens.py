@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mtlbench.metrics.agreement import ClassAgreement
 from mtlbench.metrics.protocol import higher
 
 
-class TokenAgreement(Metric):
+class TokenAgreement(ClassAgreement):
     """F1 of labelled tokens, and the share of correct ones.
 
     With a class ``background``, F1 = 2 TP / (2 TP + FP + FN), summed over all other classes (micro-averaged); it is 1
@@ -21,25 +22,16 @@ class TokenAgreement(Metric):
         background: The class that does not count as found; None if every class does.
     """
 
-    full_state_update = False
-    table: Tensor
-
     def __init__(self, classes: int, background: int | None = None):
-        super().__init__()
-        self.classes, self.background = classes, background
+        super().__init__(classes, "macro_f1")
+        self.background = background
         self.score = "token_macro_f1@1" if background is None else "token_f1@1"
         self.protocols = higher(self.score, "token_accuracy@1")
-        self.add_state("table", torch.zeros(classes, classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Counts (B, K, N) scores against int (B, length) labels, -1 for none."""
         target = target[:, : prediction.shape[2]]
-        valid = target >= 0
-        highest, guess = (part[valid] for part in prediction.max(1))
-        # A prediction that is not a number must not pass as a class.
-        ones = torch.where(highest.isnan(), torch.nan, 1.0).double()
-        places = target[valid] * self.classes + guess
-        self.table += torch.zeros_like(self.table).flatten().index_add(0, places, ones).view_as(self.table)
+        super().update(prediction.transpose(1, 2).flatten(0, 1), target.flatten())
 
     def compute(self) -> dict[str, float]:
         """Returns both shares in [0, 1]; NaN without labels, or if the prediction of a labelled token was NaN."""
